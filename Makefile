@@ -1,0 +1,39 @@
+# `make demo` and `make test` each work on a fresh machine with Python >= 3.11 and make, alone and again.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+DEMO := skipreel-demo
+
+.PHONY: demo test check install lock mlflow clean
+
+demo: $(INSTALLED)
+	$(BIN)/skipreel demo --output $(DEMO)
+
+test: check
+	$(BIN)/python -m pytest
+
+check: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+install: $(INSTALLED)
+
+# constraints.txt holds exact versions; the stamp makes a second call install nothing.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "skipreel needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": call make PYTHON=python3.11 …")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $(INSTALLED)
+
+lock: $(INSTALLED)
+	@(head -n 1 constraints.txt; $(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//') > constraints.new
+	@mv constraints.new constraints.txt
+
+mlflow: $(INSTALLED)
+	$(BIN)/mlflow server --backend-store-uri sqlite:///$(DEMO)/mlflow.db --host 127.0.0.1 --port 5000
+
+clean:
+	rm -rf $(VENV) $(DEMO)
