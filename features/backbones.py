@@ -1,0 +1,167 @@
+"""Frame encoders, chosen by name: ``hf:<directory or hub id>`` and ``random:<seed>``.
+
+A backbone maps RGB frames to float16 vectors, the precision feature sets are stored in, so that a feature computed
+during inference equals the one that training read from a shard. Letters: T frames, H height, W width, D feature length.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from features.errors import BackboneError
+
+Frames = Sequence[NDArray[np.uint8]]
+
+
+@dataclass(frozen=True, slots=True)
+class Backbone:
+    """A loaded encoder.
+
+    Attributes:
+        name: what it was loaded by.
+        about: one sentence for people, such as where the weights come from.
+        dim: D.
+        weights_digest: SHA-256 (hex) over names, shapes, dtypes and bytes of all weights.
+        preprocessing: the image preprocessing as JSON-able settings.
+    """
+
+    name: str
+    about: str
+    dim: int
+    weights_digest: str
+    preprocessing: dict[str, Any]
+    prepare: Callable[[Frames], Tensor]
+    network: Callable[[Tensor], Tensor]
+    device: torch.device
+
+    def encode(self, frames: Frames) -> NDArray[np.float16]:
+        """Encode T frames, each (H, W, 3) uint8 RGB of any size, to (T, D) float16."""
+        with torch.inference_mode():
+            features = self.network(self.prepare(frames).to(self.device))
+        encoded: NDArray[np.float16] = features.to("cpu", torch.float16).numpy()
+        return encoded
+
+
+def load_backbone(name: str, *, device: str = "cpu") -> Backbone:
+    """Load a backbone by name.
+
+    Raises:
+        BackboneError: when the name's kind is unknown or the weights cannot be loaded.
+    """
+    kind, _, argument = name.partition(":")
+    if kind not in BACKBONES or not argument:
+        allowed = ", ".join(f"{known}:…" for known in BACKBONES)
+        raise BackboneError(f"unknown backbone {name!r}: give one of {allowed} (for example random:0)")
+    return BACKBONES[kind](argument, torch.device(device))
+
+
+def _load_random(argument: str, device: torch.device) -> Backbone:
+    """A small CNN with seeded random weights: no download, and good enough where colour and shape tell classes apart."""
+    if not argument.isdecimal():
+        raise BackboneError(f"random:{argument} needs a whole number as its seed, for example random:0")
+    network = SmallCNN(seed=int(argument)).eval().to(device)
+    return Backbone(
+        name=f"random:{argument}",
+        about=f"a small CNN with random weights (seed {argument}), not trained on anything",
+        dim=network.dim,
+        weights_digest=_digest(network),
+        preprocessing={"resize": list(SmallCNN.input_size), "interpolation": "area", "scale": "x / 127.5 - 1"},
+        prepare=_prepare_small,
+        network=network,
+        device=device,
+    )
+
+
+class SmallCNN(nn.Module):
+    """Three strided convolutions, then mean and maximum over a 3x4 grid, so that *where* survives as well as *what*."""
+
+    input_size = (72, 96)  # H, W
+    channels = (24, 48)
+
+    def __init__(self, *, seed: int) -> None:
+        super().__init__()
+        first, second = self.channels
+        self.stem = nn.Conv2d(3, first, kernel_size=5, stride=2, padding=2)
+        self.body = nn.Conv2d(first, second, kernel_size=3, stride=2, padding=1)
+        self.dim = 2 * second * 12
+        generator = torch.Generator().manual_seed(seed)
+        for layer in (self.stem, self.body):
+            nn.init.kaiming_normal_(layer.weight, generator=generator)
+            nn.init.normal_(layer.bias, std=0.1, generator=generator)  # type: ignore[arg-type]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(T, 3, 72, 96) float in [-1, 1] to (T, D)."""
+        maps = functional.relu(self.body(functional.relu(self.stem(images))))
+        mean = functional.adaptive_avg_pool2d(maps, (3, 4))
+        peak = functional.adaptive_max_pool2d(maps, (3, 4))
+        return torch.cat([mean.flatten(1), peak.flatten(1)], dim=1)
+
+
+def _prepare_small(frames: Frames) -> Tensor:
+    images = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).float()
+    return functional.interpolate(images, size=SmallCNN.input_size, mode="area") / 127.5 - 1
+
+
+def _load_hugging_face(source: str, device: torch.device) -> Backbone:
+    """Any image model of the transformers library that has a pooled output, with its own image processor."""
+    from transformers import AutoImageProcessor, AutoModel
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    try:
+        processor = AutoImageProcessor.from_pretrained(source)
+        # Safetensors only, and no code from the hub: nothing that is loaded can run.
+        model = AutoModel.from_pretrained(source, use_safetensors=True, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise BackboneError(f"cannot load backbone hf:{source}: {reason}") from error
+    model = model.eval().to(device)
+
+    def prepare(frames: Frames) -> Tensor:
+        pixels: Tensor = processor(list(frames), return_tensors="pt")["pixel_values"]
+        return pixels
+
+    def pooled(images: Tensor) -> Tensor:
+        output: Tensor = model(images).pooler_output
+        return output.flatten(1)
+
+    probe = prepare([np.zeros((64, 64, 3), np.uint8)])
+    with torch.inference_mode():
+        dim = pooled(probe.to(device)).shape[1]
+    settings = processor.to_dict()
+    return Backbone(
+        name=f"hf:{source}",
+        about=f"{type(model).__name__} with the weights in {source}",
+        dim=dim,
+        weights_digest=_digest(model),
+        preprocessing={key: settings[key] for key in sorted(settings) if _is_plain(settings[key])},
+        prepare=prepare,
+        network=pooled,
+        device=device,
+    )
+
+
+def _is_plain(setting: object) -> bool:
+    if isinstance(setting, dict):
+        return all(_is_plain(part) for part in setting.values())
+    if isinstance(setting, list | tuple):
+        return all(_is_plain(part) for part in setting)
+    return setting is None or isinstance(setting, str | int | float | bool)
+
+
+def _digest(module: nn.Module) -> str:
+    hasher = hashlib.sha256()
+    for key, tensor in sorted(module.state_dict().items()):
+        hasher.update(f"{key} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        hasher.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return hasher.hexdigest()
+
+
+BACKBONES: dict[str, Callable[[str, torch.device], Backbone]] = {"hf": _load_hugging_face, "random": _load_random}

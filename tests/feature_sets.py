@@ -1,0 +1,54 @@
+"""Small feature sets with known numbers, for tests that need no video."""
+
+from pathlib import Path
+
+import numpy as np
+
+from features import store
+from features.recipe import Recipe
+from features.schema import Segment
+from pipeline.manifest import Label, Manifest, VideoEntry, write_manifest
+from pipeline.sampling import Sampling
+
+
+def recipe(dim: int = 5, *, weights: str = "ab" * 32) -> Recipe:
+    """A recipe of an imaginary backbone."""
+    return Recipe("random:0", weights, {"resize": [4, 4]}, Sampling(rate_hz=2.0), dim)
+
+
+def write_sequence(uri: str, video_id: str, features: np.ndarray, *, segment_frames: int = 1024) -> None:
+    """Store (T, D) features of one video as its own shard, half a second between frames."""
+    segments = [
+        Segment(
+            number,
+            np.arange(start, min(start + segment_frames, len(features)), dtype=np.int32),
+            np.arange(start, min(start + segment_frames, len(features))) / 2,
+            features[start : start + segment_frames].astype(np.float16),
+        )
+        for number, start in enumerate(range(0, len(features), segment_frames))
+    ]
+    store.write_shard(uri, {video_id: ("digest of " + video_id, segments)})
+
+
+def two_class_corpus(folder: Path, *, num_train: int = 12, num_test: int = 6, dim: int = 5) -> tuple[str, str]:
+    """A manifest and its feature set: class 1 is on while the first feature is high; also one label per video.
+
+    Returns:
+        URIs of the manifest and of the feature set.
+    """
+    manifest, features = str(folder / "manifest.parquet"), str(folder / "features")
+    store.create(features, recipe(dim), about={"backbone": "numbers"})
+    rng = np.random.default_rng(0)
+    entries = []
+    for number in range(num_train + num_test):
+        length = int(rng.integers(8, 14))
+        start, end = sorted(rng.choice(length, 2, replace=False))
+        values = rng.normal(size=(length, dim)) * 0.3
+        values[start : end + 1, 0] += 2
+        video_id = f"video{number:02d}"
+        write_sequence(features, video_id, values)
+        split = "train" if number < num_train else "test"
+        label = Label(number % 2, float(start) / 2, float(end) / 2)
+        entries.append(VideoEntry(video_id, f"{video_id}.mp4", split, length / 2, (label,)))
+    write_manifest(Manifest(tuple(entries), ("low", "high")), manifest)
+    return manifest, features

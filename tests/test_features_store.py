@@ -1,0 +1,104 @@
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from features import store
+from features.errors import FeatureSetError
+from features.reader import FeatureSet
+from features.schema import SHARD_SCHEMA
+from tests.feature_sets import recipe, write_sequence
+
+
+@pytest.fixture
+def uri(tmp_path):
+    uri = str(tmp_path / "features")
+    store.create(uri, recipe(), about={"backbone": "numbers"})
+    return uri
+
+
+def values(length: int) -> np.ndarray:
+    return np.random.default_rng(length).normal(size=(length, 5)).astype(np.float16)
+
+
+def test_sequences_come_back_bit_equal_and_in_the_order_asked_for(uri):
+    for video_id, length in (("b", 3), ("a", 1), ("../c", 7)):
+        write_sequence(uri, video_id, values(length))
+    sequences = FeatureSet(uri).load(["../c", "b"])
+    assert [sequence.video_id for sequence in sequences] == ["../c", "b"]
+    np.testing.assert_array_equal(sequences[0].features, values(7))
+    np.testing.assert_array_equal(sequences[1].features, values(3))
+    np.testing.assert_array_equal(sequences[1].pts_s, [0, 0.5, 1])
+
+
+def test_segments_of_one_video_are_joined(uri):
+    write_sequence(uri, "long", values(25), segment_frames=10)
+    (sequence,) = FeatureSet(uri).load(["long"])
+    np.testing.assert_array_equal(sequence.features, values(25))
+    np.testing.assert_array_equal(sequence.frame_index, np.arange(25))
+
+
+def test_shards_have_the_documented_schema_and_stay_inside_the_folder(uri, tmp_path):
+    write_sequence(uri, "../../escape", values(2))
+    (shard,) = (tmp_path / "features" / "shards").iterdir()
+    assert pq.read_schema(shard).remove_metadata().equals(SHARD_SCHEMA)
+    assert not list(tmp_path.parent.glob("*escape*"))
+
+
+def test_writing_a_shard_again_replaces_it(uri):
+    write_sequence(uri, "a", values(4))
+    write_sequence(uri, "a", values(4))
+    assert len(FeatureSet(uri).load(["a"])[0].features) == 4
+
+
+def test_a_video_stored_in_two_shards_is_refused(uri):
+    write_sequence(uri, "a", values(4))
+    shard = next(iter((__import__("pathlib").Path(uri) / "shards").iterdir()))
+    shard.with_name("copy.parquet").write_bytes(shard.read_bytes())
+    with pytest.raises(FeatureSetError, match="'a' twice or with gaps"):
+        FeatureSet(uri).load(["a"])
+
+
+def test_a_missing_video_is_named(uri):
+    with pytest.raises(FeatureSetError, match="no features of video 'nobody'"):
+        FeatureSet(uri).load(["nobody"])
+
+
+def test_another_recipe_is_refused_and_the_same_one_accepted(uri):
+    store.create(uri, recipe(), about={})
+    with pytest.raises(FeatureSetError, match="another recipe"):
+        store.create(uri, recipe(weights="cd" * 32), about={})
+
+
+def test_id_follows_from_weights_not_from_where_they_lie():
+    import dataclasses
+
+    moved = dataclasses.replace(recipe(), backbone="hf:elsewhere")
+    assert moved.feature_set_id == recipe().feature_set_id
+    assert recipe(dim=6).feature_set_id != recipe().feature_set_id
+
+
+def test_a_damaged_card_is_one_clear_line(uri, tmp_path):
+    card = tmp_path / "features" / store.CARD
+    content = json.loads(card.read_text())
+    content["recipe"]["dim"] = 7
+    card.write_text(json.dumps(content))
+    with pytest.raises(FeatureSetError, match="does not follow from its recipe"):
+        FeatureSet(uri)
+    card.write_text("{")
+    with pytest.raises(FeatureSetError, match="is damaged"):
+        FeatureSet(uri)
+
+
+def test_a_folder_without_card_is_not_a_feature_set(tmp_path):
+    with pytest.raises(FeatureSetError, match="not a feature set"):
+        FeatureSet(str(tmp_path))
+
+
+def test_a_failure_is_forgotten_once_the_video_has_features(uri):
+    failed = [{"video_id": name, "uri": name + ".mp4", "reason": "empty file"} for name in ("a", "b")]
+    store.write_failures(uri, failed)
+    assert [row["video_id"] for row in store.failures(uri)] == ["a", "b"]
+    write_sequence(uri, "a", values(2))
+    assert [row["video_id"] for row in store.failures(uri)] == ["b"]
