@@ -1,0 +1,33 @@
+"""Skip RNN layers, the recogniser built on them, its losses, metrics, cost model and checkpoints. Needs torch alone."""
+
+from models.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from models.cost import Cost, multiply_accumulates
+from models.gates import LearnedGate, RandomGate, StridedGate, steps_until_update
+from models.layers import SkipGRU, SkipLSTM
+from models.losses import budget_loss, task_loss
+from models.metrics import accuracy, average_precision, mean_average_precision
+from models.recognizer import Recognition, Recognizer, RecognizerConfig
+from models.reference import SkipState
+
+__all__ = [
+    "CheckpointError",
+    "Cost",
+    "LearnedGate",
+    "RandomGate",
+    "Recognition",
+    "Recognizer",
+    "RecognizerConfig",
+    "SkipGRU",
+    "SkipLSTM",
+    "SkipState",
+    "StridedGate",
+    "accuracy",
+    "average_precision",
+    "budget_loss",
+    "load_checkpoint",
+    "mean_average_precision",
+    "multiply_accumulates",
+    "save_checkpoint",
+    "steps_until_update",
+    "task_loss",
+]

@@ -1,0 +1,63 @@
+"""What an answer cost: four counts that are always reported together, and the work behind an update."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Final, Literal
+
+_GATE_BLOCKS: Final = {"lstm": 4, "gru": 3}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Counts for one sequence, or summed over several with `+`; None means not measured, and stays so in a sum.
+
+    frames_total: frames there were, on the sampling grid; frames_wanted: those the gate asked for; frames_decoded and
+    frames_encoded: those really decoded (more than wanted where a codec needs its neighbours) and put through the CNN;
+    state_updates: updates of the recurrent state.
+
+    Raises ValueError for a negative count, or more frames wanted than there were.
+    """
+
+    frames_total: int
+    frames_wanted: int
+    frames_decoded: int | None
+    frames_encoded: int | None
+    state_updates: int
+
+    def __post_init__(self) -> None:
+        for name, count in dataclasses.asdict(self).items():
+            if count is not None and count < 0:
+                raise ValueError(f"{name} must be 0 or more, got {count}")
+        if self.frames_wanted > self.frames_total:
+            raise ValueError(f"frames_wanted {self.frames_wanted} is more than frames_total {self.frames_total}")
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(
+            frames_total=self.frames_total + other.frames_total,
+            frames_wanted=self.frames_wanted + other.frames_wanted,
+            frames_decoded=_add(self.frames_decoded, other.frames_decoded),
+            frames_encoded=_add(self.frames_encoded, other.frames_encoded),
+            state_updates=self.state_updates + other.state_updates,
+        )
+
+
+def _add(first: int | None, second: int | None) -> int | None:
+    return None if first is None or second is None else first + second
+
+
+def multiply_accumulates(
+    cell: Literal["gru", "lstm"], *, input_size: int, hidden_size: int, num_layers: int = 1
+) -> int:
+    """Multiply-accumulates of one update, matrix products only, as the paper counts "inference FLOPs".
+
+    4·H·(H + I) for each LSTM layer, 3·H·(H + I) for a GRU, where I is the layer's input size: input_size for the first,
+    H above. Raises ValueError for another cell or a size below 1.
+    """
+    if cell not in _GATE_BLOCKS:
+        raise ValueError(f"cell must be one of {', '.join(_GATE_BLOCKS)}, got {cell!r}")
+    if min(input_size, hidden_size, num_layers) < 1:
+        raise ValueError(
+            f"sizes must be 1 or more, got input_size={input_size}, hidden_size={hidden_size}, num_layers={num_layers}"
+        )
+    inputs = input_size + (num_layers - 1) * hidden_size
+    return _GATE_BLOCKS[cell] * hidden_size * (num_layers * hidden_size + inputs)

@@ -1,0 +1,301 @@
+"""SkipLSTM and SkipGRU: called like torch.nn.LSTM and torch.nn.GRU, with parameters named and shaped as torch's.
+
+Letters: B batch, T steps, D features, H hidden, L layers, G gate blocks of a cell (LSTM 4, GRU 3).
+"""
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from models.gates import LEARNED, MAX_WAIT, Gate, LearnedGate, RandomGate, steps_until_update
+from models.reference import (
+    Cell,
+    LayerWeights,
+    SkipState,
+    SkipWeights,
+    accumulate,
+    candidate,
+    gru_cell,
+    gru_cell_reset_after,
+    lstm_cell,
+    skip_recurrence,
+)
+
+
+class _SkipLayer(nn.Module, ABC):
+    """What the two layers share: parameters, checks of the arguments, the sequence and the single step."""
+
+    gate_blocks: ClassVar[int]
+    has_cell_state: ClassVar[bool]
+
+    update_weight: nn.Parameter
+    update_bias: nn.Parameter
+    initial_h: nn.Parameter
+    initial_c: nn.Parameter
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        *,
+        batch_first: bool = False,
+        gate: Gate = LEARNED,
+        update_bias: float = 1.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        for name, size in (("input_size", input_size), ("hidden_size", hidden_size), ("num_layers", num_layers)):
+            if size < 1:
+                raise ValueError(f"{name} must be 1 or more, got {size}")
+        self.input_size = input_size
+        self.hidden_size = hidden_size
+        self.num_layers = num_layers
+        self.batch_first = batch_first
+        self.gate = gate
+        self.initial_update_bias = update_bias
+
+        def parameter(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+
+        rows = self.gate_blocks * hidden_size
+        for layer in range(num_layers):
+            setattr(self, f"weight_ih_l{layer}", parameter(rows, input_size if layer == 0 else hidden_size))
+            setattr(self, f"weight_hh_l{layer}", parameter(rows, hidden_size))
+            setattr(self, f"bias_ih_l{layer}", parameter(rows))
+            setattr(self, f"bias_hh_l{layer}", parameter(rows))
+        self.update_weight = parameter(1, hidden_size)
+        self.update_bias = parameter(1)
+        self.initial_h = parameter(num_layers, 1, hidden_size)
+        if self.has_cell_state:
+            self.initial_c = parameter(num_layers, 1, hidden_size)
+        self.reset_parameters()
+
+    @abstractmethod
+    def _cell(self) -> Cell:
+        """The candidate of one layer."""
+
+    @abstractmethod
+    def _open_biases(self, bias_ih: Tensor) -> None:
+        """Sets the biases (G·H,) that start at 1; the others are already 0."""
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """As the released code: Glorot-uniform per gate block, zero biases but the cell's own ones, s_0 ~ N(0, 1)."""
+        for weights in self._weights().layers:
+            for matrix in (weights.weight_ih, weights.weight_hh):
+                for block in matrix.chunk(self.gate_blocks):
+                    nn.init.xavier_uniform_(block)
+            weights.bias_ih.zero_()
+            weights.bias_hh.zero_()
+            self._open_biases(weights.bias_ih)
+        nn.init.xavier_uniform_(self.update_weight)
+        self.update_bias.fill_(self.initial_update_bias)
+        self.initial_h.normal_()
+        if self.has_cell_state:
+            self.initial_c.normal_()
+
+    def forward(
+        self, x: Tensor, state: SkipState | None = None, lengths: Tensor | None = None, gates: Tensor | None = None
+    ) -> tuple[Tensor, SkipState, Tensor]:
+        """Runs a batch of sequences (eqs. 2–5).
+
+        x (T, B, D), or (B, T, D) with batch_first, as are output and gates. lengths (B,) int64 in 0..T, the valid steps
+        of each row. `state` continues where an earlier call stopped, so that chunks equal the whole. `gates` {0, 1}
+        (T, B) take the place of the layer's own, for recorded ones.
+
+        Returns (output, state, gates): the top layer's h (T, B, H), held while skipping and in padding; the state after
+        each row's last valid step; the gates (T, B), float32 or wider, which carry the straight-through gradient and
+        are 0 in padding.
+
+        Raises ValueError when a shape, a length or a gate is not as above; also for a `state` with a random or strided
+        gate and no `gates`, because a state does not say where in the schedule it stands.
+        """
+        self._check_input(x)
+        if gates is not None:
+            _check_gates(gates, expected=tuple(x.shape[:2]))
+        if self.batch_first:
+            x = x.transpose(0, 1)
+            gates = None if gates is None else gates.transpose(0, 1)
+        num_steps, batch_size = x.shape[:2]
+        if lengths is not None:
+            _check_lengths(lengths, num_steps=num_steps, batch_size=batch_size)
+        if gates is None:
+            gates = self._scheduled(num_steps, batch_size=batch_size, continues=state is not None)
+        output, state, gates = skip_recurrence(
+            x,
+            self.initial_state(batch_size) if state is None else state,
+            self._weights(),
+            cell=self._cell(),
+            lengths=lengths,
+            gates=None if gates is None else gates.to(x.device),
+        )
+        if self.batch_first:
+            output, gates = output.transpose(0, 1), gates.transpose(0, 1)
+        return output, state, gates
+
+    def step(
+        self, x: Tensor, state: SkipState | None = None, *, limit: int = MAX_WAIT
+    ) -> tuple[Tensor, SkipState, Tensor]:
+        """One update for rows that are all due, and how long each can then be left alone (eq. 6).
+
+        x (B, D), the next sample of each row -> (output (B, H), state, wait (B,) int64). For `wait` steps nothing need
+        be read or computed: `skip(state, wait)`, then step again. wait is `limit` where no update falls within that
+        many steps: pass the steps that remain. Gates agree with `forward` exactly, outputs to rounding.
+
+        Raises ValueError for a wrong shape, for rows not due, and for random or strided gates, whose updates are known
+        beforehand: run `forward` on the samples that `gate.schedule` marks, with gates all 1.
+        """
+        self._check_learned("step")
+        if x.dim() != 2 or x.shape[-1] != self.input_size or x.shape[0] < 1:
+            raise ValueError(f"x must be (B, {self.input_size}) with B of 1 or more, got shape {tuple(x.shape)}")
+        state = self.initial_state(x.shape[0]) if state is None else state
+        early = accumulate(state.update_prob, state.accumulated) <= 0.5
+        if early.any():
+            rows = early.nonzero().flatten().tolist()
+            raise ValueError(f"rows {rows} are not due for an update: skip() them first, by the wait that step() gave")
+        state = candidate(x, state, self._weights(), cell=self._cell())
+        return state.h[-1], state, steps_until_update(state.update_prob, limit=limit) - 1
+
+    def skip(self, state: SkipState, num_steps: int | Tensor) -> SkipState:
+        """The state after num_steps (an int, or (B,) int64) skipped steps; only a changes (eq. 5).
+
+        Raises ValueError for a negative number, for one that would pass an update, and for gates that are not learned.
+        """
+        self._check_learned("skip")
+        count = torch.as_tensor(num_steps, device=state.accumulated.device).expand_as(state.accumulated)
+        if (count < 0).any():
+            raise ValueError(f"num_steps must be 0 or more, got {count.tolist()}")
+        accumulated = state.accumulated
+        for n in range(int(count.max())):
+            accumulated = torch.where(n < count, accumulate(state.update_prob, accumulated), accumulated)
+        if (accumulated[count > 0] > 0.5).any():
+            raise ValueError(
+                f"skipping {count.tolist()} steps would pass an update: skip at most the wait that step() gave"
+            )
+        return state._replace(accumulated=accumulated)
+
+    def initial_state(self, batch_size: int) -> SkipState:
+        """The trained s_0 for every row, with (p, a) = (1, 0): the first step is always an update."""
+        gate_dtype = torch.promote_types(self.initial_h.dtype, torch.float32)
+        ones = torch.ones(batch_size, dtype=gate_dtype, device=self.initial_h.device)
+        return SkipState(
+            h=self.initial_h.expand(-1, batch_size, -1),
+            c=self.initial_c.expand(-1, batch_size, -1) if self.has_cell_state else None,
+            update_prob=ones,
+            accumulated=torch.zeros_like(ones),
+        )
+
+    def extra_repr(self) -> str:
+        return f"{self.input_size}, {self.hidden_size}, num_layers={self.num_layers}, gate={self.gate}"
+
+    def _weights(self) -> SkipWeights:
+        names = LayerWeights._fields
+        layers = (LayerWeights(*(getattr(self, f"{name}_l{i}") for name in names)) for i in range(self.num_layers))
+        return SkipWeights(tuple(layers), self.update_weight, self.update_bias)
+
+    def _scheduled(self, num_steps: int, *, batch_size: int, continues: bool) -> Tensor | None:
+        if isinstance(self.gate, LearnedGate):
+            return None
+        if continues:
+            raise ValueError(
+                f"a state does not say where in the schedule of {self.gate} it stands: "
+                "pass gates=, the part of gate.schedule(...) that belongs to this chunk"
+            )
+        if isinstance(self.gate, RandomGate) and self.training:
+            return self.gate.sample(num_steps, batch_size=batch_size)
+        return self.gate.schedule(num_steps, batch_size=batch_size)
+
+    def _check_input(self, x: Tensor) -> None:
+        if x.dim() != 3 or x.shape[-1] != self.input_size or 0 in x.shape:
+            layout = "(B, T, D)" if self.batch_first else "(T, B, D)"
+            raise ValueError(
+                f"x must be {layout} with D = {self.input_size}, at least 1 step and 1 row, got shape {tuple(x.shape)}"
+            )
+
+    def _check_learned(self, method: str) -> None:
+        if not isinstance(self.gate, LearnedGate):
+            raise ValueError(
+                f"{method}() follows a learned gate, this layer has {self.gate}: "
+                "run forward on the samples that gate.schedule marks, with gates all 1"
+            )
+
+
+class SkipLSTM(_SkipLayer):
+    """A stack of LSTM layers that share one update gate, read from the top layer's candidate c̃.
+
+    Called like torch.nn.LSTM; weights convert both ways by name: `weight_ih_l0` (4H, D), `weight_hh_l0` (4H, H),
+    `bias_ih_l0`, `bias_hh_l0` (4H,) in order i, f, g, o, and so for l1, …; beside them `update_weight` (1, H),
+    `update_bias` (1,), `initial_h` and `initial_c` (L, 1, H).
+
+    `update_bias` is where b_p starts: higher means more updates early in training. Raises ValueError for a size below
+    1.
+    """
+
+    gate_blocks = 4
+    has_cell_state = True
+
+    def _cell(self) -> Cell:
+        return lstm_cell
+
+    def _open_biases(self, bias_ih: Tensor) -> None:
+        bias_ih.chunk(4)[1].fill_(1)  # the forget gate
+
+
+class SkipGRU(_SkipLayer):
+    """A stack of GRU layers that share one update gate, read from the top layer's candidate h̃.
+
+    As `SkipLSTM`, with `weight_ih_l0` (3H, D), … in order r, z, n and no `initial_c`. The reset gate multiplies h
+    before the recurrent matrix, as in the paper; `reset_after=True` is torch.nn.GRU's cell, for weights trained there.
+    """
+
+    gate_blocks = 3
+    has_cell_state = False
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        *,
+        reset_after: bool = False,
+        batch_first: bool = False,
+        gate: Gate = LEARNED,
+        update_bias: float = 1.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        self.reset_after = reset_after
+        super().__init__(
+            input_size,
+            hidden_size,
+            num_layers,
+            batch_first=batch_first,
+            gate=gate,
+            update_bias=update_bias,
+            device=device,
+            dtype=dtype,
+        )
+
+    def _cell(self) -> Cell:
+        return gru_cell_reset_after if self.reset_after else gru_cell
+
+    def _open_biases(self, bias_ih: Tensor) -> None:
+        bias_ih[: 2 * self.hidden_size].fill_(1)  # r and z
+
+
+def _check_lengths(lengths: Tensor, *, num_steps: int, batch_size: int) -> None:
+    if lengths.shape != (batch_size,) or lengths.is_floating_point():
+        raise ValueError(f"lengths must be ({batch_size},) integers, got {tuple(lengths.shape)} of {lengths.dtype}")
+    if ((lengths < 0) | (lengths > num_steps)).any():
+        raise ValueError(f"lengths must be within 0..{num_steps}, the steps of x, got {lengths.tolist()}")
+
+
+def _check_gates(gates: Tensor, *, expected: tuple[int, ...]) -> None:
+    if gates.shape != expected:
+        raise ValueError(f"gates must have shape {expected}, as the input's rows and steps, got {tuple(gates.shape)}")
+    if ((gates != 0) & (gates != 1)).any():
+        raise ValueError("gates must be 0 or 1, got other values")

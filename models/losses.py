@@ -1,0 +1,54 @@
+"""What training minimises: the task's loss, and the price of updates.
+
+Letters: B batch, T steps, C classes.
+"""
+
+import math
+
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 - torch's own name for it
+
+from models.recognizer import Task
+from models.reference import valid_steps
+
+
+def task_loss(logits: Tensor, targets: Tensor, lengths: Tensor, *, task: Task) -> Tensor:
+    """A scalar, float32 or wider.
+
+    "frames": logits and targets {0, 1} (B, T, C), lengths (B,) int64: binary cross-entropy, averaged over all valid
+    frames of the batch and all classes. "video": logits (B, C), targets (B,) int64 class indices: cross-entropy,
+    averaged over the batch; lengths are not looked at.
+
+    Raises ValueError when shapes do not fit together, or no frame is valid.
+    """
+    logits = logits if logits.dtype.itemsize >= 4 else logits.float()
+    if task == "video":
+        if logits.dim() != 2 or targets.shape != logits.shape[:1]:
+            raise ValueError(
+                f"logits must be (B, C) and targets (B,), got {tuple(logits.shape)}, {tuple(targets.shape)}"
+            )
+        return F.cross_entropy(logits, targets)
+    if logits.dim() != 3 or targets.shape != logits.shape or lengths.shape != logits.shape[:1]:
+        shapes = f"{tuple(logits.shape)}, {tuple(targets.shape)}, {tuple(lengths.shape)}"
+        raise ValueError(f"logits and targets must be (B, T, C) and lengths (B,), got {shapes}")
+    batch_size, num_steps = logits.shape[:2]
+    valid = valid_steps(lengths, num_steps=num_steps, batch_size=batch_size, device=logits.device).T
+    if not valid.any():
+        raise ValueError(f"no frame is valid, got lengths {lengths.tolist()}")
+    return F.binary_cross_entropy_with_logits(logits[valid], targets[valid].to(logits.dtype))
+
+
+def budget_loss(gates: Tensor, *, weight: float, lengths: Tensor | None = None) -> Tensor:
+    """λ · Σ_t u_t per sequence, averaged over the batch (eq. 8): a scalar.
+
+    gates (B, T), as a recogniser gives them; weight is λ. Layers give 0 in padding, so lengths (B,) int64 matter only
+    for gates from elsewhere. Raises ValueError when gates are not (B, T) or λ is negative or not finite.
+    """
+    if not (math.isfinite(weight) and weight >= 0):
+        raise ValueError(f"the budget's weight λ must be finite, 0 or more, got {weight}")
+    if gates.dim() != 2 or gates.shape[0] < 1:
+        raise ValueError(f"gates must be (B, T), got shape {tuple(gates.shape)}")
+    if lengths is not None:
+        batch_size, num_steps = gates.shape
+        gates = gates * valid_steps(lengths, num_steps=num_steps, batch_size=batch_size, device=gates.device).T
+    return weight * gates.sum(1).mean()

@@ -1,0 +1,183 @@
+"""Schedules of gates, and the jump to the next learned update."""
+
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from models.gates import (
+    Gate,
+    LearnedGate,
+    RandomGate,
+    StridedGate,
+    gate_from_json,
+    gate_to_json,
+    steps_until_update,
+)
+from models.reference import accumulate, binarise
+
+
+def stepwise(p: torch.Tensor, a: torch.Tensor, num_steps: int) -> torch.Tensor:
+    """The gates (T, B) that the recurrence would take while p stays."""
+    gates = []
+    for _ in range(num_steps):
+        a = accumulate(p, a)
+        u = binarise(a)
+        a = (1 - u) * a
+        gates.append(u)
+    return torch.stack(gates)
+
+
+probabilities = st.one_of(
+    st.floats(0, 1, width=32),
+    st.floats(0, 2**-7, width=32),
+    st.integers(1, 90).map(lambda n: float(torch.tensor(0.5 / n))),  # at and around the ties
+    st.integers(1, 90).map(lambda n: float(torch.nextafter(torch.tensor(0.5 / n), torch.tensor(1.0)))),
+    st.integers(1, 90).map(lambda n: float(torch.nextafter(torch.tensor(0.5 / n), torch.tensor(0.0)))),
+)
+
+
+@settings(deadline=None)
+@given(st.lists(probabilities, min_size=1, max_size=6))
+@example([0.5, 0.25, 0.1, 1 / 6])
+@example([0.0, 1e-45, 1e-30, 1.0])
+def test_the_jump_lands_on_the_first_update_of_stepping(values: list[float]) -> None:
+    limit = 64
+    p = torch.tensor(values)
+    gates = stepwise(p, torch.zeros_like(p), limit)
+    expected = torch.where(gates.any(0), gates.argmax(0) + 1, limit + 1)
+    assert torch.equal(steps_until_update(p, limit=limit), expected)
+
+
+@settings(deadline=None)
+@given(st.lists(probabilities, min_size=1, max_size=6), st.integers(0, 20))
+def test_the_jump_can_start_while_waiting(values: list[float], waited: int) -> None:
+    p = torch.tensor(values)
+    whole = steps_until_update(p, limit=64)
+    a = torch.zeros_like(p)
+    for _ in range(waited):
+        a = torch.where(accumulate(p, a) <= 0.5, accumulate(p, a), a)
+    rest = steps_until_update(p, a=a, limit=64)
+    reachable = (whole > waited) & (whole <= 64)
+    assert torch.equal(rest[reachable], (whole - waited)[reachable])
+
+
+def test_the_jump_at_ties() -> None:
+    assert steps_until_update(torch.tensor([0.5, 0.25, 0.1, 1 / 6, 1.0])).tolist() == [2, 3, 6, 4, 1]
+
+
+def test_the_jump_ends_for_probabilities_that_never_reach_half() -> None:
+    p = torch.tensor([0.0, 1e-45, 1e-20, 0.3])
+    assert steps_until_update(p, limit=7).tolist() == [8, 8, 8, 2]
+    assert steps_until_update(p, limit=0).tolist() == [1, 1, 1, 1]
+
+
+def test_the_jump_refuses_what_it_cannot_answer() -> None:
+    with pytest.raises(ValueError, match=r"float32 or float64, got torch\.bfloat16"):
+        steps_until_update(torch.ones(1, dtype=torch.bfloat16))
+    with pytest.raises(ValueError, match="limit must be 0 steps or more, got -1"):
+        steps_until_update(torch.ones(1), limit=-1)
+
+
+def test_a_stride_of_one_is_dense_and_a_whole_stride_takes_every_nth() -> None:
+    assert StridedGate(1.0).schedule(5, batch_size=2).tolist() == [[1.0, 1.0]] * 5
+    assert StridedGate(3).schedule(8).flatten().tolist() == [1, 0, 0, 1, 0, 0, 1, 0]
+
+
+def test_a_broken_stride_by_hand() -> None:
+    # ⌊t / 1.5⌋ for t = 0…6 is 0 0 1 2 2 3 4.
+    assert StridedGate(1.5).schedule(7).flatten().tolist() == [1, 0, 1, 1, 0, 1, 1]
+
+
+@settings(deadline=None)
+@given(st.floats(1, 50), st.integers(1, 200))
+def test_a_stride_meets_its_budget(stride: float, num_steps: int) -> None:
+    used = StridedGate(stride).schedule(num_steps).sum().item()
+    assert abs(used - num_steps / stride) <= 1
+    assert StridedGate(stride).schedule(num_steps)[0].item() == 1
+
+
+def test_random_gates_skip_as_often_as_asked() -> None:
+    num_steps, p_skip = 20_000, 0.3
+    for gates in (
+        RandomGate(p_skip, seed=1).schedule(num_steps)[1:],
+        RandomGate(p_skip).sample(200, batch_size=100, generator=torch.Generator().manual_seed(0))[1:],
+    ):
+        deviation = (p_skip * (1 - p_skip) / gates.numel()) ** 0.5
+        assert abs(gates.mean().item() - (1 - p_skip)) < 4 * deviation
+        assert set(gates.flatten().tolist()) == {0.0, 1.0}
+
+
+@pytest.mark.parametrize(("p_skip", "used"), [(0.0, 1.0), (1.0, 0.0)])
+def test_random_gates_at_the_ends_of_the_range_still_use_the_first_step(p_skip: float, used: float) -> None:
+    for gates in (RandomGate(p_skip).schedule(50, batch_size=3), RandomGate(p_skip).sample(50, batch_size=3)):
+        assert gates[0].tolist() == [1, 1, 1]
+        assert gates[1:].eq(used).all()
+
+
+@settings(deadline=None)
+@given(st.integers(1, 60), st.integers(1, 60), st.integers(1, 5), st.integers(0, 2**40))
+def test_in_evaluation_a_random_gate_depends_on_seed_and_step_alone(
+    short: int, longer: int, batch_size: int, seed: int
+) -> None:
+    gate = RandomGate(0.5, seed)
+    schedule = gate.schedule(short + longer, batch_size=batch_size)
+    assert torch.equal(schedule[:short], gate.schedule(short).expand(-1, batch_size))
+
+
+def test_another_seed_is_another_mask() -> None:
+    assert not torch.equal(RandomGate(0.5, seed=0).schedule(100), RandomGate(0.5, seed=1).schedule(100))
+
+
+def test_training_masks_are_fresh_for_every_row_and_reproducible_from_a_generator() -> None:
+    gate = RandomGate(0.5)
+    first, second = gate.sample(100, batch_size=2), gate.sample(100, batch_size=2)
+    assert not torch.equal(first, second)
+    assert not torch.equal(first[:, 0], first[:, 1])
+    again = [gate.sample(100, generator=torch.Generator().manual_seed(5)) for _ in range(2)]
+    assert torch.equal(*again)
+
+
+def test_an_evaluation_mask_leaves_the_global_generator_alone() -> None:
+    before = torch.get_rng_state()
+    RandomGate(0.5).schedule(10)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("p_skip", [-0.1, 1.1, float("nan")])
+def test_a_probability_out_of_range_is_refused(p_skip: float) -> None:
+    with pytest.raises(ValueError, match=f"allowed are 0 to 1, got {p_skip}"):
+        RandomGate(p_skip)
+
+
+@pytest.mark.parametrize("stride", [0.99, 0.0, -2.0, float("nan"), float("inf")])
+def test_a_stride_out_of_range_is_refused(stride: float) -> None:
+    with pytest.raises(ValueError, match=f"1 or more, got {stride}"):
+        StridedGate(stride)
+
+
+def test_a_negative_seed_and_an_empty_schedule_are_refused() -> None:
+    with pytest.raises(ValueError, match="seed must be 0 or more, got -1"):
+        RandomGate(0.5, seed=-1)
+    with pytest.raises(ValueError, match="num_steps=0, batch_size=1"):
+        StridedGate(2).schedule(0)
+
+
+@pytest.mark.parametrize("gate", [LearnedGate(), RandomGate(0.25, seed=7), StridedGate(2.5)])
+def test_gates_survive_json(gate: Gate) -> None:
+    assert gate_from_json(gate_to_json(gate)) == gate
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"kind": "psychic"}, "unknown gate kind 'psychic', allowed are learned, random, strided"),
+        ({}, "unknown gate kind None"),
+        ({"kind": "strided"}, "a strided gate cannot be made from {}"),
+        ({"kind": "learned", "seed": 1}, "a learned gate cannot be made from {'seed': 1}"),
+        ({"kind": "random", "p_skip": 2}, "p_skip is a probability"),
+    ],
+)
+def test_a_malformed_gate_is_refused(data: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        gate_from_json(data)
