@@ -1,0 +1,60 @@
+"""The Charades annotation files as a manifest.
+
+A CSV row is one video: `id`, `actions` (`c092 11.90 21.20;c147 0.00 12.60`: class, start and end in seconds, or empty),
+`length` in seconds, and columns that are not used here. Many actions end after `length`; that is left as it is.
+"""
+
+from collections.abc import Iterator
+
+from pipeline import storage
+from pipeline.errors import ManifestError
+from pipeline.manifest import Built, Label, Manifest, RowProblem, VideoEntry
+from pipeline.rows import ClassList, duration, read_classes, read_csv, seconds
+
+_COLUMNS = ("id", "actions", "length")
+
+
+def build_charades(train_csv: str, test_csv: str, classes_file: str, videos_dir: str) -> Built:
+    """Splits "train" and "test" from the two CSV files, with videos `<videos_dir>/<id>.mp4`.
+
+    A bad row (repeated id, missing video, unreadable length) is left out whole, of a bad action only that action; both
+    are listed as problems. ManifestError where a file as a whole cannot be used or the folder holds no .mp4 file.
+    """
+    classes = read_classes(classes_file)
+    folder = storage.absolute(videos_dir)
+    videos = {name for name in storage.list_tree(folder) if name.endswith(".mp4") and "/" not in name}
+    if not videos:
+        raise ManifestError(f"no .mp4 file in {videos_dir}; give the folder that holds the Charades videos")
+    entries: dict[str, VideoEntry] = {}
+    problems: list[RowProblem] = []
+    for split, file in (("train", train_csv), ("test", test_csv)):
+        for line, row in read_csv(file, _COLUMNS):
+            video_id, length_s = row["id"], duration(row["length"])
+            if video_id in entries:
+                problems.append(RowProblem(file, line, f"id {video_id!r} is there already; ids must be unique"))
+            elif f"{video_id}.mp4" not in videos:
+                problems.append(RowProblem(file, line, f"no video {video_id}.mp4 in {videos_dir}"))
+            elif length_s is None:
+                problems.append(RowProblem(file, line, f"length {row['length']!r} is not a positive number of seconds"))
+            else:
+                uri = storage.join(folder, f"{video_id}.mp4")
+                outcomes = list(_labels(row["actions"], classes))
+                labels = tuple(label for label in outcomes if isinstance(label, Label))
+                entries[video_id] = VideoEntry(video_id, uri, split, length_s, labels)
+                problems += [RowProblem(file, line, reason) for reason in outcomes if isinstance(reason, str)]
+    return Built(Manifest(tuple(entries.values()), classes.names), tuple(problems))
+
+
+def _labels(actions: str, classes: ClassList) -> Iterator[Label | str]:
+    """A label for every good action, a reason for every bad one."""
+    for action in filter(None, (part.strip() for part in actions.split(";"))):
+        name, *times = action.split()
+        start_s, end_s = (seconds(time) for time in times) if len(times) == 2 else (None, None)
+        if start_s is None or end_s is None:
+            yield f"action {action!r} is not a class, a start and an end in seconds, as in c092 11.90 21.20"
+        elif name not in classes.ids:
+            yield f"action {action!r} has a class that is not in the classes file"
+        elif end_s <= start_s:
+            yield f"action {action!r} ends at or before its start"
+        else:
+            yield Label(classes.ids[name], start_s, end_s)

@@ -1,0 +1,89 @@
+"""Frames out of video files: one interface, the decoders behind it picked by name.
+
+Letters: N frames in the video, H and W in pixels.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import VideoError
+
+Frame = NDArray[np.uint8]
+
+
+class Video(ABC):
+    """An opened video; use it as a context manager or call `close`.
+
+    Attributes:
+        pts_seconds: (N,) float64, each frame's presentation time in seconds as the file states it, strictly increasing.
+        duration_s: seconds from the start of the first frame to the end of the last.
+    """
+
+    pts_seconds: NDArray[np.float64]
+    duration_s: float
+
+    @property
+    @abstractmethod
+    def num_decoded(self) -> int:
+        """How many frames went through the decoder so far, wanted or not, each pass over a frame counted."""
+
+    @abstractmethod
+    def read(self, index: int) -> Frame:
+        """Frame `index`, counted from 0 in presentation order, as (H, W, 3) uint8 RGB, contiguous and upright.
+
+        Any order works; ascending is cheap. VideoError where the frame cannot be decoded, IndexError outside
+        0 to N - 1.
+        """
+
+    def read_many(self, indices: Iterable[int]) -> Iterator[Frame]:
+        """The frames `indices` one by one, in their order, each as `read` returns it; cheaper than single reads."""
+        return map(self.read, indices)
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release the file; calling it again does nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _checked(self, index: int) -> int:
+        if not 0 <= index < len(self.pts_seconds):
+            raise IndexError(f"frame {index} asked for, allowed: 0 to {len(self.pts_seconds) - 1}")
+        return int(index)
+
+
+def _open_pyav(uri: str) -> Video:
+    from pipeline.decoding_pyav import PyAVVideo
+
+    return PyAVVideo(uri)
+
+
+def _open_decord(uri: str) -> Video:
+    from pipeline.decoding_decord import DecordVideo
+
+    return DecordVideo(uri)
+
+
+DECODERS: dict[str, Callable[[str], Video]] = {"pyav": _open_pyav, "decord": _open_decord}
+
+
+def open_video(uri: str, decoder: str = "pyav") -> Video:
+    """Open the video at `uri` and list its frames.
+
+    `decoder` is a name in `DECODERS`: pyav reads everything FFmpeg reads, exactly and skipping what is not wanted;
+    decord reads plain local MP4 and MKV files only and does not notice damaged frames. VideoError, with a reason,
+    where the file cannot be opened or `decoder` is unknown or refuses it.
+    """
+    if decoder not in DECODERS:
+        raise VideoError(f"no decoder {decoder!r}; allowed: {', '.join(DECODERS)}")
+    return DECODERS[decoder](uri)

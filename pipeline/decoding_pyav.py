@@ -1,0 +1,189 @@
+"""Exact random access with PyAV that decodes as little as it can.
+
+Three things save work: starting at a key frame that lies between the last frame read and the wanted one; dropping
+non-reference frames that nobody wants before they are decoded; converting to RGB only what is returned. The first two
+are shortcuts that some file may not bear: the first frame that does not come out as the index says switches them off
+for that video, and it is read from its start.
+"""
+
+from collections import deque
+from collections.abc import Collection, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from pipeline.decoding import Frame, Video
+from pipeline.decoding_index import FrameIndex, Opened, index_by_counting, index_by_demuxing, open_container
+from pipeline.errors import VideoError
+
+# Decoders known to keep every other frame exact when non-reference frames are dropped; with AV1 they do not.
+_DROPPING_IS_EXACT = {"h264", "hevc", "mpeg4"}
+
+
+class PyAVVideo(Video):
+    """A video read with PyAV on one thread; VideoError where it cannot be opened."""
+
+    def __init__(self, uri: str) -> None:
+        from av.video.reformatter import VideoReformatter
+
+        self._uri = uri
+        self._reformatter: Any = VideoReformatter()
+        self._num_decoded = 0
+        self._closed = False
+        self._packets: Iterator[Any] = iter(())
+        self._pending: deque[Any] = deque()  # frames that came out of the decoder beside the last one
+        self._current: Any = None  # the frame that came out last
+        self._position = -1  # its number
+        self._fed = -1  # the furthest frame given to the decoder
+        self._droppable: set[int] = set()  # frames given to the decoder with leave to drop them, and not seen since
+        self._wanted: Collection[int] = ()
+        self._last_wanted = -1
+        self._opened: Opened = open_container(uri)
+        try:
+            self._index: FrameIndex = self._list_frames()
+        except BaseException:
+            self.close()
+            raise
+        self.pts_seconds = self._index.seconds
+        self.duration_s = self._index.duration_s
+        self._shortcuts = bool(self._index.slots)
+        self._position = len(self.pts_seconds)  # beyond all frames: the first read starts afresh
+
+    @property
+    def num_decoded(self) -> int:
+        """Frames that went through the decoder; those that it may have dropped count once they are seen to come out."""
+        return self._num_decoded
+
+    def read(self, index: int) -> Frame:
+        """See `Video.read`."""
+        return self._read(self._checked(index), (index,), index)
+
+    def read_many(self, indices: Iterable[int]) -> Iterator[Frame]:
+        """See `Video.read_many`; knowing what is wanted later allows to drop more."""
+        wanted = [self._checked(index) for index in indices]
+        every, last = frozenset(wanted), max(wanted, default=-1)
+        return (self._read(index, every, last) for index in wanted)
+
+    def close(self) -> None:
+        """See `Video.close`."""
+        if not self._closed:
+            self._closed = True
+            self._current = None
+            self._opened.close()
+
+    def _list_frames(self) -> FrameIndex:
+        index = index_by_demuxing(self._uri, self._opened)
+        if index is not None:
+            return index
+        self._reopen()
+        pts: list[int | None] = []
+        try:
+            for frame in self._opened.container.decode(self._opened.stream):
+                pts.append(frame.pts)
+        except _decoding_errors() as error:
+            raise _undecodable(self._uri, len(pts), self._opened.stream.frames) from error
+        finally:
+            self._num_decoded += len(pts)
+        return index_by_counting(self._uri, self._opened, pts)
+
+    def _read(self, index: int, wanted: Collection[int], last_wanted: int) -> Frame:
+        if self._closed:
+            raise ValueError(f"{self._uri} is closed")
+        self._wanted, self._last_wanted = wanted, last_wanted
+        if index != self._position or self._current is None:
+            found = self._find(index)
+            if not found and self._shortcuts:
+                self._shortcuts = False
+                self._restart(None)
+                found = self._find(index)
+            if not found:
+                self._current = None
+                raise _undecodable(self._uri, self._bad, len(self.pts_seconds))
+        return self._to_rgb(self._current)
+
+    def _find(self, index: int) -> bool:
+        """Decode up to frame `index` and leave it in `_current`; False where it does not come out intact."""
+        self._bad = index
+        try:
+            self._approach(index)
+            while self._position < index:
+                if not self._next_frame():
+                    return False
+        except _decoding_errors():
+            self._bad = min(self._position + 1, index)
+            self._position = len(self.pts_seconds)  # the next read starts afresh
+            return False
+        return self._position == index and not self._current.is_corrupt
+
+    def _approach(self, index: int) -> None:
+        key = self._index.key_before(index) if self._shortcuts else None
+        is_gone = index <= self._position or index in self._droppable
+        if is_gone or (key is not None and key[0] > self._fed):
+            self._restart(key)
+
+    def _restart(self, key: tuple[int, int] | None) -> None:
+        """Stand before a key frame (number, pts), or before the first frame of the file for None."""
+        if key is None:
+            self._reopen()
+        else:
+            self._opened.container.seek(key[1], stream=self._opened.stream, backward=True, any_frame=False)
+        self._packets = self._opened.container.demux(self._opened.stream)
+        self._pending = deque()
+        self._droppable = set()
+        self._position = self._fed = -1
+        self._current = None
+
+    def _reopen(self) -> None:
+        self._opened.close()
+        self._opened = open_container(self._uri)
+
+    def _next_frame(self) -> bool:
+        """Take one frame out of the decoder, giving it packets as needed; False at the end of the video."""
+        while not self._pending:
+            packet = next(self._packets, None)
+            if packet is None:
+                return False
+            self._feed(packet)
+        self._current = self._pending.popleft()
+        # Without times to go by, frames are counted.
+        slots = self._index.slots
+        self._position = slots.get(self._current.pts, self._position) if slots else self._position + 1
+        if self._position in self._droppable:
+            self._num_decoded += 1
+        self._droppable = {slot for slot in self._droppable if slot > self._position}
+        return True
+
+    def _feed(self, packet: Any) -> None:
+        context = self._opened.stream.codec_context
+        slot = self._index.slots.get(packet.pts, -1)
+        # Frames after the last wanted one enter the decoder only because it delays its output. They are kept: what is
+        # wanted next is not known yet, and it may be one of them.
+        may_drop = self._shortcuts and context.name in _DROPPING_IS_EXACT
+        if may_drop and 0 <= slot < self._last_wanted and slot not in self._wanted:
+            context.skip_frame = "NONREF"
+            self._droppable.add(slot)
+        else:
+            context.skip_frame = "DEFAULT"
+            self._num_decoded += bool(packet.size)
+        self._fed = max(self._fed, slot)
+        self._pending.extend(packet.decode())
+
+    def _to_rgb(self, frame: Any) -> Frame:
+        # Left alone PyAV starts a pool of threads for every frame.
+        picture = self._reformatter.reformat(frame, format="rgb24", threads=1)
+        plane = picture.planes[0]
+        rows = np.frombuffer(plane, dtype=np.uint8).reshape(-1, plane.line_size)[: picture.height, : picture.width * 3]
+        image = rows.copy().reshape(picture.height, picture.width, 3)  # rows come padded at many widths
+        quarter_turns = round(frame.rotation / 90) % 4
+        return np.ascontiguousarray(np.rot90(image, quarter_turns)) if quarter_turns else image
+
+
+def _undecodable(uri: str, index: int, num_frames: int) -> VideoError:
+    place = f"frame {index} of {num_frames}" if num_frames else f"frame {index}"
+    return VideoError(f"{uri}: {place} could not be decoded; the file is damaged or cut off there")
+
+
+def _decoding_errors() -> tuple[type[Exception], ...]:
+    import av
+
+    return av.FFmpegError, OSError

@@ -1,0 +1,100 @@
+"""A folder with one subfolder per class as a manifest."""
+
+import hashlib
+import math
+from pathlib import PurePosixPath
+
+from pipeline import storage
+from pipeline.errors import ManifestError
+from pipeline.manifest import Built, Label, Manifest, RowProblem, VideoEntry
+from pipeline.rows import read_csv
+
+SUFFIXES = (".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v", ".mpg")
+
+
+def build_folder(root: str, splits: str | None = None, test_fraction: float = 0.3, seed: int = 0) -> Built:
+    """Videos below the subfolders of `root`, each labelled as a whole with its subfolder's name (classes sorted).
+
+    A video's id is its path relative to `root` without the suffix. `splits` is a CSV with the columns `file` (relative
+    to `root`) and `split`; without it each class is split into "train" and "test" by `test_fraction` and `seed`, the
+    same on every machine, with one of each at least where a class has two videos. Left out and listed as problems:
+    files that the CSV does not name, rows that name no video, two files with one id. ManifestError where `root` has no
+    class folder with a video, or the CSV or `test_fraction` (between 0 and 1) cannot be used.
+    """
+    if not 0 < test_fraction < 1:
+        raise ManifestError(f"the test fraction must lie between 0 and 1, got {test_fraction}")
+    files, problems = _videos(root)
+    if splits is None:
+        split_of = _stratified(files, test_fraction, seed)
+    else:
+        split_of, found = _read_splits(splits, set(files.values()))
+        problems += found
+    names = sorted({_class_of(file) for file in files.values()})
+    entries = []
+    for video_id, file in files.items():
+        uri = storage.join(storage.absolute(root), file)
+        label = Label(names.index(_class_of(file)))
+        if file not in split_of:
+            problems.append(RowProblem(uri, 0, f"this video is not in {splits}"))
+            continue
+        try:
+            entries.append(VideoEntry(video_id, uri, split_of[file], labels=(label,)))
+        except ManifestError as error:  # a file name that makes no id
+            problems.append(RowProblem(uri, 0, str(error)))
+    return Built(Manifest(tuple(entries), tuple(names)), tuple(problems))
+
+
+def _videos(root: str) -> tuple[dict[str, str], list[RowProblem]]:
+    """Relative path by video id, sorted, and the files whose id is taken."""
+    files: dict[str, str] = {}
+    problems = []
+    for file in storage.list_tree(root):
+        path = PurePosixPath(file)
+        if path.suffix.lower() not in SUFFIXES or len(path.parts) < 2 or path.name.startswith("."):
+            continue
+        video_id = str(path.with_suffix(""))
+        if video_id in files:
+            reason = f"its id {video_id!r} is that of {files[video_id]} too; rename one of them"
+            problems.append(RowProblem(storage.join(root, file), 0, reason))
+        else:
+            files[video_id] = file
+    if not files:
+        raise ManifestError(
+            f"{root} has no class folder with a video in it; "
+            f"give a folder with one subfolder per class that holds {', '.join(SUFFIXES)} files"
+        )
+    return files, problems
+
+
+def _class_of(file: str) -> str:
+    return PurePosixPath(file).parts[0]
+
+
+def _stratified(files: dict[str, str], test_fraction: float, seed: int) -> dict[str, str]:
+    by_class: dict[str, list[str]] = {}
+    for file in files.values():
+        by_class.setdefault(_class_of(file), []).append(file)
+    split_of = {}
+    for members in by_class.values():
+        # Ordering by a hash is a shuffle that depends on nothing but the seed and the name.
+        shuffled = sorted(members, key=lambda file: hashlib.sha256(f"{seed}/{file}".encode()).digest())
+        num_test = max(1, min(len(members) - 1, math.floor(test_fraction * len(members) + 0.5)))
+        for place, file in enumerate(shuffled):
+            split_of[file] = "test" if place < num_test and len(members) > 1 else "train"
+    return split_of
+
+
+def _read_splits(splits: str, files: set[str]) -> tuple[dict[str, str], list[RowProblem]]:
+    split_of: dict[str, str] = {}
+    problems = []
+    for line, row in read_csv(splits, ("file", "split")):
+        file = str(PurePosixPath(row["file"]))
+        if file not in files:
+            problems.append(RowProblem(splits, line, f"no video {row['file']!r} in a class folder"))
+        elif file in split_of:
+            problems.append(RowProblem(splits, line, f"file {row['file']!r} is there already"))
+        elif not row["split"]:
+            problems.append(RowProblem(splits, line, f"file {row['file']!r} has no split"))
+        else:
+            split_of[file] = row["split"]
+    return split_of, problems

@@ -1,0 +1,47 @@
+"""Which frames to look at: a target rate on the video's own presentation times."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import InputError
+
+# Presentation times come from integer clocks of at least a microsecond: this only absorbs float rounding.
+_EPSILON_S = 1e-6
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Frames at `rate_hz` per second; InputError where the rate is not a positive number."""
+
+    rate_hz: float = 6.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.rate_hz < math.inf:
+            raise InputError(f"the sampling rate must be a positive number of frames per second, got {self.rate_hz}")
+
+    def select(self, pts_seconds: NDArray[np.float64]) -> NDArray[np.int64]:
+        """Indices (T,) int64, strictly increasing, of the frames on screen at pts_seconds[0] + j / rate_hz, j = 0, 1…
+
+        The frame on screen at a time is the last one presented at or before it, so variable frame rates come out right,
+        and a video slower than the rate gives each of its frames once. `pts_seconds` is (N,) float64, in seconds and
+        ascending; memory is O(N) whatever the times are. ValueError where `pts_seconds` is not ascending.
+        """
+        pts = np.asarray(pts_seconds, dtype=np.float64)
+        if pts.ndim != 1 or not np.isfinite(pts).all() or (np.diff(pts) < 0).any():
+            raise ValueError(f"pts_seconds must be one ascending row of finite times, got shape {pts.shape}")
+        if pts.size == 0:
+            return np.empty(0, dtype=np.int64)
+        # A frame is shown at some target if the first target it does not miss comes before the next frame does; working
+        # per frame, not per target, keeps a stray timestamp far in the future from asking for billions of targets.
+        first_target = np.ceil((pts - pts[0] - _EPSILON_S) * self.rate_hz)
+        target_s = pts[0] + first_target / self.rate_hz + _EPSILON_S
+        last_s = pts[-1] + 2 * _EPSILON_S
+        shown = (target_s < np.append(pts[1:], np.inf)) & (target_s <= last_s)
+        return np.flatnonzero(shown).astype(np.int64)
+
+    def describe(self) -> dict[str, float]:
+        """The sampling as plain JSON values, for recipes and run parameters; `Sampling(**...)` reads it."""
+        return {"rate_hz": float(self.rate_hz)}
