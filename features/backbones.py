@@ -1,4 +1,4 @@
-"""Frame encoders, chosen by name: ``hf:<directory or hub id>`` and ``random:<seed>``.
+"""Frame encoders, chosen by name: ``hf:<directory or hub id>``, ``small:<directory>`` and ``random:<seed>``.
 
 A backbone maps RGB frames to float16 vectors, the precision feature sets are stored in, so that a feature computed
 during inference equals the one that training read from a shard. Letters: T frames, H height, W width, D feature length.
@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional
 
 from features.errors import BackboneError
+from features.small_cnn import DIM, INPUT_SIZE, SmallCNN, load_small_cnn, normalise, resize
 
 Frames = Sequence[NDArray[np.uint8]]
 
@@ -63,50 +63,29 @@ def load_backbone(name: str, *, device: str = "cpu") -> Backbone:
 
 
 def _load_random(argument: str, device: torch.device) -> Backbone:
-    """A small CNN with seeded random weights: no download, and good enough where colour and shape tell classes apart."""
+    """No download and no training: enough to try a pipeline, not to tell subtle things apart."""
     if not argument.isdecimal():
         raise BackboneError(f"random:{argument} needs a whole number as its seed, for example random:0")
-    network = SmallCNN(seed=int(argument)).eval().to(device)
+    about = f"a small CNN with random weights (seed {argument}), not trained on anything"
+    return _small(f"random:{argument}", about, SmallCNN(seed=int(argument)), device)
+
+
+def _load_small(directory: str, device: torch.device) -> Backbone:
+    network, about = load_small_cnn(directory)
+    return _small(f"small:{directory}", about, network, device)
+
+
+def _small(name: str, about: str, network: SmallCNN, device: torch.device) -> Backbone:
     return Backbone(
-        name=f"random:{argument}",
-        about=f"a small CNN with random weights (seed {argument}), not trained on anything",
-        dim=network.dim,
+        name=name,
+        about=about,
+        dim=DIM,
         weights_digest=_digest(network),
-        preprocessing={"resize": list(SmallCNN.input_size), "interpolation": "area", "scale": "x / 127.5 - 1"},
-        prepare=_prepare_small,
-        network=network,
+        preprocessing={"resize": list(INPUT_SIZE), "interpolation": "bilinear, antialiased", "scale": "x / 127.5 - 1"},
+        prepare=lambda frames: normalise(resize(torch.from_numpy(np.stack(frames)))),
+        network=network.eval().to(device),
         device=device,
     )
-
-
-class SmallCNN(nn.Module):
-    """Three strided convolutions, then mean and maximum over a 3x4 grid, so that *where* survives as well as *what*."""
-
-    input_size = (72, 96)  # H, W
-    channels = (24, 48)
-
-    def __init__(self, *, seed: int) -> None:
-        super().__init__()
-        first, second = self.channels
-        self.stem = nn.Conv2d(3, first, kernel_size=5, stride=2, padding=2)
-        self.body = nn.Conv2d(first, second, kernel_size=3, stride=2, padding=1)
-        self.dim = 2 * second * 12
-        generator = torch.Generator().manual_seed(seed)
-        for layer in (self.stem, self.body):
-            nn.init.kaiming_normal_(layer.weight, generator=generator)
-            nn.init.normal_(layer.bias, std=0.1, generator=generator)  # type: ignore[arg-type]
-
-    def forward(self, images: Tensor) -> Tensor:
-        """(T, 3, 72, 96) float in [-1, 1] to (T, D)."""
-        maps = functional.relu(self.body(functional.relu(self.stem(images))))
-        mean = functional.adaptive_avg_pool2d(maps, (3, 4))
-        peak = functional.adaptive_max_pool2d(maps, (3, 4))
-        return torch.cat([mean.flatten(1), peak.flatten(1)], dim=1)
-
-
-def _prepare_small(frames: Frames) -> Tensor:
-    images = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).float()
-    return functional.interpolate(images, size=SmallCNN.input_size, mode="area") / 127.5 - 1
 
 
 def _load_hugging_face(source: str, device: torch.device) -> Backbone:
@@ -164,4 +143,8 @@ def _digest(module: nn.Module) -> str:
     return hasher.hexdigest()
 
 
-BACKBONES: dict[str, Callable[[str, torch.device], Backbone]] = {"hf": _load_hugging_face, "random": _load_random}
+BACKBONES: dict[str, Callable[[str, torch.device], Backbone]] = {
+    "hf": _load_hugging_face,
+    "small": _load_small,
+    "random": _load_random,
+}

@@ -1,12 +1,14 @@
 """The Ray Data adapter of extraction: the only module of this package that knows Ray."""
 
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import ray
+from ray.util.annotations import RayDeprecationWarning
 
 from features import store
 from features.backbones import load_backbone
@@ -51,24 +53,28 @@ def extract_on_ray(
     """
     rows = [{"video_id": entry.video_id, "uri": entry.uri} for entry in entries]
     num_groups = -(-len(rows) // VIDEOS_PER_SHARD)
-    dataset = ray.data.from_items(rows, override_num_blocks=num_groups).map_batches(
-        _GroupExtractor,
-        batch_size=None,  # a block is a group
-        batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(size=min(num_workers, num_groups)),
-        num_cpus=1,
-        num_gpus=1 if device == "cuda" else 0,
-        # A video that kills its process would otherwise be retried without end.
-        max_restarts=0,
-        max_task_retries=0,
-        fn_constructor_kwargs={
-            "output": output,
-            "backbone": backbone,
-            "sampling": sampling,
-            "decoder": decoder,
-            "device": device,
-        },
-    )
+    groups = ray.data.from_items(rows, override_num_blocks=num_groups)
+    with warnings.catch_warnings():
+        # Ray 2.60 announces the end of free remote arguments, but names none yet for the two restart limits.
+        warnings.simplefilter("ignore", RayDeprecationWarning)
+        dataset = groups.map_batches(
+            _GroupExtractor,
+            batch_size=None,  # a block is a group
+            batch_format="pyarrow",
+            compute=ray.data.ActorPoolStrategy(size=min(num_workers, num_groups)),
+            num_cpus=1,
+            num_gpus=1 if device == "cuda" else 0,
+            # A video that kills its process would otherwise be retried without end.
+            max_restarts=0,
+            max_task_retries=0,
+            fn_constructor_kwargs={
+                "output": output,
+                "backbone": backbone,
+                "sampling": sampling,
+                "decoder": decoder,
+                "device": device,
+            },
+        )
     try:
         for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             for row in batch.to_pylist():

@@ -62,5 +62,5 @@ def test_examples_follow_the_split_and_the_task(tmp_path):
 
 def test_an_unknown_split_is_named_with_those_there_are(tmp_path):
     manifest, features = two_class_corpus(tmp_path)
-    with pytest.raises(FeatureSetError, match="'validation'.*test, train"):
+    with pytest.raises(FeatureSetError, match=r"'validation'.*test, train"):
         load_examples(FeatureSet(features), read_manifest(manifest), split="validation", task="frames")

@@ -1,0 +1,85 @@
+"""The console script `skipreel`: one word per step of the job, each with its own typed settings.
+
+Every command is a module of this package with a frozen dataclass `Settings` and a function `run(settings) -> int`
+(the exit code); the flags, their help and their checks come out of the dataclass.
+"""
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+import tyro
+
+from pipeline.errors import InputError
+
+# In the order of the job, so that the help reads as a sentence of it.
+COMMANDS = {
+    "manifest": "list the videos of a corpus with their splits and labels",
+    "extract": "decode sampled frames and store their CNN features as Parquet shards",
+    "train": "train one Skip RNN, dense RNN or baseline on them with Ray Train",
+    "sweep": "train a whole trade-off curve: several λ, and the controls at matched budgets",
+    "evaluate": "measure a checkpoint: the task's metric and the updates per video",
+    "predict": "label video files, decoding only the frames that the network asks for",
+    "report": "draw a sweep's figure, table and film strips as one HTML page",
+    "demo": "do all of this on a generated corpus, in minutes",
+}
+EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; every error a user can cause is one line on standard error."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    if not words or words[0] in ("-h", "--help"):
+        print(_help())
+        return 0 if words else EXIT_USAGE
+    command, *rest = words
+    if command not in COMMANDS:
+        print(f"skipreel: unknown command {command!r}: use one of {', '.join(COMMANDS)}", file=sys.stderr)
+        return EXIT_USAGE
+    try:
+        return _run(command, rest, debug=debug)
+    except KeyboardInterrupt:
+        print("\nskipreel: interrupted; finished files are kept, nothing is left half-written", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except Exception as error:
+        if debug:
+            raise
+        print(f"skipreel {command}: {_one_line(error)}", file=sys.stderr)
+        return EXIT_ERROR
+
+
+def _run(command: str, words: list[str], *, debug: bool) -> int:
+    if debug:
+        os.environ["SKIPREEL_DEBUG"] = "1"  # read by jobs.cluster: lets worker logs through
+    module = importlib.import_module(f"jobs.{command}")
+    settings = tyro.cli(
+        module.Settings,
+        args=words,
+        prog=f"skipreel {command}",
+        description=module.__doc__,
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
+    )
+    code: int = module.run(settings)
+    return code
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, InputError | ValueError | OSError) or type(error).__name__ == "CheckpointError":
+        return text
+    return f"unexpected {type(error).__name__}: {text[:300]} (the same command with --debug shows where)"
+
+
+def _help() -> str:
+    lines = ["usage: skipreel [--debug] COMMAND …   (skipreel COMMAND --help shows a command's settings)", ""]
+    lines += ["From video files to a trade-off curve, in the order of the job:", ""]
+    lines += [f"  {command:<9} {sentence}" for command, sentence in COMMANDS.items()]
+    lines += ["", "--debug shows a traceback instead of one line when something goes wrong."]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

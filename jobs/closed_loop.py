@@ -1,0 +1,190 @@
+"""From a video file to scores, decoding and encoding only the frames that the network asks for.
+
+After an update the gate says how many steps it will skip, so the next wanted time is known before anything is read.
+Letters: T sampled frames, D feature length, C classes.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from features.backbones import Backbone, load_backbone
+from features.errors import BackboneError
+from features.extraction import ENCODE_BATCH
+from jobs.evaluation import TrainedModel
+from models import Cost, LearnedGate
+from pipeline.decoding import Video, open_video
+
+
+@dataclass(slots=True)
+class Seconds:
+    """Wall-clock seconds by stage."""
+
+    decode: float = 0.0
+    encode: float = 0.0
+    recognise: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """All stages together."""
+        return self.decode + self.encode + self.recognise
+
+    @contextmanager
+    def measure(self, stage: str) -> Iterator[None]:
+        """Add the block's duration to a stage."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            setattr(self, stage, getattr(self, stage) + time.perf_counter() - started)
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What a model says about one video, and what looking at it cost.
+
+    Attributes:
+        frame_index: (T,) int64, the sampled frames' places in presentation order.
+        pts_s: (T,) float64, their presentation times in seconds.
+        used: (T,) bool, True where the network looked.
+        scores: task frames: (T, C) float32, each class's probability; task video: (C,), summing to 1.
+    """
+
+    frame_index: NDArray[np.int64]
+    pts_s: NDArray[np.float64]
+    used: NDArray[np.bool_]
+    scores: NDArray[np.float32]
+    cost: Cost
+    seconds: Seconds = field(default_factory=Seconds)
+
+
+def load_backbone_of(model: TrainedModel, *, name: str | None = None, device: str = "cpu") -> Backbone:
+    """The backbone that a model's features were made with, checked by the digest of its weights.
+
+    Args:
+        name: where it is found now, if not where the training found it.
+
+    Raises:
+        BackboneError: when it cannot be loaded or its weights are others.
+    """
+    backbone = load_backbone(name or model.recipe.backbone, device=device)
+    if backbone.weights_digest != model.recipe.weights_digest:
+        raise BackboneError(
+            f"backbone {backbone.name} has other weights than the one the model was trained with "
+            f"({backbone.weights_digest[:12]} against {model.recipe.weights_digest[:12]}): give it with --backbone"
+        )
+    return backbone
+
+
+def predict(uri: str, *, model: TrainedModel, backbone: Backbone, decoder: str = "pyav") -> Prediction:
+    """Look only where the gate says.
+
+    Raises:
+        VideoError: when the file cannot be opened or a wanted frame cannot be decoded.
+    """
+    if isinstance(model.recognizer.config.gate, LearnedGate) and model.recognizer.recurrent is not None:
+        return _run(uri, model, backbone, decoder, _closed_loop)
+    return _run(uri, model, backbone, decoder, _scheduled)
+
+
+def predict_dense(uri: str, *, model: TrainedModel, backbone: Backbone, decoder: str = "pyav") -> Prediction:
+    """The same model looking at every frame: decoded and encoded in batches, then run over all features.
+
+    Raises:
+        VideoError: as `predict`.
+    """
+    return _run(uri, model, backbone, decoder, _dense)
+
+
+@dataclass(slots=True)
+class _Look:
+    """One video while it is looked at: what is wanted so far, and what it took."""
+
+    model: TrainedModel
+    backbone: Backbone
+    video: Video
+    frame_index: NDArray[np.int64]
+    seconds: Seconds
+    used: NDArray[np.bool_]
+    encoded: int = 0
+
+    def features(self, steps: NDArray[np.int64]) -> torch.Tensor:
+        """Decode and encode these steps' frames: (len(steps), D) float32."""
+        blocks = []
+        for start in range(0, len(steps), ENCODE_BATCH):
+            index = self.frame_index[steps[start : start + ENCODE_BATCH]]
+            with self.seconds.measure("decode"):
+                frames = list(self.video.read_many(index.tolist()))
+            with self.seconds.measure("encode"):
+                blocks.append(self.backbone.encode(frames))
+            self.encoded += len(frames)
+        return torch.from_numpy(np.concatenate(blocks)).float()
+
+
+@torch.inference_mode()
+def _run(
+    uri: str, model: TrainedModel, backbone: Backbone, decoder: str, strategy: Callable[[_Look], torch.Tensor]
+) -> Prediction:
+    seconds = Seconds()
+    with seconds.measure("decode"):
+        video = open_video(uri, decoder=decoder)
+    with video:
+        index = model.recipe.sampling.select(video.pts_seconds)
+        look = _Look(model, backbone, video, index, seconds, np.zeros(len(index), np.bool_))
+        logits = strategy(look)
+        frames = model.recognizer.config.task == "frames"
+        updates = int(look.used.sum())
+        return Prediction(
+            frame_index=index,
+            pts_s=video.pts_seconds[index],
+            used=look.used,
+            scores=(logits.sigmoid() if frames else logits.softmax(-1)).numpy(),
+            cost=Cost(len(index), look.encoded, video.num_decoded, look.encoded, updates),
+            seconds=seconds,
+        )
+
+
+def _closed_loop(look: _Look) -> torch.Tensor:
+    recognizer, steps = look.model.recognizer, len(look.used)
+    logits = torch.empty(steps, recognizer.config.num_classes)
+    state, step = None, 0
+    while step < steps:
+        feature = look.features(np.array([step]))
+        with look.seconds.measure("recognise"):
+            answer, state, wait = recognizer.step(feature, state, limit=steps - step)
+            # The answer holds until the next look.
+            following = step + 1 + int(wait)
+            logits[step:following] = answer
+            state = recognizer.skip(state, wait)
+        look.used[step] = True
+        step = following
+    return logits if recognizer.config.task == "frames" else logits[-1]
+
+
+def _scheduled(look: _Look) -> torch.Tensor:
+    """A control: its frames are known from the start, the others stay zero and are never read."""
+    recognizer, steps = look.model.recognizer, len(look.used)
+    gate = recognizer.config.gate
+    if recognizer.recurrent is None or isinstance(gate, LearnedGate):
+        return _dense(look)
+    wanted = np.flatnonzero(gate.schedule(steps)[:, 0].numpy())
+    features = torch.zeros(steps, recognizer.config.feature_dim)
+    features[wanted] = look.features(wanted)
+    return _forward(look, features)
+
+
+def _dense(look: _Look) -> torch.Tensor:
+    return _forward(look, look.features(np.arange(len(look.used))))
+
+
+def _forward(look: _Look, features: torch.Tensor) -> torch.Tensor:
+    with look.seconds.measure("recognise"):
+        logits, gates = look.model.recognizer(features[None], torch.tensor([len(features)]))
+    look.used[:] = gates[0].numpy() > 0.5
+    row: torch.Tensor = logits[0]
+    return row

@@ -1,0 +1,122 @@
+"""Everything once, on generated videos, in minutes: corpus, manifest, backbone, features, trade-off curve, report.
+
+Nothing is downloaded. The corpus is rendered as real H.264 files in Charades' layout, and every later step is the
+command of the same name with the settings that are printed.
+"""
+
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from features.small_cnn import train_small_cnn
+from jobs import extract, manifest, report, sweep
+from jobs.cluster import ray_cluster
+from jobs.points import Schedule
+from jobs.progress import console, progress_bar, track
+from jobs.ray_training import Workers
+from pipeline.manifest import read_manifest
+from pipeline.synthetic import CorpusConfig, plan_corpus, write_annotations, write_video
+
+BUDGET_WEIGHTS = (2e-4, 5e-4, 1e-3)
+BACKBONE_EPOCHS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Where the demo goes, and how large it is.
+
+    Attributes:
+        output: a folder; its corpus and features are made anew, MLflow runs are added to those there.
+        num_train: generated training videos.
+        num_test: generated test videos.
+        epochs: passes over the training videos, for every network.
+        seed: of the corpus.
+    """
+
+    output: str = "skipreel-demo"
+    num_train: int = 96
+    num_test: int = 48
+    epochs: int = 50
+    seed: int = 0
+
+
+def run(settings: Settings) -> int:
+    """Run every step on one local Ray cluster."""
+    started = time.perf_counter()
+    output = Path(settings.output)
+    corpus, features, backbone = (output / name for name in ("corpus", "features", "backbone"))
+    listing = output / "manifest.parquet"
+    for old in (corpus, features, backbone):
+        shutil.rmtree(old, ignore_errors=True)
+    with ray_cluster():
+        _step(1, f"corpus: {settings.num_train} training and {settings.num_test} test videos in {corpus}")
+        _write_corpus(corpus, CorpusConfig(settings.num_train, settings.num_test, settings.seed))
+        _step(2, "manifest: skipreel manifest charades")
+        manifest.run(manifest.Settings(_charades(corpus, listing)))
+        _step(3, "backbone: no weights can be downloaded, so a small CNN is trained on the training videos' frames")
+        _train_backbone(listing, backbone)
+        _step(4, f"features: skipreel extract --backbone small:{backbone}")
+        extract.run(extract.Settings(str(listing), str(features), f"small:{backbone.resolve()}"))
+        _step(5, "training and evaluation: skipreel sweep")
+        record = sweep.sweep(_sweep(settings, listing, features))
+        _step(6, "report: skipreel report")
+        page = report.write_report(report.Settings(str(output)))
+    sweep.print_table(record)
+    console.print(f"\n[bold]report:[/bold] {page}")
+    console.print(
+        f"[bold]MLflow:[/bold] mlflow server --backend-store-uri {record.mlflow_uri} --port 5000", soft_wrap=True
+    )
+    console.print(f"took {(time.perf_counter() - started) / 60:.1f} minutes")
+    return 0
+
+
+def _step(number: int, text: str) -> None:
+    console.print(f"[bold]{number}/6[/bold] {text}", soft_wrap=True)
+
+
+def _write_corpus(folder: Path, config: CorpusConfig) -> None:
+    """Render and encode the videos as Ray tasks, one per video."""
+    import ray
+
+    folder.mkdir(parents=True, exist_ok=True)
+    scenes = plan_corpus(config)
+    write = ray.remote(num_cpus=1, max_retries=2)(write_video)
+    pending = [write.remote(scene, folder.resolve() / f"{scene.video_id}.mp4") for scene in scenes]
+    for _ in track(range(len(scenes)), "rendering videos", total=len(scenes)):
+        (finished, *_), pending = ray.wait(pending)
+        ray.get(finished)
+    write_annotations(scenes, folder)
+
+
+def _train_backbone(listing: Path, backbone: Path) -> None:
+    with progress_bar() as progress:
+        task = progress.add_task("training the backbone", total=BACKBONE_EPOCHS, note="decoding")
+        train_small_cnn(
+            read_manifest(str(listing)),
+            str(backbone),
+            epochs=BACKBONE_EPOCHS,
+            on_epoch=lambda epoch, loss: progress.update(task, completed=epoch, note=f"loss {loss:.3f}"),
+        )
+
+
+def _charades(corpus: Path, listing: Path) -> manifest.Charades:
+    return manifest.Charades(
+        train=str(corpus / "Charades_v1_train.csv"),
+        test=str(corpus / "Charades_v1_test.csv"),
+        classes=str(corpus / "Charades_v1_classes.txt"),
+        videos=str(corpus),
+        output=str(listing),
+    )
+
+
+def _sweep(settings: Settings, listing: Path, features: Path) -> sweep.Settings:
+    return sweep.Settings(
+        manifest=str(listing),
+        features=str(features),
+        output=settings.output,
+        budget_weights=BUDGET_WEIGHTS,
+        hidden_size=64,
+        schedule=Schedule(epochs=settings.epochs, batch_size=16, learning_rate=4e-3),
+        workers=Workers(num_workers=2),
+    )

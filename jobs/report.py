@@ -1,0 +1,253 @@
+"""Draw a sweep: the trade-off figure, its table, film strips of a few test videos, and what skipping saves in seconds
+from compressed bytes to labels; all as one self-contained HTML page.
+"""
+
+import csv
+import io
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+from features.backbones import Backbone
+from jobs.closed_loop import Prediction, load_backbone_of, predict, predict_dense
+from jobs.evaluation import TrainedModel, load_model
+from jobs.figures import tradeoff_figure
+from jobs.filmstrip import Strip, film_strip
+from jobs.html import MeasuredRow, SummaryRow, TableRow, render_report
+from jobs.progress import console, track
+from jobs.sweep_record import SweepPoint, SweepRecord, load_record
+from jobs.tracking import log_to_finished_run
+from jobs.tradeoff import mean_over_seeds, pareto_front
+from pipeline.decoding import open_video
+from pipeline.manifest import Manifest, VideoEntry, read_manifest
+
+THUMBNAIL_WIDTH = 112
+# Of all skip networks that come this close to the dense one's metric, the one with the fewest updates is shown.
+CLOSE = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Which sweep is drawn.
+
+    Attributes:
+        sweep: the output folder of skipreel sweep; the page and the pictures go there too.
+        num_strips: test videos shown as film strips.
+        num_timed: test videos labelled from their files, by the network shown and by a dense pass of it.
+        backbone: where the backbone is found now, if not where the extraction found it.
+    """
+
+    sweep: str
+    num_strips: int = 4
+    num_timed: int = 20
+    backbone: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_strips < 0 or self.num_timed < 1:
+            raise ValueError("--num-strips must be at least 0 and --num-timed at least 1")
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """The skip network that strips and timings show."""
+
+    point: SweepPoint
+    model: TrainedModel
+    backbone: Backbone
+
+
+def run(settings: Settings) -> int:
+    """Write the page."""
+    folder = Path(settings.sweep)
+    page = write_report(settings)
+    console.print(f"report: {page}\nfigure: {folder / 'tradeoff.png'}\ntable:  {folder / 'tradeoff.csv'}")
+    return 0
+
+
+def write_report(settings: Settings) -> Path:
+    """Write report.html, tradeoff.png, tradeoff.csv and the strips; add them to the sweep's MLflow run."""
+    folder = Path(settings.sweep)
+    record = load_record(folder)
+    manifest = read_manifest(record.manifest)
+    entries = list(manifest.only(record.test_split).entries)
+    point = showcase(record.points)
+    model = load_model(folder / point.checkpoint)
+    shown = Shown(point, model, load_backbone_of(model, name=settings.backbone))
+    figure = _png(_tradeoff(record))
+    rows = table_rows(record)
+    strips = [_strip(entry, shown, manifest) for entry in _spread(entries, settings.num_strips)]
+    measured = measure(_spread(entries, settings.num_timed), shown)
+    page = render_report(
+        title=f"skipreel: {record.metric_name} against frames read",
+        summary_rows=_summary(record, point, measured),
+        table=rows,
+        metric_name=record.metric_name,
+        tradeoff_png=figure,
+        strips=strips,
+        facts={**record.facts, "machine": machine()},
+        measured=measured,
+    )
+    files = {"report.html": page.encode(), "tradeoff.png": figure, "tradeoff.csv": _csv(rows)}
+    files |= {f"strip-{number}.png": png for number, (_, png) in enumerate(strips, 1)}
+    for name, content in files.items():
+        temporary = folder / f".{name}"
+        temporary.write_bytes(content)
+        temporary.replace(folder / name)
+    log_to_finished_run(record.mlflow_uri, record.run_id, [folder / name for name in files])
+    return folder / "report.html"
+
+
+def showcase(points: tuple[SweepPoint, ...]) -> SweepPoint:
+    """The skip network with the fewest updates among those close to the dense network's metric, else the best one."""
+    skip = [point for point in points if point.settings.family == "skip"]
+    dense = max(point.metric for point in points if point.settings.family == "dense")
+    close = [point for point in skip if point.metric >= dense - CLOSE]
+    if close:
+        return min(close, key=lambda point: point.cost.state_updates)
+    return max(skip, key=lambda point: point.metric)
+
+
+def table_rows(record: SweepRecord) -> list[TableRow]:
+    """One row per network by falling number of updates, with counts per video; None where nothing was measured."""
+    points = sorted(record.points, key=lambda point: -point.cost.state_updates)
+    means = [mean.point for mean in mean_over_seeds([point.tradeoff for point in points])]
+    front = {(means[number].family, means[number].setting) for number in pareto_front(means)}
+    return [
+        {
+            "name": point.tradeoff.name,
+            "family": point.tradeoff.family,
+            "setting": point.tradeoff.setting,
+            "seed": point.tradeoff.seed,
+            "metric": point.metric,
+            "updates": point.tradeoff.updates,
+            "update_share": point.tradeoff.update_share,
+            "frames_wanted": point.cost.frames_wanted / point.num_videos,
+            "frames_decoded": None,
+            "frames_encoded": None,
+            "on_front": (point.tradeoff.family, point.tradeoff.setting) in front,
+        }
+        for point in points
+    ]
+
+
+def measure(entries: list[VideoEntry], shown: Shown) -> list[MeasuredRow]:
+    """Label videos from their files by the network shown and by its dense pass, taking turns: one row each."""
+    predict(entries[0].uri, model=shown.model, backbone=shown.backbone)  # first calls pay for lazy initialisation
+    runs: dict[str, list[Prediction]] = {"every frame": [], "skipping": []}
+    for entry in track(entries, "labelling from video files", total=len(entries)):
+        for name, look in (("every frame", predict_dense), ("skipping", predict)):
+            runs[name].append(look(entry.uri, model=shown.model, backbone=shown.backbone))
+    rows = [_measured(f"{shown.point.settings.model}, {name}", predictions) for name, predictions in runs.items()]
+    every, skipping = (sum(prediction.seconds.total for prediction in runs[name]) for name in runs)
+    rows[1]["speed_up"] = every / skipping
+    return rows
+
+
+def _measured(name: str, predictions: list[Prediction]) -> MeasuredRow:
+    cost = predictions[0].cost
+    for prediction in predictions[1:]:
+        cost += prediction.cost
+    count = len(predictions)
+    return {
+        "model": name,
+        "videos": count,
+        "frames_total": cost.frames_total,
+        "frames_wanted": cost.frames_wanted,
+        "frames_decoded": cost.frames_decoded or 0,
+        "frames_encoded": cost.frames_encoded or 0,
+        "updates": cost.state_updates,
+        "decode_s": sum(p.seconds.decode for p in predictions) / count,
+        "encode_s": sum(p.seconds.encode for p in predictions) / count,
+        "rnn_s": sum(p.seconds.recognise for p in predictions) / count,
+        "speed_up": None,
+    }
+
+
+def _strip(entry: VideoEntry, shown: Shown, manifest: Manifest) -> tuple[str, bytes]:
+    prediction = predict(entry.uri, model=shown.model, backbone=shown.backbone)
+    frames_task = shown.model.recognizer.config.task == "frames"
+    names = manifest.class_names
+    strip = Strip(
+        video_id=entry.video_id,
+        times_s=prediction.pts_s,
+        thumbnails=_thumbnails(entry.uri, prediction),
+        used=prediction.used,
+        class_names=names,
+        true_spans=[(label.class_id, label.start_s, label.end_s) for label in entry.labels] if frames_task else (),
+        predicted=prediction.scores >= 0.5 if frames_task else None,
+        true_label=None if frames_task else ", ".join(names[label.class_id] for label in entry.labels),
+        predicted_label=None if frames_task else names[int(prediction.scores.argmax())],
+        caption=f"{shown.point.settings.model}, {shown.point.settings.setting}",
+    )
+    return f"{entry.video_id}: {strip.counts}", _png(film_strip(strip))
+
+
+def _thumbnails(uri: str, prediction: Prediction) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    with open_video(uri) as video:
+        small = []
+        for frame in video.read_many(prediction.frame_index.tolist()):
+            image = Image.fromarray(frame)
+            small.append(np.asarray(image.resize((THUMBNAIL_WIDTH, THUMBNAIL_WIDTH * image.height // image.width))))
+    return np.stack(small)
+
+
+def _tradeoff(record: SweepRecord) -> Figure:
+    title = f"{record.metric_name} against state updates per video"
+    points = [point.tradeoff for point in record.points]
+    return tradeoff_figure(points, metric_name=record.metric_name, title=title)
+
+
+def _summary(record: SweepRecord, point: SweepPoint, measured: list[MeasuredRow]) -> list[SummaryRow]:
+    dense = max((p for p in record.points if p.settings.family == "dense"), key=lambda p: p.metric)
+    every, skipping = (row["decode_s"] + row["encode_s"] + row["rnn_s"] for row in measured)
+    return [
+        SummaryRow(
+            "frames read",
+            f"{point.tradeoff.update_share:.0%}",
+            f"{point.tradeoff.updates:.1f} a video by the skip network ({point.tradeoff.setting}), "
+            f"{dense.tradeoff.updates:.1f} by the dense one",
+        ),
+        SummaryRow(
+            f"{record.metric_name} of the skip network", f"{point.metric:.3f}", f"{dense.metric:.3f} by the dense one"
+        ),
+        SummaryRow(
+            "times as fast",
+            f"{every / skipping:.1f}",
+            f"from file to labels: {skipping * 1000:.0f} ms a video, {every * 1000:.0f} ms looking at every frame",
+        ),
+    ]
+
+
+def _spread(entries: list[VideoEntry], count: int) -> list[VideoEntry]:
+    """``count`` entries evenly spread over the list, so that they do not all come from its first class."""
+    if count >= len(entries):
+        return entries
+    return [entries[number * len(entries) // count] for number in range(count)]
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def _csv(rows: list[TableRow]) -> bytes:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0].keys())
+    writer.writeheader()
+    writer.writerows(dict(row) for row in rows)
+    return text.getvalue().encode()
+
+
+def machine() -> str:
+    """The machine in words, for the report."""
+    import os
+
+    import torch
+
+    return f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs, torch {torch.__version__}"
