@@ -4,10 +4,13 @@ Every command is a module of this package with a frozen dataclass `Settings` and
 (the exit code); the flags, their help and their checks come out of the dataclass.
 """
 
+import contextlib
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
+from types import ModuleType
 
 import tyro
 
@@ -55,15 +58,27 @@ def _run(command: str, words: list[str], *, debug: bool) -> int:
     if debug:
         os.environ["SKIPREEL_DEBUG"] = "1"  # read by jobs.cluster: lets worker logs through
     module = importlib.import_module(f"jobs.{command}")
-    settings = tyro.cli(
-        module.Settings,
-        args=words,
-        prog=f"skipreel {command}",
-        description=module.__doc__,
-        config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
-    )
-    code: int = module.run(settings)
+    code: int = module.run(_parse(module, command, words))
     return code
+
+
+def _parse(module: ModuleType, command: str, words: list[str]) -> object:
+    """The command's settings from its words; what tyro says of wrong ones in a box becomes one line."""
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(
+                module.Settings,
+                args=words,
+                prog=f"skipreel {command}",
+                description=module.__doc__,
+                config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
+            )
+    except SystemExit as stop:
+        if stop.code:
+            text = " ".join(complaint.getvalue().translate(dict.fromkeys(map(ord, "│╭╰╮╯─"), " ")).split())
+            print(f"skipreel {command}: {text}", file=sys.stderr)
+        raise
 
 
 def _one_line(error: Exception) -> str:

@@ -37,7 +37,7 @@ class Settings:
     output: str = "skipreel-demo"
     num_train: int = 96
     num_test: int = 48
-    epochs: int = 50
+    epochs: int = 60
     seed: int = 0
 
 
@@ -64,15 +64,13 @@ def run(settings: Settings) -> int:
         page = report.write_report(report.Settings(str(output)))
     sweep.print_table(record)
     console.print(f"\n[bold]report:[/bold] {page}")
-    console.print(
-        f"[bold]MLflow:[/bold] mlflow server --backend-store-uri {record.mlflow_uri} --port 5000", soft_wrap=True
-    )
+    console.print(f"[bold]MLflow:[/bold] mlflow server --backend-store-uri {record.mlflow_uri} --port 5000")
     console.print(f"took {(time.perf_counter() - started) / 60:.1f} minutes")
     return 0
 
 
 def _step(number: int, text: str) -> None:
-    console.print(f"[bold]{number}/6[/bold] {text}", soft_wrap=True)
+    console.print(f"[bold]{number}/6[/bold] {text}")
 
 
 def _write_corpus(folder: Path, config: CorpusConfig) -> None:

@@ -93,6 +93,6 @@ def _summarise(manifest: Manifest, output: str) -> int:
     ids = {entry.video_id for entry in manifest.entries}
     failures = [row for row in store.failures(output) if row["video_id"] in ids]
     for row in failures:
-        console.print(f"failed: {row['video_id']}: {row['reason']}", markup=False, soft_wrap=True)
+        console.print(f"failed: {row['video_id']}: {row['reason']}", markup=False)
     console.print(f"{output}: {len(ids) - len(failures)} videos with features, {len(failures)} failed")
     return EXIT_SOME_FAILED if failures else 0

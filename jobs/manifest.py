@@ -104,7 +104,7 @@ def run(settings: Settings) -> int:
     source = settings.source
     built = source.build()
     for problem in built.problems:
-        console.print(f"{problem.file}:{problem.line}: {problem.reason}", markup=False, soft_wrap=True)
+        console.print(f"{problem.file}:{problem.line}: {problem.reason}", markup=False)
     if built.problems and not source.skip_bad:
         raise ManifestError(
             f"{len(built.problems)} bad rows (listed above), nothing written: mend them or give --skip-bad"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tyro
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -42,7 +43,7 @@ class Settings:
         backbone: where the backbone is found now, if not where the extraction found it.
     """
 
-    sweep: str
+    sweep: tyro.conf.Positional[str]
     num_strips: int = 4
     num_timed: int = 20
     backbone: str | None = None

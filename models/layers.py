@@ -21,7 +21,9 @@ from models.reference import (
     gru_cell_reset_after,
     lstm_cell,
     skip_recurrence,
+    valid_steps,
 )
+from models.scheduled import scheduled_recurrence
 
 
 class _SkipLayer(nn.Module, ABC):
@@ -105,7 +107,8 @@ class _SkipLayer(nn.Module, ABC):
 
         x (T, B, D), or (B, T, D) with batch_first, as are output and gates. lengths (B,) int64 in 0..T, the valid steps
         of each row. `state` continues where an earlier call stopped, so that chunks equal the whole. `gates` {0, 1}
-        (T, B) take the place of the layer's own, for recorded ones.
+        (T, B) take the place of the layer's own, for recorded ones. Random and strided gates are known beforehand, so
+        skipped steps are not computed at all.
 
         Returns (output, state, gates): the top layer's h (T, B, H), held while skipping and in padding; the state after
         each row's last valid step; the gates (T, B), float32 or wider, which carry the straight-through gradient and
@@ -123,16 +126,18 @@ class _SkipLayer(nn.Module, ABC):
         num_steps, batch_size = x.shape[:2]
         if lengths is not None:
             _check_lengths(lengths, num_steps=num_steps, batch_size=batch_size)
-        if gates is None:
+        learned = isinstance(self.gate, LearnedGate)
+        if gates is None and not learned:
             gates = self._scheduled(num_steps, batch_size=batch_size, continues=state is not None)
-        output, state, gates = skip_recurrence(
-            x,
-            self.initial_state(batch_size) if state is None else state,
-            self._weights(),
-            cell=self._cell(),
-            lengths=lengths,
-            gates=None if gates is None else gates.to(x.device),
-        )
+        state = self.initial_state(batch_size) if state is None else state
+        gates = None if gates is None else gates.to(x.device, state.update_prob.dtype)
+        if gates is None or learned:
+            output, state, gates = skip_recurrence(
+                x, state, self._weights(), cell=self._cell(), lengths=lengths, gates=gates
+            )
+        else:
+            gates = gates * valid_steps(lengths, num_steps=num_steps, batch_size=batch_size, device=x.device)
+            output, state = scheduled_recurrence(x, state, self._weights(), cell=self._cell(), gates=gates)
         if self.batch_first:
             output, gates = output.transpose(0, 1), gates.transpose(0, 1)
         return output, state, gates
@@ -197,9 +202,8 @@ class _SkipLayer(nn.Module, ABC):
         layers = (LayerWeights(*(getattr(self, f"{name}_l{i}") for name in names)) for i in range(self.num_layers))
         return SkipWeights(tuple(layers), self.update_weight, self.update_bias)
 
-    def _scheduled(self, num_steps: int, *, batch_size: int, continues: bool) -> Tensor | None:
-        if isinstance(self.gate, LearnedGate):
-            return None
+    def _scheduled(self, num_steps: int, *, batch_size: int, continues: bool) -> Tensor:
+        assert not isinstance(self.gate, LearnedGate)
         if continues:
             raise ValueError(
                 f"a state does not say where in the schedule of {self.gate} it stands: "

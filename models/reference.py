@@ -106,7 +106,7 @@ def gru_cell(x: Tensor, h: Tensor, c: Tensor | None, weights: LayerWeights) -> t
     b_rz, b_n = weights.bias_hh.tensor_split((split,))
     r, z = torch.sigmoid(x_rz + F.linear(h, w_rz, b_rz)).chunk(2, dim=-1)
     n = torch.tanh(x_n + F.linear(r * h, w_n, b_n))
-    return z * h + (1 - z) * n, None
+    return torch.lerp(n.to(h.dtype), h, z.to(h.dtype)), None  # autocast leaves n and z in a narrower dtype
 
 
 def gru_cell_reset_after(x: Tensor, h: Tensor, c: Tensor | None, weights: LayerWeights) -> tuple[Tensor, None]:
@@ -116,7 +116,7 @@ def gru_cell_reset_after(x: Tensor, h: Tensor, c: Tensor | None, weights: LayerW
     h_r, h_z, h_n = F.linear(h, weights.weight_hh, weights.bias_hh).chunk(3, dim=-1)
     r, z = torch.sigmoid(x_r + h_r), torch.sigmoid(x_z + h_z)
     n = torch.tanh(x_n + r * h_n)
-    return z * h + (1 - z) * n, None
+    return torch.lerp(n.to(h.dtype), h, z.to(h.dtype)), None  # autocast leaves n and z in a narrower dtype
 
 
 def candidate(x: Tensor, state: SkipState, weights: SkipWeights, *, cell: Cell) -> SkipState:
@@ -143,8 +143,7 @@ def candidate(x: Tensor, state: SkipState, weights: SkipWeights, *, cell: Cell) 
 
 def _hold(u: Tensor, new: Tensor, old: Tensor) -> Tensor:
     """u · new + (1 − u) · old with u (B,), new and old (L, B, H) (eq. 3)."""
-    u = u.to(old.dtype)[:, None]
-    return u * new + (1 - u) * old
+    return torch.lerp(old, new, u.to(old.dtype)[:, None])
 
 
 def skip_step(
@@ -161,7 +160,7 @@ def skip_step(
     held = SkipState(
         h=_hold(u, new.h, state.h),
         c=None if state.c is None or new.c is None else _hold(u, new.c, state.c),
-        update_prob=u * new.update_prob + (1 - u) * state.update_prob,
+        update_prob=torch.lerp(state.update_prob, new.update_prob, u),
         accumulated=torch.where(valid, (1 - u) * a, state.accumulated),
     )
     return held, u

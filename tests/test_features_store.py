@@ -4,11 +4,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from feature_sets import recipe, write_sequence
 from features import store
 from features.errors import FeatureSetError
 from features.reader import FeatureSet
 from features.schema import SHARD_SCHEMA
-from tests.feature_sets import recipe, write_sequence
 
 
 @pytest.fixture

@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from tolerances import assert_close
 from torch import Tensor, nn
 
 from models import SkipGRU, SkipLSTM, SkipState, StridedGate
+from tolerances import assert_close
 
 Layer = SkipLSTM | SkipGRU
 Make = Callable[..., Layer]

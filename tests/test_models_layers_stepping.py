@@ -7,11 +7,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_models_layers import Make, build, each_cell, inputs, state_tensors
-from tolerances import assert_close
 from torch import Tensor
 
 from models import RandomGate, SkipGRU, SkipLSTM, SkipState, StridedGate
+from test_models_layers import Make, build, each_cell, inputs, state_tensors
+from tolerances import assert_close
 
 
 def rows_of(state: SkipState, rows: Tensor) -> SkipState:

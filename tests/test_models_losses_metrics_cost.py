@@ -7,7 +7,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
-from tolerances import TOLERANCES, assert_close
 
 from models import (
     Cost,
@@ -18,6 +17,7 @@ from models import (
     multiply_accumulates,
     task_loss,
 )
+from tolerances import TOLERANCES, assert_close
 
 DOUBLE = TOLERANCES[torch.float64]
 

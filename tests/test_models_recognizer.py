@@ -10,11 +10,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tolerances import assert_close
 from torch import Tensor
 
 from models import LearnedGate, RandomGate, Recognizer, RecognizerConfig, SkipLSTM, StridedGate
 from models.recognizer import CellName, Task
+from tolerances import assert_close
 
 B, T, D, C = 3, 7, 4, 2
 

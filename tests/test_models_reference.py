@@ -11,7 +11,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tolerances import TOLERANCES, assert_close
 
 from models.reference import (
     LayerWeights,
@@ -25,6 +24,7 @@ from models.reference import (
     skip_recurrence,
     update_probability,
 )
+from tolerances import TOLERANCES, assert_close
 
 DOUBLE = TOLERANCES[torch.float64]
 

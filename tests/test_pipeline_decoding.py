@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from videos import frame_number, trim, write_audio_only, write_video
 
 from pipeline import storage
 from pipeline.decoding import DECODERS, Frame, open_video
 from pipeline.decoding_index import _is_hidden
 from pipeline.errors import VideoError
+from videos import frame_number, trim, write_audio_only, write_video
 
 EDGE = Path(__file__).parents[2] / "shared" / "data" / "edge"
 EDGE_FILES = sorted(path for path in EDGE.glob("*/*") if path.suffix in (".mp4", ".mkv", ".mov", ".avi"))

@@ -1,0 +1,74 @@
+"""Runs recorded on a real MLflow server."""
+
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+
+import mlflow
+import pytest
+
+from jobs.tracking import Tracking, log_to_finished_run, start_run
+from pipeline.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("mlflow")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    stores = ["--backend-store-uri", f"sqlite:///{folder}/db", "--artifacts-destination", str(folder / "artifacts")]
+    with (folder / "log").open("w") as log, subprocess.Popen([*command, *stores], stdout=log, stderr=log) as process:
+        uri = f"http://127.0.0.1:{port}"
+        try:
+            wait_until_up(uri, process)
+            yield uri
+        finally:
+            process.terminate()
+
+
+def wait_until_up(uri: str, process: subprocess.Popen) -> None:
+    for _ in range(120):
+        assert process.poll() is None, "the MLflow server ended"
+        try:
+            with urllib.request.urlopen(f"{uri}/health", timeout=1):
+                return
+        except OSError:
+            time.sleep(0.5)
+    raise AssertionError("the MLflow server did not come up")
+
+
+def test_parent_and_children_reach_the_server(server, tmp_path):
+    picture = tmp_path / "figure.png"
+    picture.write_bytes(b"png")
+    with start_run(Tracking(tracking_uri=server, experiment="e"), name="sweep", output=tmp_path) as parent:
+        with parent.child("point") as child:
+            child.log_params({"seed": 3})
+            child.log_metrics({"loss": 0.5}, step=1)
+            child.log_metrics({"loss": 0.25}, step=2)
+        parent.log_files(picture)
+    log_to_finished_run(server, parent.id, [picture])
+    client = mlflow.MlflowClient(server)
+    (found,) = client.search_runs([parent.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.id}'")
+    assert found.info.run_id == child.id
+    assert found.data.params == {"seed": "3"}
+    assert [m.value for m in client.get_metric_history(child.id, "loss")] == [0.5, 0.25]
+    assert [entry.path for entry in client.list_artifacts(parent.id)] == ["figure.png"]
+    assert not (tmp_path / "mlflow.db").exists()
+
+
+@pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt, "KILLED"), (ValueError, "FAILED")])
+def test_a_run_that_breaks_off_says_so(tmp_path, error, status):
+    with pytest.raises(error), start_run(Tracking(), name="a", output=tmp_path) as run:
+        raise error
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    assert client.get_run(run.id).info.status == status
+
+
+def test_a_server_that_is_not_there_is_one_clear_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(InputError, match=r"MLflow at http://127\.0\.0\.1:9 cannot be used"):
+        start_run(Tracking(tracking_uri="http://127.0.0.1:9"), name="a", output=tmp_path)
