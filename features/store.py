@@ -23,7 +23,9 @@ ROWS_PER_GROUP = 8
 
 
 def create(uri: str, recipe: Recipe, *, about: Mapping[str, Any]) -> None:
-    """Write the data card of a new feature set, or accept an existing one of the same recipe.
+    """Write the data card of a new feature set, or go on with an existing one of the same recipe.
+
+    Half-written files of killed workers are removed: one extraction at a time may write to a feature set.
 
     Args:
         about: what a reader should know beyond the recipe, such as the backbone's description.
@@ -40,6 +42,8 @@ def create(uri: str, recipe: Recipe, *, about: Mapping[str, Any]) -> None:
                 f"{existing['recipe']['backbone']}; asked for id {recipe.feature_set_id}, backbone {recipe.backbone}): "
                 "choose another --output"
             )
+        for folder in ("shards", "failures"):
+            storage.remove_temporaries(storage.join(uri, folder))
         return
     card = {"id": recipe.feature_set_id, "recipe": recipe.to_json(), "about": dict(about)}
     storage.write_atomic(card_uri, json.dumps(card, indent=2, sort_keys=True).encode())

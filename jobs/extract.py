@@ -27,7 +27,8 @@ class Settings:
     Attributes:
         manifest: the videos, from skipreel manifest.
         output: the feature set (a folder; made if missing, gone on with if it has the same recipe).
-        backbone: hf:<directory or hub id of the transformers library>, or random:<seed> (a small untrained CNN).
+        backbone: hf:<directory or hub id of the transformers library>, random:<seed> (a small untrained CNN), or
+            small:<directory> (the demo's small CNN).
         rate_hz: frames per second of video.
         decoder: pyav reads everything; decord plain MP4 and Matroska only.
         num_workers: processes that decode and encode; 0 means one per CPU of the cluster.

@@ -123,6 +123,14 @@ def write_table_atomic(uri: str, table: pa.Table, row_group_size: int | None = N
     _replace(uri, lambda stream: pq.write_table(table, stream, compression="zstd", row_group_size=row_group_size))
 
 
+def remove_temporaries(uri: str) -> None:
+    """Delete what killed writers left in a folder (see `write_atomic`); nobody else may be writing there."""
+    for name in _names_below(uri, recursive=False):
+        if name.startswith(".") and name.endswith(".tmp"):
+            filesystem, path = resolve(join(uri, name))
+            filesystem.delete_file(path)
+
+
 def _replace(uri: str, write: Callable[[BinaryIO], None]) -> None:
     with _explained("write", uri):
         path = local_path(uri)

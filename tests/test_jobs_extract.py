@@ -1,5 +1,10 @@
 """Extraction through the command, on a real Ray cluster."""
 
+import signal
+import subprocess
+import sys
+import time
+
 import pyarrow.parquet as pq
 import pytest
 
@@ -33,7 +38,7 @@ def command(folder, *more: str) -> list[str]:
 
 
 def rows(folder) -> list[tuple]:
-    shards = sorted((folder / "features" / "shards").iterdir())
+    shards = sorted((folder / "features" / "shards").glob("*.parquet"))
     return sorted(
         (row["video_id"], row["segment"], *row["frame_index"], *row["features"])
         for shard in shards
@@ -84,3 +89,32 @@ def test_a_changed_video_and_another_recipe_are_refused(mixed, cluster, capsys):
     assert main(command(mixed)) == cli.EXIT_ERROR
     assert "has changed since" in capsys.readouterr().err
     assert rows(mixed) == before
+
+
+def test_a_disk_that_refuses_is_one_clear_line_and_leaves_no_part(mixed, cluster, capsys):
+    (mixed / "features").mkdir()
+    (mixed / "features" / "shards").write_text("in the way of the folder")
+    assert main(command(mixed)) == cli.EXIT_ERROR
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("skipreel extract: ")]
+    assert "shards" in line
+    assert "unexpected" not in line
+    assert not list((mixed / "features").glob("**/*.parquet"))
+
+
+def test_ctrl_c_keeps_finished_shards_whole_and_a_rerun_completes_them(mixed, tmp_path):
+    words = [sys.executable, "-m", "jobs.cli", *command(mixed, "--num-workers", "1")]
+    shards = mixed / "features" / "shards"
+    # Its own process group, as a terminal's Ctrl-C would reach it.
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True, process_group=0) as process:
+        while process.poll() is None and not (shards.is_dir() and list(shards.iterdir())):
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        error = process.communicate(timeout=60)[1]
+    if process.returncode != extract.EXIT_SOME_FAILED:  # it may have finished just before
+        assert process.returncode == cli.EXIT_INTERRUPTED, error
+        assert "interrupted" in error
+        assert "Traceback" not in error
+    assert all(pq.read_table(shard).num_rows for shard in shards.glob("*.parquet"))
+    assert main(command(mixed)) == extract.EXIT_SOME_FAILED
+    assert len({row[0] for row in rows(mixed)}) == len(rows(mixed)) == 12
+    assert all(path.suffix == ".parquet" for path in shards.iterdir())
