@@ -114,7 +114,8 @@ def _sweep(settings: Settings, listing: Path, features: Path) -> sweep.Settings:
         features=str(features),
         output=settings.output,
         budget_weights=BUDGET_WEIGHTS,
-        hidden_size=64,
-        schedule=Schedule(epochs=settings.epochs, batch_size=16, learning_rate=4e-3),
+        hidden_size=96,
+        dropout=0.2,
+        schedule=Schedule(epochs=settings.epochs, batch_size=16, learning_rate=6e-3),
         workers=Workers(num_workers=2),
     )

@@ -44,7 +44,7 @@ class TableRow(TypedDict):
 
 
 class MeasuredRow(TypedDict):
-    """One model run from video files to labels; frames and updates are totals, seconds are means per video."""
+    """One model run from video files to labels; frames and updates are totals, seconds are medians over videos."""
 
     model: str
     videos: int

@@ -7,6 +7,7 @@ import io
 import platform
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -138,14 +139,14 @@ def table_rows(record: SweepRecord) -> list[TableRow]:
 
 def measure(entries: list[VideoEntry], shown: Shown) -> list[MeasuredRow]:
     """Label videos from their files by the network shown and by its dense pass, taking turns: one row each."""
-    predict(entries[0].uri, model=shown.model, backbone=shown.backbone)  # first calls pay for lazy initialisation
+    for look in (predict_dense, predict):  # first calls pay for lazy initialisation
+        look(entries[0].uri, model=shown.model, backbone=shown.backbone)
     runs: dict[str, list[Prediction]] = {"every frame": [], "skipping": []}
     for entry in track(entries, "labelling from video files", total=len(entries)):
         for name, look in (("every frame", predict_dense), ("skipping", predict)):
             runs[name].append(look(entry.uri, model=shown.model, backbone=shown.backbone))
     rows = [_measured(f"{shown.point.settings.model}, {name}", predictions) for name, predictions in runs.items()]
-    every, skipping = (sum(prediction.seconds.total for prediction in runs[name]) for name in runs)
-    rows[1]["speed_up"] = every / skipping
+    rows[1]["speed_up"] = _total(rows[0]) / _total(rows[1])
     return rows
 
 
@@ -153,20 +154,23 @@ def _measured(name: str, predictions: list[Prediction]) -> MeasuredRow:
     cost = predictions[0].cost
     for prediction in predictions[1:]:
         cost += prediction.cost
-    count = len(predictions)
     return {
         "model": name,
-        "videos": count,
+        "videos": len(predictions),
         "frames_total": cost.frames_total,
         "frames_wanted": cost.frames_wanted,
         "frames_decoded": cost.frames_decoded or 0,
         "frames_encoded": cost.frames_encoded or 0,
         "updates": cost.state_updates,
-        "decode_s": sum(p.seconds.decode for p in predictions) / count,
-        "encode_s": sum(p.seconds.encode for p in predictions) / count,
-        "rnn_s": sum(p.seconds.recognise for p in predictions) / count,
+        "decode_s": median(p.seconds.decode for p in predictions),
+        "encode_s": median(p.seconds.encode for p in predictions),
+        "rnn_s": median(p.seconds.recognise for p in predictions),
         "speed_up": None,
     }
+
+
+def _total(row: MeasuredRow) -> float:
+    return row["decode_s"] + row["encode_s"] + row["rnn_s"]
 
 
 def _strip(entry: VideoEntry, shown: Shown, manifest: Manifest) -> tuple[str, bytes]:
@@ -205,7 +209,7 @@ def _tradeoff(record: SweepRecord) -> Figure:
 
 def _summary(record: SweepRecord, point: SweepPoint, measured: list[MeasuredRow]) -> list[SummaryRow]:
     dense = max((p for p in record.points if p.settings.family == "dense"), key=lambda p: p.metric)
-    every, skipping = (row["decode_s"] + row["encode_s"] + row["rnn_s"] for row in measured)
+    every, skipping = map(_total, measured)
     return [
         SummaryRow(
             "frames read",

@@ -1,4 +1,6 @@
+import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -54,7 +56,7 @@ def test_writing_a_shard_again_replaces_it(uri):
 
 def test_a_video_stored_in_two_shards_is_refused(uri):
     write_sequence(uri, "a", values(4))
-    shard = next(iter((__import__("pathlib").Path(uri) / "shards").iterdir()))
+    shard = next(iter((Path(uri) / "shards").iterdir()))
     shard.with_name("copy.parquet").write_bytes(shard.read_bytes())
     with pytest.raises(FeatureSetError, match="'a' twice or with gaps"):
         FeatureSet(uri).load(["a"])
@@ -71,9 +73,16 @@ def test_another_recipe_is_refused_and_the_same_one_accepted(uri):
         store.create(uri, recipe(weights="cd" * 32), about={})
 
 
-def test_id_follows_from_weights_not_from_where_they_lie():
-    import dataclasses
+def test_what_a_killed_writer_left_is_removed_and_nothing_else(uri, tmp_path):
+    write_sequence(uri, "a", values(2))
+    left = tmp_path / "features" / "shards" / ".x.parquet.1234abcd.tmp"
+    left.write_bytes(b"PAR1")
+    store.create(uri, recipe(), about={})
+    assert not left.exists()
+    assert FeatureSet(uri).video_ids() == {"a"}
 
+
+def test_id_follows_from_weights_not_from_where_they_lie():
     moved = dataclasses.replace(recipe(), backbone="hf:elsewhere")
     assert moved.feature_set_id == recipe().feature_set_id
     assert recipe(dim=6).feature_set_id != recipe().feature_set_id
