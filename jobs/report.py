@@ -4,6 +4,7 @@ from compressed bytes to labels; all as one self-contained HTML page.
 
 import csv
 import io
+import os
 import platform
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +12,13 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+import torch
 import tyro
 from matplotlib.figure import Figure
 from PIL import Image
 
 from features.backbones import Backbone
+from features.reader import FeatureSet
 from jobs.closed_loop import Prediction, load_backbone_of, predict, predict_dense
 from jobs.evaluation import TrainedModel, load_model
 from jobs.figures import tradeoff_figure
@@ -25,6 +28,7 @@ from jobs.progress import console, track
 from jobs.sweep_record import SweepPoint, SweepRecord, load_record
 from jobs.tracking import log_to_finished_run
 from jobs.tradeoff import mean_over_seeds, pareto_front
+from pipeline import storage
 from pipeline.decoding import open_video
 from pipeline.manifest import Manifest, VideoEntry, read_manifest
 
@@ -76,7 +80,8 @@ def write_report(settings: Settings) -> Path:
     folder = Path(settings.sweep)
     record = load_record(folder)
     manifest = read_manifest(record.manifest)
-    entries = list(manifest.only(record.test_split).entries)
+    available = FeatureSet(record.features).video_ids()  # a video that failed in extraction would fail here too
+    entries = [entry for entry in manifest.only(record.test_split).entries if entry.video_id in available]
     point = showcase(record.points)
     model = load_model(folder / point.checkpoint)
     shown = Shown(point, model, load_backbone_of(model, name=settings.backbone))
@@ -97,9 +102,7 @@ def write_report(settings: Settings) -> Path:
     files = {"report.html": page.encode(), "tradeoff.png": figure, "tradeoff.csv": _csv(rows)}
     files |= {f"strip-{number}.png": png for number, (_, png) in enumerate(strips, 1)}
     for name, content in files.items():
-        temporary = folder / f".{name}"
-        temporary.write_bytes(content)
-        temporary.replace(folder / name)
+        storage.write_atomic(str(folder / name), content)
     log_to_finished_run(record.mlflow_uri, record.run_id, [folder / name for name in files])
     return folder / "report.html"
 
@@ -251,8 +254,4 @@ def _csv(rows: list[TableRow]) -> bytes:
 
 def machine() -> str:
     """The machine in words, for the report."""
-    import os
-
-    import torch
-
     return f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs, torch {torch.__version__}"

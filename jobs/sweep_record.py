@@ -10,6 +10,7 @@ from jobs.evaluation import METRIC_NAMES, Evaluation
 from jobs.points import ModelSettings
 from jobs.tradeoff import TradeoffPoint
 from models import Cost
+from pipeline import storage
 from pipeline.errors import InputError
 
 FILE = "sweep.json"
@@ -77,9 +78,7 @@ class SweepRecord:
 
     def save(self, folder: Path) -> None:
         """Write sweep.json in one step."""
-        temporary = folder / f".{FILE}"
-        temporary.write_text(json.dumps(asdict(self), indent=2))
-        temporary.replace(folder / FILE)
+        storage.write_atomic(str(folder / FILE), json.dumps(asdict(self), indent=2).encode())
 
 
 def load_record(folder: Path) -> SweepRecord:

@@ -41,7 +41,3 @@ class Sampling:
         last_s = pts[-1] + 2 * _EPSILON_S
         shown = (target_s < np.append(pts[1:], np.inf)) & (target_s <= last_s)
         return np.flatnonzero(shown).astype(np.int64)
-
-    def describe(self) -> dict[str, float]:
-        """The sampling as plain JSON values, for recipes and run parameters; `Sampling(**...)` reads it."""
-        return {"rate_hz": float(self.rate_hz)}

@@ -9,8 +9,6 @@ from jobs.cli import main
 from jobs.cluster import ray_cluster
 from pipeline.synthetic import CorpusConfig, plan_corpus, write_annotations, write_video
 
-SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
-
 
 @pytest.fixture(scope="session")
 def cluster():

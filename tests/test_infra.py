@@ -8,7 +8,9 @@ INFRA = Path(__file__).parents[1] / "infra"
 def test_cluster_file_passes_rays_own_validator():
     from ray.autoscaler._private.util import prepare_config, validate_config
 
-    validate_config(prepare_config(yaml.safe_load((INFRA / "ray-cluster.yaml").read_text())))
+    config = prepare_config(yaml.safe_load((INFRA / "ray-cluster.yaml").read_text()))
+    validate_config(config)
+    assert len(config["provider"]["worker_ips"]) == config["max_workers"]
 
 
 def test_image_copies_only_what_is_there_and_all_packages():

@@ -1,6 +1,5 @@
 """Sampling: checked against its definition, target by target."""
 
-import json
 import math
 
 import numpy as np
@@ -70,7 +69,3 @@ def test_rate_must_be_positive(rate_hz: float) -> None:
 def test_times_must_ascend() -> None:
     with pytest.raises(ValueError, match="ascending"):
         Sampling().select(np.array([0.0, 2.0, 1.0]))
-
-
-def test_description_survives_json() -> None:
-    assert Sampling(**json.loads(json.dumps(Sampling(5).describe()))) == Sampling(5.0)
