@@ -141,7 +141,19 @@ def table_rows(record: SweepRecord) -> list[TableRow]:
 
 
 def measure(entries: list[VideoEntry], shown: Shown) -> list[MeasuredRow]:
-    """Label videos from their files by the network shown and by its dense pass, taking turns: one row each."""
+    """Label videos from their files by the network shown and by its dense pass, taking turns: one row each.
+
+    With one thread, as on a busy cluster: a batch of frames would otherwise spread over cores that one frame cannot use.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return _measure(entries, shown)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _measure(entries: list[VideoEntry], shown: Shown) -> list[MeasuredRow]:
     for look in (predict_dense, predict):  # first calls pay for lazy initialisation
         look(entries[0].uri, model=shown.model, backbone=shown.backbone)
     runs: dict[str, list[Prediction]] = {"every frame": [], "skipping": []}

@@ -155,8 +155,13 @@ class Recognizer(nn.Module):
         The next `wait` frames need be neither decoded nor encoded; then `skip(state, wait)` and step again. See
         `SkipLSTM.step` for `limit` and for what is raised; the mean cell cannot step.
         """
-        x, _ = self._prepare(feature[:, None], torch.ones(feature.shape[0], dtype=torch.int64, device=feature.device))
-        output, state, wait = self._stepping().step(x[:, 0], state, limit=limit)
+        if feature.dim() != 2 or feature.shape[-1] != self.config.feature_dim:
+            raise ValueError(f"a step takes (B, {self.config.feature_dim}), got shape {tuple(feature.shape)}")
+        bad = ~feature.isfinite().all(-1)
+        if bad.any():
+            raise ValueError(f"features of row {int(bad.nonzero()[0])} are not finite")
+        x = (feature.to(self.feature_mean.dtype) - self.feature_mean) / self.feature_std
+        output, state, wait = self._stepping().step(x, state, limit=limit)
         return self.head(self.dropout(output)), state, wait
 
     def skip(self, state: SkipState, num_steps: int | Tensor) -> SkipState:
