@@ -143,7 +143,7 @@ def table_rows(record: SweepRecord) -> list[TableRow]:
 def measure(entries: list[VideoEntry], shown: Shown) -> list[MeasuredRow]:
     """Label videos from their files by the network shown and by its dense pass, taking turns: one row each.
 
-    With one thread, as on a busy cluster: a batch of frames would otherwise spread over cores that one frame cannot use.
+    With one thread, as on a busy cluster: a batch of frames would else spread over cores that one frame cannot use.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
