@@ -106,7 +106,11 @@ def start_run(tracking: Tracking, *, name: str, output: Path) -> TrackedRun:
         if experiment is None:
             # A server chooses its own artifact store; beside a database file the default would be the current folder.
             store = (output.resolve() / "mlartifacts").as_uri() if uri.startswith("sqlite:") else None
-            experiment_id = client.create_experiment(tracking.experiment, artifact_location=store)
+            experiment_id = client.create_experiment(
+                tracking.experiment,
+                artifact_location=store,
+                tags={"mlflow.experimentKind": "custom_model_development"},  # opens the page on runs, not on traces
+            )
         else:
             experiment_id = experiment.experiment_id
         run = client.create_run(experiment_id, run_name=name, tags={MLFLOW_RUN_NAME: name, **_code_tags()})
