@@ -12,8 +12,6 @@ from features.schema import MAX_SEGMENT_FRAMES, Segment
 from pipeline.decoding import open_video
 from pipeline.sampling import Sampling
 
-ENCODE_BATCH = 32
-
 
 def extract_video(uri: str, *, backbone: Backbone, sampling: Sampling, decoder: str = "pyav") -> Iterator[Segment]:
     """Decode the sampled frames of one video and encode them; holds at most one segment in memory.
@@ -25,6 +23,6 @@ def extract_video(uri: str, *, backbone: Backbone, sampling: Sampling, decoder: 
         wanted = sampling.select(video.pts_seconds)
         for number, start in enumerate(range(0, len(wanted), MAX_SEGMENT_FRAMES)):
             index = wanted[start : start + MAX_SEGMENT_FRAMES]
-            blocks = [index[i : i + ENCODE_BATCH] for i in range(0, len(index), ENCODE_BATCH)]
+            blocks = [index[i : i + backbone.batch_size] for i in range(0, len(index), backbone.batch_size)]
             features = [backbone.encode(list(video.read_many(block.tolist()))) for block in blocks]
             yield Segment(number, index.astype(np.int32), video.pts_seconds[index], np.concatenate(features))

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from features.backbones import Backbone, load_backbone
 from features.errors import BackboneError
-from features.extraction import ENCODE_BATCH
 from jobs.evaluation import TrainedModel
 from models import Cost, LearnedGate
 from pipeline.decoding import Video, open_video
@@ -116,8 +115,9 @@ class _Look:
     def features(self, steps: NDArray[np.int64]) -> torch.Tensor:
         """Decode and encode these steps' frames: (len(steps), D) float32."""
         blocks = []
-        for start in range(0, len(steps), ENCODE_BATCH):
-            index = self.frame_index[steps[start : start + ENCODE_BATCH]]
+        size = self.backbone.batch_size
+        for start in range(0, len(steps), size):
+            index = self.frame_index[steps[start : start + size]]
             with self.seconds.measure("decode"):
                 frames = list(self.video.read_many(index.tolist()))
             with self.seconds.measure("encode"):

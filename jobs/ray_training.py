@@ -1,8 +1,10 @@
 """The Ray Train adapter: the same workers train one network after another, so a sweep pays their start only once."""
 
+import signal
 import tempfile
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,7 +93,8 @@ def train_on_ray(
             run_config=RunConfig(name="train", storage_path=storage),
         )
         try:
-            result = trainer.fit()
+            with _ctrl_c_as_usual():
+                result = trainer.fit()
         except ray.train.TrainingFailedError as error:
             raise InputError(_first_cause(error)) from error
         finally:
@@ -101,6 +104,20 @@ def train_on_ray(
         for name, directory in directories.items():
             saved[name].to_directory(str(directory))
     return directories
+
+
+@contextmanager
+def _ctrl_c_as_usual() -> Iterator[None]:
+    """Ray Train takes over Ctrl-C for good, and leaves the program with exit code 0 on it: undo both."""
+    main_thread = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as stop:
+        raise KeyboardInterrupt from stop
+    finally:
+        if main_thread:
+            signal.signal(signal.SIGINT, handler)
 
 
 def _train_worker(config: dict[str, Any]) -> None:
