@@ -5,6 +5,8 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from pipeline.errors import InputError
+
 
 @contextmanager
 def ray_cluster() -> Iterator[None]:
@@ -34,6 +36,19 @@ def num_cpus() -> int:
     import ray
 
     return max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+
+def require_gpus(count: int) -> None:
+    """Refuse work that would wait for GPUs forever.
+
+    Raises:
+        InputError: when the connected cluster has fewer.
+    """
+    import ray
+
+    there = int(ray.cluster_resources().get("GPU", 0))
+    if there < count:
+        raise InputError(f"{count} GPU(s) are needed and the Ray cluster has {there}: use a CPU, or another cluster")
 
 
 def _quiet(debug: bool) -> None:

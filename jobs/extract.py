@@ -11,7 +11,7 @@ from features import store
 from features.backbones import load_backbone
 from features.errors import FeatureSetError
 from features.recipe import Recipe
-from jobs.cluster import num_cpus, ray_cluster
+from jobs.cluster import num_cpus, ray_cluster, require_gpus
 from jobs.progress import console, progress_bar
 from pipeline import storage
 from pipeline.manifest import Manifest, VideoEntry, read_manifest
@@ -56,6 +56,7 @@ def run(settings: Settings) -> int:
     missing = _missing(manifest, output)
     if missing:
         with ray_cluster():
+            require_gpus(1 if settings.device == "cuda" else 0)
             _extract(missing, settings, output=output, sampling=sampling)
     return _summarise(manifest, output)
 

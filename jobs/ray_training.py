@@ -11,6 +11,7 @@ from typing import Any
 
 from features.batches import Task, load_examples
 from features.reader import FeatureSet
+from jobs.cluster import require_gpus
 from jobs.points import ModelSettings, Schedule
 from jobs.training import Epoch, build_recognizer, fit
 from models import save_checkpoint
@@ -78,6 +79,8 @@ def train_on_ray(
     from ray.train.torch import TorchTrainer
     from ray.util.queue import Queue
 
+    if workers.gpu:
+        require_gpus(workers.num_workers)
     cpus_each = min(1.0, ray.cluster_resources().get("CPU", 1) / workers.num_workers)
     queue = Queue(actor_options={"num_cpus": 0})
     relay = threading.Thread(target=_relay, args=(queue, on_epoch), daemon=True)

@@ -7,6 +7,7 @@ import time
 
 import pyarrow.parquet as pq
 import pytest
+import ray
 
 from features import store
 from features.reader import FeatureSet
@@ -99,6 +100,13 @@ def test_a_disk_that_refuses_is_one_clear_line_and_leaves_no_part(mixed, cluster
     assert "shards" in line
     assert "unexpected" not in line
     assert not list((mixed / "features").glob("**/*.parquet"))
+
+
+def test_a_gpu_that_is_not_there_is_refused_instead_of_waited_for(mixed, cluster, capsys):
+    if ray.cluster_resources().get("GPU"):
+        pytest.skip("this machine has a GPU")
+    assert main(command(mixed, "--device", "cuda")) == cli.EXIT_ERROR
+    assert "1 GPU(s) are needed and the Ray cluster has 0" in capsys.readouterr().err
 
 
 def test_ctrl_c_keeps_finished_shards_whole_and_a_rerun_completes_them(mixed, tmp_path):
