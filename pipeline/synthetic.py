@@ -46,8 +46,8 @@ CRF = 26
 def write_video(scene: Scene, path: Path) -> None:
     """Render and encode one scene as an MP4 file (H.264, yuv420p, B-frames); frame n is shown at n / fps seconds.
 
-    The file appears under its name only when it is complete. What is drawn depends on the scene alone; x264, though on one
-    thread, was seen to encode the same frames of busy scenes to slightly different bytes in some runs.
+    The file appears under its name only when it is complete. What is drawn depends on the scene alone; x264, though on
+    one thread, was seen to encode the same frames of busy scenes to slightly different bytes in some runs.
     """
     import av
     from av.video.reformatter import VideoReformatter
