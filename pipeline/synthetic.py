@@ -46,23 +46,21 @@ CRF = 26
 def write_video(scene: Scene, path: Path) -> None:
     """Render and encode one scene as an MP4 file (H.264, yuv420p, B-frames); frame n is shown at n / fps seconds.
 
-    The file appears under its name only when it is complete. What is drawn depends on the scene alone; x264, though on
-    one thread, was seen to encode the same frames of busy scenes to slightly different bytes in some runs.
+    The file appears under its name only when it is complete. One encoder thread, so that the bytes depend on the scene
+    and the encoder's version alone.
     """
     import av
-    from av.video.reformatter import VideoReformatter
 
-    to_yuv = VideoReformatter()
     unfinished = path.with_name(path.name + ".part")
     options = {"crf": str(CRF), "preset": "veryfast", "threads": "1", "g": str(GOP_FRAMES), "bf": str(B_FRAMES)}
+    # With B-frames, x264's macroblock tree gave other bytes for the same frames in one run out of several.
+    options["x264-params"] = "mbtree=0"
     try:
         with av.open(str(unfinished), "w", format="mp4") as container:
             stream = container.add_stream("libx264", rate=scene.fps, options=options)
             stream.width, stream.height, stream.pix_fmt = scene.width, scene.height, "yuv420p"
             for index in range(scene.num_frames):
                 frame = av.VideoFrame.from_ndarray(render_frame(scene, index / scene.fps), format="rgb24")
-                # Left to the encoder, the conversion takes several threads, and the bytes differ in more of the runs.
-                frame = to_yuv.reformat(frame, format="yuv420p", threads=1)
                 container.mux(stream.encode(frame))
             container.mux(stream.encode(None))
         unfinished.replace(path)
