@@ -1,35 +1,31 @@
 """SkipLSTM and SkipGRU: called like torch.nn.LSTM and torch.nn.GRU, with parameters named and shaped as torch's.
 
-Letters: B batch, T steps, D features, H hidden, L layers, G gate blocks of a cell (LSTM 4, GRU 3).
+Letters: B batch, T steps, D features, H hidden, L layers, G gate blocks of a cell (LSTM 4, GRU 3), N of them that layer
+normalisation acts on (LSTM 4, GRU 2: r and z).
 """
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
 
 from models.gates import LEARNED, MAX_WAIT, Gate, LearnedGate, RandomGate, steps_until_update
-from models.reference import (
-    Cell,
-    LayerWeights,
-    SkipState,
-    SkipWeights,
-    accumulate,
-    candidate,
-    gru_cell,
-    gru_cell_reset_after,
-    lstm_cell,
-    skip_recurrence,
-    valid_steps,
-)
-from models.scheduled import scheduled_recurrence
+from models.kernels.problem import CellName
+from models.recurrence import CELLS, Backend, check_backend, recurrence
+from models.reference import LayerWeights, SkipState, SkipWeights, accumulate, candidate
+
+Fetch = Callable[[Tensor, Tensor], Tensor]
+"""(rows (n,) int64, steps (n,) int64) -> their samples (n, D)."""
 
 
 class _SkipLayer(nn.Module, ABC):
     """What the two layers share: parameters, checks of the arguments, the sequence and the single step."""
 
     gate_blocks: ClassVar[int]
+    normalised_blocks: ClassVar[int]
+    dense_kind: ClassVar[type[nn.LSTM] | type[nn.GRU]]
     has_cell_state: ClassVar[bool]
 
     update_weight: nn.Parameter
@@ -44,8 +40,10 @@ class _SkipLayer(nn.Module, ABC):
         num_layers: int = 1,
         *,
         batch_first: bool = False,
-        gate: Gate = LEARNED,
+        gate: Gate | Literal["learned"] = LEARNED,
+        layer_norm: bool = False,
         update_bias: float = 1.0,
+        backend: Backend = "auto",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -57,8 +55,10 @@ class _SkipLayer(nn.Module, ABC):
         self.hidden_size = hidden_size
         self.num_layers = num_layers
         self.batch_first = batch_first
-        self.gate = gate
+        self.gate = LEARNED if gate == "learned" else gate
+        self.layer_norm = layer_norm
         self.initial_update_bias = update_bias
+        self.backend = check_backend(backend)
 
         def parameter(*shape: int) -> nn.Parameter:
             return nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
@@ -69,6 +69,9 @@ class _SkipLayer(nn.Module, ABC):
             setattr(self, f"weight_hh_l{layer}", parameter(rows, hidden_size))
             setattr(self, f"bias_ih_l{layer}", parameter(rows))
             setattr(self, f"bias_hh_l{layer}", parameter(rows))
+            if layer_norm:
+                setattr(self, f"norm_weight_l{layer}", parameter(self.normalised_blocks * hidden_size))
+                setattr(self, f"norm_bias_l{layer}", parameter(self.normalised_blocks * hidden_size))
         self.update_weight = parameter(1, hidden_size)
         self.update_bias = parameter(1)
         self.initial_h = parameter(num_layers, 1, hidden_size)
@@ -76,13 +79,61 @@ class _SkipLayer(nn.Module, ABC):
             self.initial_c = parameter(num_layers, 1, hidden_size)
         self.reset_parameters()
 
+    @property
     @abstractmethod
-    def _cell(self) -> Cell:
-        """The candidate of one layer."""
+    def cell(self) -> CellName:
+        """What one layer computes."""
+
+    @classmethod
+    def from_dense(cls, dense: nn.RNNBase, *, update_bias: float = 1.0, backend: Backend = "auto") -> Self:
+        """A layer with the weights of a torch.nn.LSTM or torch.nn.GRU, which it equals while every gate is open.
+
+        Raises ValueError for a layer of another kind, a bidirectional one, one without biases, with projections, or
+        with dropout between layers.
+        """
+        foreign = {
+            f"the kind {type(dense).__name__}": not isinstance(dense, cls.dense_kind),
+            "bidirectional=True": dense.bidirectional,
+            "bias=False": not dense.bias,
+            "proj_size": dense.proj_size > 0,
+            "dropout between layers": dense.dropout > 0 and dense.num_layers > 1,
+        }
+        found = [name for name, has in foreign.items() if has]
+        if found:
+            raise ValueError(
+                f"{cls.__name__} takes over a torch.nn.{cls.dense_kind.__name__}, not one with {', '.join(found)}"
+            )
+        arguments = _arguments(dense, cast(Tensor, dense.weight_ih_l0))
+        if not cls.has_cell_state:
+            arguments["reset_after"] = True
+        layer = cls(**arguments, update_bias=update_bias, backend=backend)
+        with torch.no_grad():
+            for name, parameter in dense.named_parameters():
+                getattr(layer, name).copy_(parameter)
+            layer.initial_h.zero_()
+            if cls.has_cell_state:
+                layer.initial_c.zero_()
+        return layer
+
+    def to_dense(self) -> nn.LSTM | nn.GRU:
+        """torch's layer with these weights; call it with initial_h, or (initial_h, initial_c), for every row.
+
+        Raises ValueError with layer normalisation, and for a GRU that resets before the recurrent matrix: torch has
+        neither.
+        """
+        if self.layer_norm or self.cell == "gru":
+            raise ValueError(
+                f"torch has no counterpart of {self}: only without layer_norm, and for a GRU with reset_after"
+            )
+        dense = self.dense_kind(**_arguments(self, self.initial_h))
+        with torch.no_grad():
+            for name, parameter in dense.named_parameters():
+                parameter.copy_(getattr(self, name))
+        return dense
 
     @abstractmethod
-    def _open_biases(self, bias_ih: Tensor) -> None:
-        """Sets the biases (G·H,) that start at 1; the others are already 0."""
+    def _open_biases(self, weights: LayerWeights) -> None:
+        """Sets the biases that start at 1; the others are already 0."""
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -93,7 +144,10 @@ class _SkipLayer(nn.Module, ABC):
                     nn.init.xavier_uniform_(block)
             weights.bias_ih.zero_()
             weights.bias_hh.zero_()
-            self._open_biases(weights.bias_ih)
+            if weights.norm_weight is not None and weights.norm_bias is not None:
+                weights.norm_weight.fill_(1)
+                weights.norm_bias.zero_()
+            self._open_biases(weights)
         nn.init.xavier_uniform_(self.update_weight)
         self.update_bias.fill_(self.initial_update_bias)
         self.initial_h.normal_()
@@ -112,32 +166,37 @@ class _SkipLayer(nn.Module, ABC):
 
         Returns (output, state, gates): the top layer's h (T, B, H), held while skipping and in padding; the state after
         each row's last valid step; the gates (T, B), float32 or wider, which carry the straight-through gradient and
-        are 0 in padding.
+        are 0 in padding. With gates that are given or known beforehand they carry none, unless the given ones do.
 
-        Raises ValueError when a shape, a length or a gate is not as above; also for a `state` with a random or strided
-        gate and no `gates`, because a state does not say where in the schedule it stands.
+        Raises ValueError when a shape, a length or a gate is not as above; where a row becomes NaN, by x or a weight
+        that is not finite; for a `state` with a random or strided gate and no `gates`, because a state does not say
+        where in the schedule it stands.
         """
         self._check_input(x)
-        if gates is not None:
-            _check_gates(gates, expected=tuple(x.shape[:2]))
+        if gates is not None and gates.shape != x.shape[:2]:
+            raise ValueError(
+                f"gates must have shape {tuple(x.shape[:2])}, as the input's rows and steps, got {tuple(gates.shape)}"
+            )
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.to(self.initial_h.dtype)  # so that the gate decides in float32 here too
         if self.batch_first:
             x = x.transpose(0, 1)
             gates = None if gates is None else gates.transpose(0, 1)
         num_steps, batch_size = x.shape[:2]
         if lengths is not None:
-            _check_lengths(lengths, num_steps=num_steps, batch_size=batch_size)
-        learned = isinstance(self.gate, LearnedGate)
-        if gates is None and not learned:
+            _check_lengths(lengths, batch_size=batch_size)
+        if gates is None and not isinstance(self.gate, LearnedGate):
             gates = self._scheduled(num_steps, batch_size=batch_size, continues=state is not None)
         state = self.initial_state(batch_size) if state is None else state
-        gates = None if gates is None else gates.to(x.device, state.update_prob.dtype)
-        if gates is None or learned:
-            output, state, gates = skip_recurrence(
-                x, state, self._weights(), cell=self._cell(), lengths=lengths, gates=gates
-            )
-        else:
-            gates = gates * valid_steps(lengths, num_steps=num_steps, batch_size=batch_size, device=x.device)
-            output, state = scheduled_recurrence(x, state, self._weights(), cell=self._cell(), gates=gates)
+        output, state, gates = recurrence(
+            x,
+            state,
+            self._weights(),
+            cell=self.cell,
+            backend=self.backend,
+            lengths=lengths,
+            gates=None if gates is None else gates.to(x.device, state.update_prob.dtype),
+        )
         if self.batch_first:
             output, gates = output.transpose(0, 1), gates.transpose(0, 1)
         return output, state, gates
@@ -149,7 +208,7 @@ class _SkipLayer(nn.Module, ABC):
 
         x (B, D), the next sample of each row -> (output (B, H), state, wait (B,) int64). For `wait` steps nothing need
         be read or computed: `skip(state, wait)`, then step again. wait is `limit` where no update falls within that
-        many steps: pass the steps that remain. Gates agree with `forward` exactly, outputs to rounding.
+        many steps: pass the steps that remain. The rule is `forward`'s, the values are equal to rounding.
 
         Raises ValueError for a wrong shape, for rows not due, and for random or strided gates, whose updates are known
         beforehand: run `forward` on the samples that `gate.schedule` marks, with gates all 1.
@@ -162,8 +221,46 @@ class _SkipLayer(nn.Module, ABC):
         if early.any():
             rows = early.nonzero().flatten().tolist()
             raise ValueError(f"rows {rows} are not due for an update: skip() them first, by the wait that step() gave")
-        state = candidate(x, state, self._weights(), cell=self._cell())
+        state = candidate(x, state, self._weights(), cell=CELLS[self.cell])
         return state.h[-1], state, steps_until_update(state.update_prob, limit=limit) - 1
+
+    @torch.no_grad()
+    def read(self, fetch: Fetch, lengths: Tensor) -> tuple[Tensor, SkipState, Tensor]:
+        """Inference that asks for its input: fetch(rows, steps) is called for the samples that the gates want alone.
+
+        Update k of all rows is one call, so there are as many calls as the busiest row has updates. lengths (B,) int64,
+        1 or more. Returns what `forward` returns for sequences of those lengths; T is the longest.
+
+        Raises ValueError for gates that are not learned, for a length below 1, and for samples of another shape.
+        """
+        self._check_learned("read")
+        if lengths.dim() != 1 or lengths.is_floating_point() or len(lengths) == 0 or (lengths < 1).any():
+            raise ValueError(f"lengths must be (B,) integers, 1 or more, got {lengths.tolist()}")
+        batch_size, num_steps = len(lengths), int(lengths.max())
+        state = self.initial_state(batch_size)
+        output = state.h[-1].new_empty(num_steps, batch_size, self.hidden_size)
+        h, c, update_prob, accumulated = state
+        last = SkipState(h.clone(), None if c is None else c.clone(), update_prob.clone(), accumulated.clone())
+        gates = state.update_prob.new_zeros(num_steps, batch_size)
+        rows, due = torch.arange(batch_size, device=lengths.device), torch.zeros_like(lengths)
+        while len(rows) > 0:
+            held, state, wait = self.step(fetch(rows, due), state, limit=num_steps)
+            gates[due, rows] = 1
+            wait = torch.minimum(wait, lengths[rows] - due - 1)
+            ends = torch.where(due + wait + 1 == lengths[rows], num_steps, due + wait + 1)
+            for row, first, end, h in zip(rows.tolist(), due.tolist(), ends.tolist(), held, strict=True):
+                output[first:end, row] = h
+            state = self._accumulated(state, wait)
+            last.h[:, rows] = state.h
+            if last.c is not None and state.c is not None:
+                last.c[:, rows] = state.c
+            last.update_prob[rows], last.accumulated[rows] = state.update_prob, state.accumulated
+            due = due + 1 + wait
+            on = due < lengths[rows]
+            rows, due, state = rows[on], due[on], _rows_of(state, on)
+        if self.batch_first:
+            output, gates = output.transpose(0, 1), gates.transpose(0, 1)
+        return output, last, gates
 
     def skip(self, state: SkipState, num_steps: int | Tensor) -> SkipState:
         """The state after num_steps (an int, or (B,) int64) skipped steps; only a changes (eq. 5).
@@ -174,14 +271,12 @@ class _SkipLayer(nn.Module, ABC):
         count = torch.as_tensor(num_steps, device=state.accumulated.device).expand_as(state.accumulated)
         if (count < 0).any():
             raise ValueError(f"num_steps must be 0 or more, got {count.tolist()}")
-        accumulated = state.accumulated
-        for n in range(int(count.max())):
-            accumulated = torch.where(n < count, accumulate(state.update_prob, accumulated), accumulated)
-        if (accumulated[count > 0] > 0.5).any():
+        skipped = self._accumulated(state, count)
+        if (skipped.accumulated[count > 0] > 0.5).any():
             raise ValueError(
                 f"skipping {count.tolist()} steps would pass an update: skip at most the wait that step() gave"
             )
-        return state._replace(accumulated=accumulated)
+        return skipped
 
     def initial_state(self, batch_size: int) -> SkipState:
         """The trained s_0 for every row, with (p, a) = (1, 0): the first step is always an update."""
@@ -195,12 +290,23 @@ class _SkipLayer(nn.Module, ABC):
         )
 
     def extra_repr(self) -> str:
-        return f"{self.input_size}, {self.hidden_size}, num_layers={self.num_layers}, gate={self.gate}"
+        return (
+            f"{self.input_size}, {self.hidden_size}, num_layers={self.num_layers}, gate={self.gate}, "
+            f"layer_norm={self.layer_norm}, backend={self.backend}"
+        )
 
     def _weights(self) -> SkipWeights:
-        names = LayerWeights._fields
+        names = LayerWeights._fields if self.layer_norm else LayerWeights._fields[:4]
         layers = (LayerWeights(*(getattr(self, f"{name}_l{i}") for name in names)) for i in range(self.num_layers))
         return SkipWeights(tuple(layers), self.update_weight, self.update_bias)
+
+    @staticmethod
+    def _accumulated(state: SkipState, count: Tensor) -> SkipState:
+        """`count` (B,) steps of waiting (eq. 5), each added as the recurrence adds it."""
+        accumulated = state.accumulated
+        for n in range(int(count.max())):
+            accumulated = torch.where(n < count, accumulate(state.update_prob, accumulated), accumulated)
+        return state._replace(accumulated=accumulated)
 
     def _scheduled(self, num_steps: int, *, batch_size: int, continues: bool) -> Tensor:
         assert not isinstance(self.gate, LearnedGate)
@@ -240,13 +346,15 @@ class SkipLSTM(_SkipLayer):
     """
 
     gate_blocks = 4
+    normalised_blocks = 4
     has_cell_state = True
+    dense_kind = nn.LSTM
+    cell = "lstm"
 
-    def _cell(self) -> Cell:
-        return lstm_cell
-
-    def _open_biases(self, bias_ih: Tensor) -> None:
-        bias_ih.chunk(4)[1].fill_(1)  # the forget gate
+    def _open_biases(self, weights: LayerWeights) -> None:
+        # The forget gate's; layer normalisation would take it away again, so there it is added after.
+        bias = weights.bias_ih if weights.norm_bias is None else weights.norm_bias
+        bias.chunk(4)[1].fill_(1)
 
 
 class SkipGRU(_SkipLayer):
@@ -257,49 +365,33 @@ class SkipGRU(_SkipLayer):
     """
 
     gate_blocks = 3
+    normalised_blocks = 2
     has_cell_state = False
+    dense_kind = nn.GRU
 
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        num_layers: int = 1,
-        *,
-        reset_after: bool = False,
-        batch_first: bool = False,
-        gate: Gate = LEARNED,
-        update_bias: float = 1.0,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
+    def __init__(self, *args: Any, reset_after: bool = False, **kwargs: Any) -> None:
         self.reset_after = reset_after
-        super().__init__(
-            input_size,
-            hidden_size,
-            num_layers,
-            batch_first=batch_first,
-            gate=gate,
-            update_bias=update_bias,
-            device=device,
-            dtype=dtype,
-        )
+        super().__init__(*args, **kwargs)
 
-    def _cell(self) -> Cell:
-        return gru_cell_reset_after if self.reset_after else gru_cell
+    @property
+    def cell(self) -> CellName:
+        return "gru_reset_after" if self.reset_after else "gru"
 
-    def _open_biases(self, bias_ih: Tensor) -> None:
-        bias_ih[: 2 * self.hidden_size].fill_(1)  # r and z
+    def _open_biases(self, weights: LayerWeights) -> None:
+        weights.bias_ih[: 2 * self.hidden_size].fill_(1)  # r and z
 
 
-def _check_lengths(lengths: Tensor, *, num_steps: int, batch_size: int) -> None:
+def _check_lengths(lengths: Tensor, *, batch_size: int) -> None:
     if lengths.shape != (batch_size,) or lengths.is_floating_point():
         raise ValueError(f"lengths must be ({batch_size},) integers, got {tuple(lengths.shape)} of {lengths.dtype}")
-    if ((lengths < 0) | (lengths > num_steps)).any():
-        raise ValueError(f"lengths must be within 0..{num_steps}, the steps of x, got {lengths.tolist()}")
 
 
-def _check_gates(gates: Tensor, *, expected: tuple[int, ...]) -> None:
-    if gates.shape != expected:
-        raise ValueError(f"gates must have shape {expected}, as the input's rows and steps, got {tuple(gates.shape)}")
-    if ((gates != 0) & (gates != 1)).any():
-        raise ValueError("gates must be 0 or 1, got other values")
+def _rows_of(state: SkipState, rows: Tensor) -> SkipState:
+    c = None if state.c is None else state.c[:, rows]
+    return SkipState(state.h[:, rows], c, state.update_prob[rows], state.accumulated[rows])
+
+
+def _arguments(layer: Any, like: Tensor) -> dict[str, Any]:
+    """What torch's constructors and ours have in common."""
+    names = ("input_size", "hidden_size", "num_layers", "batch_first")
+    return {**{name: getattr(layer, name) for name in names}, "device": like.device, "dtype": like.dtype}

@@ -5,16 +5,21 @@ the paper's. The update gate is carried as the pair (p, a) of the released code,
 starts at (1, 0). Outputs equal eqs. 2–5; the straight-through gradients are the ones of the published results, which
 eqs. 2–5 taken literally do not give.
 
-Letters: B batch, T steps, D features, H hidden, L layers, G gate blocks of a cell (LSTM 4, GRU 3).
+Letters: B batch, T steps, D features, H hidden, L layers, G gate blocks of a cell (LSTM 4, GRU 3), N of them that layer
+normalisation reaches (LSTM 4, GRU 2: r and z).
 """
 
+import math
 from collections.abc import Callable
 from itertools import repeat
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - torch's own name for it
+
+NORM_EPSILON: Final = 1e-3
+"""What layer normalisation adds to the standard deviation (not to the variance)."""
 
 
 class SkipState(NamedTuple):
@@ -31,12 +36,17 @@ class SkipState(NamedTuple):
 
 
 class LayerWeights(NamedTuple):
-    """One layer, as torch lays it out: weight_ih (G·H, D), weight_hh (G·H, H), bias_ih and bias_hh (G·H,)."""
+    """One layer, as torch lays it out: weight_ih (G·H, D), weight_hh (G·H, H), bias_ih and bias_hh (G·H,).
+
+    norm_weight and norm_bias (N·H,) are the gain and the bias of layer normalisation, None without it.
+    """
 
     weight_ih: Tensor
     weight_hh: Tensor
     bias_ih: Tensor
     bias_hh: Tensor
+    norm_weight: Tensor | None = None
+    norm_bias: Tensor | None = None
 
 
 class SkipWeights(NamedTuple):
@@ -85,11 +95,27 @@ def update_probability(s: Tensor, update_weight: Tensor, update_bias: Tensor) ->
     return torch.sigmoid((s.to(dtype) * update_weight.to(dtype)).sum(-1) + update_bias.to(dtype))
 
 
+def normalise(pre_activation: Tensor, weights: LayerWeights) -> Tensor:
+    """Layer normalisation of gates (B, N·H): each block a, H wide, becomes gain · (a − mean) / (σ + ε) + bias.
+
+    mean and σ (of the population) are over the H units of a block. Unchanged if the layer does not normalise.
+    """
+    if weights.norm_weight is None or weights.norm_bias is None:
+        return pre_activation
+    hidden_size = weights.weight_hh.shape[-1]
+    a = pre_activation.reshape(*pre_activation.shape[:-1], -1, hidden_size)
+    centred = a - a.mean(-1, keepdim=True)
+    # A norm rather than the root of a mean of squares: its gradient at 0 is 0, that of the root is not a number.
+    sigma: Tensor = torch.linalg.vector_norm(centred, dim=-1, keepdim=True) / math.sqrt(hidden_size)
+    unit = centred / (sigma + NORM_EPSILON)
+    return unit.flatten(-2) * weights.norm_weight + weights.norm_bias
+
+
 def lstm_cell(x: Tensor, h: Tensor, c: Tensor | None, weights: LayerWeights) -> tuple[Tensor, Tensor]:
     """The candidate (h̃, c̃) of an LSTM, gates in torch's order i, f, g, o; shapes as in `Cell`."""
     assert c is not None
     pre_activation = F.linear(x, weights.weight_ih, weights.bias_ih) + F.linear(h, weights.weight_hh, weights.bias_hh)
-    i, f, g, o = pre_activation.chunk(4, dim=-1)
+    i, f, g, o = normalise(pre_activation, weights).chunk(4, dim=-1)
     c_new = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
     return torch.sigmoid(o) * torch.tanh(c_new), c_new
 
@@ -104,7 +130,7 @@ def gru_cell(x: Tensor, h: Tensor, c: Tensor | None, weights: LayerWeights) -> t
     x_rz, x_n = F.linear(x, weights.weight_ih, weights.bias_ih).tensor_split((split,), dim=-1)
     w_rz, w_n = weights.weight_hh.tensor_split((split,))
     b_rz, b_n = weights.bias_hh.tensor_split((split,))
-    r, z = torch.sigmoid(x_rz + F.linear(h, w_rz, b_rz)).chunk(2, dim=-1)
+    r, z = torch.sigmoid(normalise(x_rz + F.linear(h, w_rz, b_rz), weights)).chunk(2, dim=-1)
     n = torch.tanh(x_n + F.linear(r * h, w_n, b_n))
     return torch.lerp(n.to(h.dtype), h, z.to(h.dtype)), None  # autocast leaves n and z in a narrower dtype
 
@@ -112,9 +138,10 @@ def gru_cell(x: Tensor, h: Tensor, c: Tensor | None, weights: LayerWeights) -> t
 def gru_cell_reset_after(x: Tensor, h: Tensor, c: Tensor | None, weights: LayerWeights) -> tuple[Tensor, None]:
     """The candidate h̃ of torch.nn.GRU: as `gru_cell`, but n = tanh(W x + b + r∘(U h + b_hn))."""
     assert c is None
-    x_r, x_z, x_n = F.linear(x, weights.weight_ih, weights.bias_ih).chunk(3, dim=-1)
-    h_r, h_z, h_n = F.linear(h, weights.weight_hh, weights.bias_hh).chunk(3, dim=-1)
-    r, z = torch.sigmoid(x_r + h_r), torch.sigmoid(x_z + h_z)
+    split = 2 * h.shape[-1]
+    x_rz, x_n = F.linear(x, weights.weight_ih, weights.bias_ih).tensor_split((split,), dim=-1)
+    h_rz, h_n = F.linear(h, weights.weight_hh, weights.bias_hh).tensor_split((split,), dim=-1)
+    r, z = torch.sigmoid(normalise(x_rz + h_rz, weights)).chunk(2, dim=-1)
     n = torch.tanh(x_n + r * h_n)
     return torch.lerp(n.to(h.dtype), h, z.to(h.dtype)), None  # autocast leaves n and z in a narrower dtype
 

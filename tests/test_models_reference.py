@@ -21,6 +21,7 @@ from models.reference import (
     gru_cell,
     gru_cell_reset_after,
     lstm_cell,
+    normalise,
     skip_recurrence,
     update_probability,
 )
@@ -250,6 +251,72 @@ def test_gru_candidate_by_hand(reset_after: bool) -> None:
     h_new, c_new = cell(x, h, None, weights)
     assert c_new is None
     assert h_new.item() == close(gru_by_hand(0.8, -0.9, reset_after=reset_after))
+
+
+def normalised_by_hand(values: list[float], gain: list[float], bias: list[float]) -> list[float]:
+    mean = sum(values) / len(values)
+    sigma = math.sqrt(sum((v - mean) ** 2 for v in values) / len(values))
+    return [g * (v - mean) / (sigma + 1e-3) + b for v, g, b in zip(values, gain, bias, strict=True)]
+
+
+def random_layer(blocks: int, *, normalised: int, size: int = 3) -> LayerWeights:
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    rows = blocks * size
+    shapes = (rows, 2), (rows, size), (rows,), (rows,), (normalised * size,), (normalised * size,)
+    return LayerWeights(*(draw(*shape) for shape in shapes))
+
+
+def test_layer_normalisation_by_hand() -> None:
+    layer = random_layer(4, normalised=4)
+    assert layer.norm_weight is not None
+    assert layer.norm_bias is not None
+    a = torch.randn(2, 12, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    actual = normalise(a, layer)
+    for row in range(2):
+        for start in range(0, 12, 3):
+            block = slice(start, start + 3)
+            gain, bias = layer.norm_weight[block].tolist(), layer.norm_bias[block].tolist()
+            assert actual[row, block].tolist() == close(normalised_by_hand(a[row, block].tolist(), gain, bias))
+
+
+def test_layer_normalisation_of_units_that_are_all_alike_is_the_bias_and_has_a_gradient() -> None:
+    layer = random_layer(4, normalised=4)
+    a = torch.full((1, 12), 0.3, dtype=torch.float64, requires_grad=True)
+    actual = normalise(a, layer)
+    assert layer.norm_bias is not None
+    assert_close(actual.detach()[0], layer.norm_bias)
+    (actual * torch.arange(12.0)).sum().backward()
+    assert a.grad is not None
+    assert a.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("reset_after", [False, True])
+def test_a_gru_normalises_r_and_z_but_not_its_candidate(reset_after: bool) -> None:
+    """z far open by its bias: h̃ is h. z far shut: h̃ is n, which knows of the normalisation by r alone."""
+    layer = random_layer(3, normalised=2)
+    cell = gru_cell_reset_after if reset_after else gru_cell
+    x, h = torch.tensor([[0.8, -0.3]], dtype=torch.float64), torch.tensor([[-0.9, 0.2, 0.4]], dtype=torch.float64)
+    gain = torch.zeros(6, dtype=torch.float64)
+    held, _ = cell(x, h, None, layer._replace(norm_weight=gain, norm_bias=torch.full_like(gain, 40)))
+    assert_close(held, h)
+    reset = torch.tensor([-40.0] * 6, dtype=torch.float64)
+    n, _ = cell(x, h, None, layer._replace(norm_weight=gain, norm_bias=reset))
+    pre_activation = x @ layer.weight_ih[6:].T + layer.bias_ih[6:] + (0 if reset_after else layer.bias_hh[6:])
+    assert_close(n, torch.tanh(pre_activation))
+
+
+def test_an_lstm_normalises_all_its_blocks() -> None:
+    layer = random_layer(4, normalised=4)
+    x, h = torch.tensor([[0.8, -0.3]], dtype=torch.float64), torch.tensor([[-0.9, 0.2, 0.4]], dtype=torch.float64)
+    c = torch.tensor([[0.5, -1.0, 0.1]], dtype=torch.float64)
+    bias = torch.tensor([-40.0, 40, 0, 40], dtype=torch.float64).repeat_interleave(3)
+    h_new, c_new = lstm_cell(x, h, c, layer._replace(norm_weight=torch.zeros_like(bias), norm_bias=bias))
+    assert_close(c_new, c)
+    assert_close(h_new, torch.tanh(c))
 
 
 def test_update_probability_by_hand() -> None:

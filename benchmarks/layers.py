@@ -1,0 +1,266 @@
+"""Skip RNN layers against torch.nn.LSTM and torch.nn.GRU of the same size: `python -m benchmarks.layers`.
+
+First the equality of what is timed, then how many times faster than torch's layer each implementation is, by share of steps
+that update; then memory, and the physical limit. Letters: B batch, T steps, D features, H hidden, L layers.
+"""
+
+import statistics
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+import torch
+import tyro
+from torch import Tensor, nn
+
+from benchmarks.timing import Row, machine, paired, peak_bytes, ratio, write_json
+from models import SkipGRU, SkipLSTM
+from models.recurrence import Backend
+
+Cell = Literal["lstm", "gru"]
+Mode = Literal["train", "infer"]
+Layer = SkipLSTM | SkipGRU
+
+OPEN: Final = 30.0
+"""An update bias at which every gate is open."""
+LOGIT_SPREAD: Final = 0.8
+"""Standard deviation of the gate's logit over rows and steps, so that rows fall out of step as they do when trained."""
+
+
+@dataclass(frozen=True)
+class Size:
+    name: str
+    batch: int
+    steps: int
+    features: int
+    hidden: int
+    layers: int
+
+    def __str__(self) -> str:
+        depth = f",L={self.layers}" if self.layers > 1 else ""
+        return f"{self.name} (B={self.batch},T={self.steps},D={self.features},H={self.hidden}{depth})"
+
+    def multiply_accumulates(self, share: float, *, cell: Cell, mode: Mode) -> float:
+        """Of one pass: what the exact gradient needs, so the candidates of skipped steps too; x wants no gradient."""
+        blocks = 4 if cell == "lstm" else 3
+        steps = self.batch * self.steps
+        inputs = [self.features] + [self.hidden] * (self.layers - 1)
+        total = 0.0
+        for layer, width in enumerate(inputs):
+            by_input, by_hidden = blocks * self.hidden * width, blocks * self.hidden**2
+            if mode == "infer":
+                total += share * (by_input + by_hidden)
+                continue
+            total += by_input + share * by_input + 3 * share * by_hidden
+            total += share * by_input if layer > 0 else 0.0
+            total += (1 - share) * self.hidden**2 if cell == "gru" else 0.0  # U_n (r∘h) changes with x
+        return steps * total
+
+
+TRAINING: Final = (
+    Size("A", 256, 50, 2, 110, 1),
+    Size("B", 64, 784, 1, 110, 1),
+    Size("C", 32, 250, 2048, 512, 2),
+    Size("D", 16, 180, 4096, 256, 2),
+)
+INFERENCE: Final = (
+    Size("A64", 64, 50, 2, 110, 1),
+    Size("A1", 1, 50, 2, 110, 1),
+    Size("B64", 64, 784, 1, 110, 1),
+    Size("B1", 1, 784, 1, 110, 1),
+    *TRAINING[2:],
+)
+SHARES: Final = (1.0, 0.5, 0.25, 0.1, 0.03)
+
+TARGETS: Final[dict[tuple[Mode, Backend, str], dict[float, float]]] = {
+    ("train", "event", "A"): {1.0: 0.75, 0.25: 1.0, 0.1: 1.3, 0.03: 1.5},
+    ("train", "event", "B"): {1.0: 0.75, 0.25: 1.0, 0.1: 1.3, 0.03: 1.5},
+    ("train", "event", "C"): {1.0: 0.95, 0.25: 1.5, 0.1: 1.8, 0.03: 2.3},
+    ("train", "event", "D"): {1.0: 1.1, 0.25: 1.5, 0.1: 1.8, 0.03: 2.3},
+    ("train", "cpp", "A"): {1.0: 1.4, 0.25: 2.0, 0.1: 2.3, 0.03: 2.5},
+    ("train", "cpp", "B"): {1.0: 1.4, 0.25: 2.0, 0.1: 2.3, 0.03: 2.5},
+    ("train", "cpp", "C"): {1.0: 1.1, 0.25: 2.0, 0.1: 2.3, 0.03: 2.5},
+    ("train", "cpp", "D"): {1.0: 1.1, 0.25: 2.0, 0.1: 2.3, 0.03: 2.5},
+    ("infer", "event", "C"): {1.0: 0.75, 0.25: 2.4, 0.1: 4.9, 0.03: 14.0},
+    ("infer", "event", "D"): {1.0: 0.75, 0.25: 2.4, 0.1: 4.9, 0.03: 14.0},
+    **{("infer", "cpp", name): {1.0: 1.2, 0.25: 4.0, 0.1: 9.0, 0.03: 20.0} for name in ("A64", "A1", "B64", "B1")},
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """sizes: letters of the sizes to run. quick: the small sizes, two shares, few rounds; under a minute."""
+
+    sizes: tuple[str, ...] = ("A", "B", "C", "D")
+    cells: tuple[Cell, ...] = ("lstm", "gru")
+    threads: tuple[int, ...] = (2, 1)
+    rounds: int = 5
+    quick: bool = False
+    json: Path | None = None
+
+
+def make_dense(size: Size, cell: Cell) -> nn.LSTM | nn.GRU:
+    torch.manual_seed(0)
+    return (nn.LSTM if cell == "lstm" else nn.GRU)(size.features, size.hidden, size.layers)
+
+
+def make_skip(dense: nn.LSTM | nn.GRU, x: Tensor, share: float, backend: Backend) -> Layer:
+    """A layer with torch's weights whose gates open in about `share` of the steps of x (T, B, D)."""
+    torch.manual_seed(1)
+    arguments = dense.input_size, dense.hidden_size, dense.num_layers
+    layer: Layer = (SkipLSTM(*arguments) if isinstance(dense, nn.LSTM) else SkipGRU(*arguments)).to(x.dtype)
+    sample = x[:, :16]
+    with torch.no_grad():
+        for name, parameter in dense.named_parameters():
+            layer.get_parameter(name).copy_(parameter)
+        layer.update_bias.fill_(OPEN)
+        _, state, _ = layer(sample)
+        top = state.h[-1] if state.c is None else state.c[-1]
+        logits = top @ layer.update_weight[0]
+        layer.update_weight.mul_(LOGIT_SPREAD / logits.std() if len(logits) > 1 else 0.1)
+        low, high = -OPEN, OPEN
+        for _ in range(0 if share == 1 else 20):
+            layer.update_bias.fill_((low + high) / 2)
+            if layer(sample)[2].mean() > share:
+                high = layer.update_bias.item()
+            else:
+                low = layer.update_bias.item()
+    layer.backend = backend
+    return layer
+
+
+def step(layer: nn.Module, x: Tensor, weights: Tensor, mode: Mode) -> Callable[[], None]:
+    """One training step with a loss on all outputs, or one inference."""
+
+    def train() -> None:
+        layer.zero_grad()
+        output, *rest = layer(x)
+        loss = (output * weights).sum()
+        (loss + 1e-4 * rest[1].sum() if len(rest) > 1 else loss).backward()
+
+    def infer() -> None:
+        with torch.inference_mode():
+            layer(x)
+
+    return train if mode == "train" else infer
+
+
+def check_equal(size: Size, cell: Cell, share: float) -> None:
+    """Every implementation against the reference in float64, gates and gradients, at this size cut short."""
+    x = torch.randn(min(size.steps, 24), min(size.batch, 4), size.features, dtype=torch.float64)
+    dense = make_dense(size, cell).double()
+    outcomes = {}
+    for backend in ("reference", "event", "cpp"):
+        layer = make_skip(dense, x, share, "reference")
+        layer.backend = backend
+        output, _, gates = layer(x)
+        (output.pow(2).sum() + gates.sum()).backward()
+        outcomes[backend] = [output, gates, *(parameter.grad for parameter in layer.parameters())]
+    for backend, tensors in outcomes.items():
+        for ours, reference in zip(tensors, outcomes["reference"], strict=True):
+            if not torch.allclose(ours, reference, rtol=1e-8, atol=1e-8):
+                raise SystemExit(f"{backend} differs from the reference at {size}, {cell}: nothing is timed")
+
+
+def measure(
+    size: Size, cell: Cell, mode: Mode, settings: Settings
+) -> Iterator[tuple[Backend, float, float, list[float], list[float]]]:
+    """(backend, wanted share, share found, our seconds, torch's seconds), all taken in turn."""
+    torch.manual_seed(2)
+    x = torch.randn(size.steps, size.batch, size.features)
+    weights = torch.randn(size.steps, size.batch, size.hidden)
+    dense = make_dense(size, cell)
+    functions = {"dense": step(dense, x, weights, mode)}
+    shares = (1.0, 0.25) if settings.quick else SHARES
+    found: dict[str, tuple[Backend, float, float]] = {}
+    backends: tuple[Backend, ...] = (
+        ("cpp", "event") if settings.quick or size.batch == 1 else ("cpp", "event", "reference")
+    )
+    for share in shares:
+        for backend in backends:
+            if backend == "reference" and share not in (1.0, 0.25):
+                continue
+            layer = make_skip(dense, x, share, backend if backend != "reference" else "cpp")
+            with torch.inference_mode():
+                actual = layer(x)[2].mean().item()
+            layer.backend = backend
+            name = f"{backend} {share}"
+            functions[name] = step(layer, x, weights, mode)
+            found[name] = backend, share, actual
+    times = paired(functions, rounds=settings.rounds)
+    for name, (backend, share, actual) in found.items():
+        yield backend, share, actual, times[name], times["dense"]
+
+
+def rate() -> float:
+    """Multiply-accumulates a second of torch's matrix product at its best here: the limit of arithmetic."""
+    a, b = torch.randn(2, 2048, 2048)
+    times = paired({"product": lambda: a @ b}, rounds=5)["product"]
+    return 2048**3 / min(times)
+
+
+def main(settings: Settings) -> None:
+    if settings.quick:
+        settings = Settings(sizes=("A",), cells=("lstm",), threads=(2,), rounds=3, quick=True, json=settings.json)
+    rows: list[Row] = []
+    print(machine())
+    wanted = [("train", size) for size in TRAINING] + [("infer", size) for size in INFERENCE]
+    chosen: list[tuple[Mode, Size]] = [(mode, size) for mode, size in wanted if size.name[0] in settings.sizes]  # type: ignore[misc]
+    for threads in settings.threads:
+        torch.set_num_threads(threads)
+        best = rate()
+        print(f"\n{threads} thread(s); torch.mm reaches {best / 1e9:.0f} billion multiply-accumulates a second")
+        print(
+            f"{'':6}{'size':32}{'cell':5}{'backend':10}{'share':>7}{'ms':>10}{'torch ms':>10}{'ratio':>7}  (range)      of the limit   target"
+        )
+        for mode, size in chosen:
+            for cell in settings.cells:
+                check_equal(size, cell, 0.25)
+                for backend, share, actual, ours, peer in measure(size, cell, mode, settings):
+                    middle, low, high = ratio(peer, ours)
+                    seconds = statistics.median(ours)
+                    limit = size.multiply_accumulates(actual, cell=cell, mode=mode) / best
+                    target = TARGETS.get((mode, backend, size.name), {}).get(share)
+                    verdict = "" if target is None else f"{target:5.2f} {'met' if middle >= target else 'MISSED'}"
+                    print(
+                        f"{mode:6}{size!s:32}{cell:5}{backend:10}{actual:7.3f}{1e3 * seconds:10.2f}{1e3 * statistics.median(peer):10.2f}"
+                        f"{middle:7.2f}  ({low:.2f}–{high:.2f}){limit / seconds:12.2f}   {verdict}",
+                        flush=True,
+                    )
+                    name = f"layers/{mode}/{size.name}/{cell}/{backend}/{share}/threads{threads}"
+                    rows.append(Row(name, "s", seconds, statistics.median(peer), middle, target, machine()))
+    if not settings.quick:
+        rows += memory(settings)
+    if settings.json:
+        write_json(settings.json, rows)
+
+
+def memory(settings: Settings) -> list[Row]:
+    """Peak resident bytes of a training step above what stands before it."""
+    rows = []
+    print("\npeak MB of a training step")
+    for size in TRAINING:
+        if size.name not in settings.sizes:
+            continue
+        for cell in settings.cells:
+            x = torch.randn(size.steps, size.batch, size.features)
+            weights = torch.randn(size.steps, size.batch, size.hidden)
+            dense = make_dense(size, cell)
+            peer = peak_bytes(step(dense, x, weights, "train"))
+            backends: tuple[Backend, ...] = ("cpp", "event")
+            for backend in backends:
+                for share in (1.0, 0.25, 0.1):
+                    layer = make_skip(dense, x, share, "cpp")
+                    layer.backend = backend
+                    ours = peak_bytes(step(layer, x, weights, "train"))
+                    print(
+                        f"{size!s:32}{cell:5}{backend:10}{share:7.2f}{ours / 1e6:10.0f}{peer / 1e6:10.0f}{peer / ours:7.2f}"
+                    )
+                    name = f"layers/memory/{size.name}/{cell}/{backend}/{share}"
+                    rows.append(Row(name, "bytes", ours, peer, peer / ours, None, machine()))
+    return rows
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Settings))

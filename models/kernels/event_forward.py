@@ -1,0 +1,150 @@
+"""The forward of models/kernels/torch_ops.py.
+
+Letters: B batch, T steps, H hidden, L layers, E updates in all rows, S = B + E segments, n rows of a batch of updates.
+"""
+
+import torch
+from torch import Tensor
+
+from models.kernels.cells import CELLS, Vectors
+from models.kernels.frontier import Frontier
+from models.kernels.inputs import Inputs, project_beforehand
+from models.kernels.jumps import jumps
+from models.kernels.memory import Held, Memory, Updates, initial_vectors
+from models.kernels.problem import Answer, Problem, Trace
+from models.kernels.segments import accumulate_for, row_ends, waits
+from models.reference import SkipState
+
+
+class Forward:
+    """One forward: `run` makes the updates, `answer` tells what came of them."""
+
+    def __init__(self, problem: Problem, *, save: bool) -> None:
+        self._problem = problem
+        self._cell = CELLS[problem.cell]
+        self._layers = self._cell.layers(problem)
+        self._projection = project_beforehand(problem, self._layers[0]) if save else None
+        self._inputs = Inputs(problem, self._layers[0], projection=self._projection)
+        self._memory = Memory(problem, self._cell, self._layers, save=save)
+        # Candidates of skipped steps, which only gradients of learned gates need, are made of these.
+        self._held = Held(problem, self._cell, self._layers) if save and problem.gates is None else None
+        self._updates = Updates(problem.x.shape[1])
+        self._last = _LastSegments(problem)
+        self._update_weight = problem.weights.update_weight[0]
+
+    def run(self) -> None:
+        problem = self._problem
+        num_steps, batch_size, _ = problem.x.shape
+        segments = torch.arange((num_steps + 1) * batch_size, device=problem.x.device)
+        jump = jumps(problem)
+        frontier = Frontier(jump.first(), row_ends(problem))
+        states, prob = initial_vectors(problem), problem.state.update_prob
+        while len(frontier):
+            places = frontier.going_on()
+            if places is not None:
+                self._last.write(frontier, states, prob)
+                frontier.keep(places)
+                states = [tuple(vector.index_select(0, places) for vector in layer) for layer in states]
+                continue
+            start = batch_size + self._updates.count
+            states, prob = self._update(frontier, states, start=start)
+            self._updates.add(frontier, prob)
+            following = jump.following(frontier.row, frontier.step, prob)
+            frontier.move(following, segments[start : start + len(frontier)])
+
+    def _update(self, frontier: Frontier, old: list[Vectors], *, start: int) -> tuple[list[Vectors], Tensor]:
+        """One update of every row: the new states (n, H), and their p (n,)."""
+        new, saved = self._memory.batch(start, len(frontier))
+        held: list[Tensor] | None = None
+        if self._held is not None and frontier.any_waited:
+            held = self._held.make(old, frontier.segment)
+        for depth, layer in enumerate(self._layers):
+            pre_activation = saved[depth][:, : layer.bias.shape[0]]
+            if depth:
+                torch.addmm(layer.bias, new[depth - 1][0], layer.weight_ih.t(), out=pre_activation)
+            elif frontier.common_step is not None:
+                self._inputs.at(frontier.common_step, out=pre_activation)
+            else:
+                self._inputs.gather(frontier.row, frontier.step, out=pre_activation)
+            products = None if held is None else held[depth]
+            self._cell.advance(saved[depth], old[depth], new[depth], layer, held=products)
+        logit = torch.addmv(self._problem.weights.update_bias, new[-1][-1], self._update_weight)
+        return new, logit.sigmoid_()
+
+    def answer(self, *, save: bool) -> Answer:
+        index = self._updates.index(self._problem.x.device)
+        output, gates = self._spread(index)
+        return Answer(output, self._last.state(), gates, self._trace(index) if save else None)
+
+    def _spread(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Output and gates of all steps."""
+        num_steps, batch_size, _ = self._problem.x.shape
+        gates = self._problem.state.update_prob.new_zeros(num_steps, batch_size)
+        if self._updates.count == gates.numel():
+            output = self._memory.top[batch_size:].view(num_steps, batch_size, -1)
+            return output.clone(), gates.fill_(1)
+        place = index[batch_size:, 1] * batch_size + index[batch_size:, 0]
+        gates.view(-1)[place] = 1
+        # Segments of a row ascend, so the one at a step is the largest one so far.
+        segment = index.new_zeros(num_steps, batch_size)
+        segment[0] = index[:batch_size, 0]
+        segment.view(-1)[place] = torch.arange(batch_size, index.shape[0], device=index.device)
+        segment = segment.cummax(0).values
+        return self._memory.top.index_select(0, segment.flatten()).view(num_steps, batch_size, -1), gates
+
+    def _trace(self, index: Tensor) -> Trace:
+        memory = self._memory
+        held = memory.saved[:0, :, :0]
+        if self._held is not None:
+            self._hold_last()
+            held = self._held.finish(index[:, 3])
+            index[waits(self._problem, index) == 0, 3] = -1
+        return Trace(
+            states=memory.states[:, :, : index.shape[0]].permute(2, 0, 1, 3),
+            saved=memory.saved[:, : self._updates.count].transpose(0, 1),
+            held=held,
+            prob=self._updates.prob(self._problem.state.update_prob),
+            index=index,
+            projection=self._projection,
+        )
+
+    def _hold_last(self) -> None:
+        """The products of segments that no update ends."""
+        assert self._held is not None
+        waiting = (self._last.waits() > 0).nonzero().flatten()
+        states = [tuple(vector.index_select(0, waiting) for vector in layer) for layer in self._last.states]
+        self._held.make(states, self._last.segment[waiting])
+
+
+class _LastSegments:
+    """The segment of each row, its states (B, H) for each layer, p and first step; written when some row has ended."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.states = [tuple(vector.clone() for vector in layer) for layer in initial_vectors(problem)]
+        self.segment = torch.arange(problem.x.shape[1], device=problem.x.device)
+        self._prob = problem.state.update_prob.clone()
+        self._since = torch.full_like(self.segment, -1)
+        self._initial = problem.state
+        self._ends = row_ends(problem)
+
+    def write(self, frontier: Frontier, states: list[Vectors], prob: Tensor) -> None:
+        for layer, now in zip(self.states, states, strict=True):
+            for vector, values in zip(layer, now, strict=True):
+                vector.index_copy_(0, frontier.row, values)
+        self._prob.index_copy_(0, frontier.row, prob)
+        self._since.index_copy_(0, frontier.row, frontier.since)
+        self.segment.index_copy_(0, frontier.row, frontier.segment)
+
+    def waits(self) -> Tensor:
+        """(B,): the valid steps for which it is held."""
+        return (self._ends - self._since).sub_(1).clamp_(min=0)
+
+    def state(self) -> SkipState:
+        h, *c = (torch.stack(layers) for layers in zip(*self.states, strict=True))
+        a = self._initial.accumulated.masked_fill(self._since >= 0, 0)
+        return SkipState(
+            h=h,
+            c=c[0] if c else None,
+            update_prob=self._prob,
+            accumulated=accumulate_for(self._prob, a, self.waits()),
+        )

@@ -1,0 +1,35 @@
+"""The recurrence and its backward in plain torch operators, from update to update.
+
+Update k of all rows that have one is a batch, each row at a step of its own. So what runs in sequence, forward and
+backward, is as long as the largest number of updates of a row, not as T; skipped steps are left out of the forward, and
+go into the backward all at once (models/kernels/skipped.py).
+"""
+
+import torch
+
+from models.kernels.event_backward import Backward
+from models.kernels.event_forward import Forward
+from models.kernels.problem import Adjoints, Answer, Incoming, Problem, Trace
+
+
+def forward(problem: Problem, *, save: bool) -> Answer:
+    """The whole sequence; with a trace if `save`.
+
+    A row whose p is not a number never updates again, and ends with that p.
+    """
+    with torch.no_grad(), torch.autocast(problem.x.device.type, enabled=False):
+        run = Forward(problem, save=save)
+        run.run()
+        return run.answer(save=save)
+
+
+def backward(
+    problem: Problem,
+    trace: Trace,
+    incoming: Incoming,
+    *,
+    needs_x: bool,  # noqa: ARG001 - what it takes is always made
+) -> Adjoints:
+    """The straight-through gradients of `forward`: those of stepping, to rounding."""
+    with torch.no_grad(), torch.autocast(problem.x.device.type, enabled=False):
+        return Backward(problem, trace, incoming).run()

@@ -1,0 +1,359 @@
+"""The recurrence as one differentiable call, whichever implementation computes it.
+
+The fast implementations stand behind two operators registered with torch, `skipreel::skip_rnn` and its backward, so
+that torch.compile, autocast and autograd treat them like torch's own. docs/fast-layers.md says why each exists.
+
+Letters: B batch, T steps, D features, H hidden, L layers.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, Final, Literal, NamedTuple, Protocol, cast, get_args
+
+import torch
+from torch import Tensor
+
+from models.kernels import cpp
+from models.kernels.problem import Adjoints, Answer, CellName, Incoming, Problem, Trace
+from models.reference import (
+    Cell,
+    LayerWeights,
+    SkipState,
+    SkipWeights,
+    gru_cell,
+    gru_cell_reset_after,
+    lstm_cell,
+    skip_recurrence,
+)
+
+Backend = Literal["auto", "reference", "event", "cpp"]
+
+CELLS: Final[dict[CellName, Cell]] = {"lstm": lstm_cell, "gru": gru_cell, "gru_reset_after": gru_cell_reset_after}
+
+_FAST_DTYPES: Final = (torch.float32, torch.float64)
+
+
+def check_backend(backend: str) -> Backend:
+    """The name as given; ValueError for one that does not exist."""
+    if backend not in get_args(Backend):
+        raise ValueError(f"backend must be one of {', '.join(get_args(Backend))}, got {backend!r}")
+    return cast(Backend, backend)
+
+
+def recurrence(
+    x: Tensor,
+    state: SkipState,
+    weights: SkipWeights,
+    *,
+    cell: CellName,
+    backend: Backend = "auto",
+    lengths: Tensor | None = None,
+    gates: Tensor | None = None,
+) -> tuple[Tensor, SkipState, Tensor]:
+    """As `models.reference.skip_recurrence`, computed by `backend`; x (T, B, D) of any strides.
+
+    "auto" takes the C++ implementation on a CPU where it can be built, the event order in torch operators elsewhere,
+    and the reference for what only it can do: dtypes narrower than float32, and given gates that want a gradient.
+
+    Raises ValueError where lengths or gates hold what is not allowed, where a row becomes NaN, and where the backend was
+    named and cannot do this.
+    """
+    batch_first = x.stride(0) <= x.stride(1)
+    by_reference = x.dtype not in _FAST_DTYPES or (gates is not None and gates.requires_grad)
+    if backend == "reference" or (backend == "auto" and by_reference):
+        _check_values(lengths, gates, num_steps=x.shape[0])
+        output, last, used = skip_recurrence(x, state, weights, cell=CELLS[cell], lengths=lengths, gates=gates)
+        _check_finite(last.update_prob)
+        return output, last, used
+    if by_reference:
+        raise ValueError(
+            f"backend {backend!r} takes float32 or float64 and gates that want no gradient, got {x.dtype} and "
+            f"{'gates that want one' if gates is not None and gates.requires_grad else 'none'}: use backend='reference'"
+        )
+    flat = [tensor for layer in weights.layers for tensor in layer if tensor is not None]
+    parameters = [*flat, weights.update_weight, weights.update_bias]
+    differentiable = torch.is_grad_enabled() and any(
+        tensor is not None and tensor.requires_grad for tensor in (x, *state, *parameters)
+    )
+    arguments = _Arguments(
+        x.transpose(0, 1) if batch_first else x,
+        *state,
+        parameters,
+        lengths,
+        gates,
+        cell,
+        backend,
+        batch_first,
+        differentiable,
+    )
+    if differentiable or torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type):
+        output, h, c, update_prob, accumulated, used, *_ = _skip_rnn(*arguments)
+    else:  # the operator's book-keeping takes longer than a short sequence
+        return _answer(arguments)[:3]
+    if batch_first:
+        output, used = output.transpose(0, 1), used.transpose(0, 1)
+    return output, SkipState(h, None if state.c is None else c, update_prob, accumulated), used
+
+
+def _check_values(lengths: Tensor | None, gates: Tensor | None, *, num_steps: int) -> None:
+    if lengths is not None and ((lengths < 0) | (lengths > num_steps)).any():
+        raise ValueError(f"lengths must be within 0..{num_steps}, the steps of x, got {lengths.tolist()}")
+    if gates is not None and ((gates != 0) & (gates != 1)).any():
+        raise ValueError("gates must be 0 or 1, got other values")
+
+
+def _check_finite(update_prob: Tensor) -> None:
+    """A NaN that a row has read stays in its p: one look at the end finds it."""
+    rows = update_prob.isnan().nonzero().flatten().tolist()
+    if rows:
+        raise ValueError(f"rows {rows} became NaN: their x or state, or the weights, are not finite")
+
+
+class _Implementation(Protocol):
+    """What a module of models/kernels offers."""
+
+    def forward(self, problem: Problem, *, save: bool) -> Answer: ...
+
+    def backward(self, problem: Problem, trace: Trace, incoming: Incoming, *, needs_x: bool) -> Adjoints: ...
+
+
+def _implementation(backend: str, problem: Problem) -> _Implementation:
+    """The module that computes this problem; ValueError where the one that was named cannot."""
+    from models.kernels import torch_ops
+
+    normalised = problem.weights.layers[0].norm_weight is not None
+    on_cpu = problem.x.device.type == "cpu"
+    if backend == "event" or (backend == "auto" and (normalised or not on_cpu)):
+        return torch_ops
+    if backend == "cpp" and (normalised or not on_cpu):
+        what = "layer normalisation" if normalised else f"tensors on {problem.x.device}"
+        raise ValueError(f"backend 'cpp' does not do {what}: use backend='auto' or 'event'")
+    if cpp.library() is not None:
+        return cpp
+    if backend == "cpp":
+        raise ValueError("backend 'cpp' could not be built, see the log for why: use backend='auto' or 'event'")
+    return torch_ops
+
+
+class _Arguments(NamedTuple):
+    """What the operator is called with; x is (B, T, D) with batch_first, else (T, B, D), and so are its answers."""
+
+    x: Tensor
+    h: Tensor
+    c: Tensor | None
+    update_prob: Tensor
+    accumulated: Tensor
+    parameters: Sequence[Tensor]
+    lengths: Tensor | None
+    gates: Tensor | None
+    cell: str
+    backend: str
+    batch_first: bool
+    save: bool
+
+    def problem(self) -> Problem:
+        *of_layers, update_weight, update_bias = self.parameters
+        per_layer = len(of_layers) // self.h.shape[0]
+        layers = tuple(
+            LayerWeights(*of_layers[first : first + per_layer]) for first in range(0, len(of_layers), per_layer)
+        )
+        return Problem(
+            x=self._steps_first(self.x),
+            state=SkipState(self.h, self.c, self.update_prob, self.accumulated),
+            weights=SkipWeights(layers, update_weight, update_bias),
+            cell=cast(CellName, self.cell),
+            lengths=None if self.lengths is None else self.lengths.to(self.x.device),
+            gates=None if self.gates is None else self.gates.to(self.x.device) > 0,
+        )
+
+    def _steps_first(self, tensor: Tensor) -> Tensor:
+        return tensor.transpose(0, 1) if self.batch_first else tensor
+
+    def laid_out(self, tensor: Tensor) -> Tensor:
+        """(T, B, …) as the caller has it, and dense."""
+        return self._steps_first(tensor).contiguous()
+
+
+def _answer(arguments: _Arguments) -> Answer:
+    problem = arguments.problem()
+    _check_values(problem.lengths, arguments.gates, num_steps=problem.x.shape[0])
+    with torch.no_grad():
+        answer = _implementation(arguments.backend, problem).forward(problem, save=arguments.save)
+    _check_finite(answer.state.update_prob)
+    return answer
+
+
+@torch.library.custom_op("skipreel::skip_rnn", mutates_args=())
+def _skip_rnn(
+    x: Tensor,
+    h: Tensor,
+    c: Tensor | None,
+    update_prob: Tensor,
+    accumulated: Tensor,
+    parameters: Sequence[Tensor],
+    lengths: Tensor | None,
+    gates: Tensor | None,
+    cell: str,
+    backend: str,
+    batch_first: bool,
+    save: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Output, h, c (empty for a GRU), update_prob, accumulated, gates, and a trace's six tensors (empty without)."""
+    arguments = _Arguments(
+        x, h, c, update_prob, accumulated, parameters, lengths, gates, cell, backend, batch_first, save
+    )
+    answer = _answer(arguments)
+    if answer.trace is None:
+        trace = [x.new_empty(0) for _ in range(4)] + [x.new_empty(0, dtype=torch.int64), x.new_empty(0)]
+    else:
+        *trace, projection = answer.trace
+        trace.append(x.new_empty(0, 0, 0) if projection is None else projection)
+    last = [x.new_empty(0) if part is None else part for part in answer.state]
+    tensors = arguments.laid_out(answer.output), *last, arguments.laid_out(answer.gates), *trace
+    return tuple(_apart(tensors, of=arguments))  # type: ignore[return-value]
+
+
+@_skip_rnn.register_fake
+def _(*args: Any) -> tuple[Tensor, ...]:
+    call = _Arguments(*args)
+    context = torch.library.get_ctx()
+
+    def some(dims: int, dtype: torch.dtype = call.x.dtype) -> Tensor:
+        """A tensor of the trace, whose sizes depend on the gates."""
+        if not call.save:
+            return call.x.new_empty(0, dtype=dtype)
+        return call.x.new_empty([context.new_dynamic_size() for _ in range(dims)], dtype=dtype)
+
+    return (
+        call.x.new_empty(*call.x.shape[:2], call.h.shape[-1]),
+        torch.empty_like(call.h),
+        call.x.new_empty(0) if call.c is None else torch.empty_like(call.c),
+        torch.empty_like(call.update_prob),
+        torch.empty_like(call.accumulated),
+        call.x.new_empty(*call.x.shape[:2]),
+        *(some(4), some(3), some(3), some(1), some(2, torch.int64), some(3)),
+    )
+
+
+@torch.library.custom_op("skipreel::skip_rnn_backward", mutates_args=())
+def _skip_rnn_backward(
+    grads: Sequence[Tensor | None],
+    trace: Sequence[Tensor],
+    needs_x: bool,
+    x: Tensor,
+    h: Tensor,
+    c: Tensor | None,
+    update_prob: Tensor,
+    accumulated: Tensor,
+    parameters: Sequence[Tensor],
+    lengths: Tensor | None,
+    gates: Tensor | None,
+    cell: str,
+    backend: str,
+    batch_first: bool,
+    save: bool,
+) -> list[Tensor]:
+    """Gradients by x (empty unless wanted), h, c (empty for a GRU), update_prob, accumulated, and each parameter."""
+    arguments = _Arguments(
+        x, h, c, update_prob, accumulated, parameters, lengths, gates, cell, backend, batch_first, save
+    )
+    from models.kernels.gradients import parameter_gradients
+
+    problem, kept = arguments.problem(), _trace(trace)
+    by_output, by_h, by_c, by_prob, by_accumulated, by_gates = grads
+    incoming = Incoming(
+        None if by_output is None else arguments._steps_first(by_output),
+        by_h,
+        None if c is None else by_c,
+        by_prob,
+        by_accumulated,
+        None if by_gates is None else arguments._steps_first(by_gates),
+    )
+    adjoints = _implementation(backend, problem).backward(problem, kept, incoming, needs_x=needs_x)
+    by_x, by_weights = parameter_gradients(problem, kept, adjoints, needs_x=needs_x)
+    states = adjoints.states[..., : h.shape[-1]].permute(2, 1, 0, 3)
+    flat = [tensor for layer in by_weights.layers for tensor in layer if tensor is not None]
+    gradients = [
+        x.new_empty(0) if by_x is None else arguments.laid_out(by_x),
+        states[0],
+        x.new_empty(0) if c is None else states[1],
+        adjoints.update_prob,
+        adjoints.accumulated,
+        *flat,
+        by_weights.update_weight,
+        by_weights.update_bias,
+    ]
+    return _apart([gradient.contiguous() for gradient in gradients], of=arguments)
+
+
+def _trace(tensors: Sequence[Tensor]) -> Trace:
+    states, saved, held, prob, index, projection = tensors
+    return Trace(states, saved, held, prob, index, projection if projection.numel() else None)
+
+
+def _apart(tensors: Sequence[Tensor], *, of: _Arguments) -> list[Tensor]:
+    """The same tensors, none sharing memory with another or with the arguments, as torch asks of an operator's answers."""
+    owned = {part.untyped_storage().data_ptr() for part in (*of[:5], *of.parameters) if part is not None}
+    separate = []
+    for tensor in tensors:
+        own = tensor.clone() if tensor.untyped_storage().data_ptr() in owned else tensor
+        owned.add(own.untyped_storage().data_ptr())
+        separate.append(own)
+    return separate
+
+
+@_skip_rnn_backward.register_fake
+def _(_grads: Sequence[Tensor | None], _trace: Sequence[Tensor], needs_x: bool, *args: Any) -> list[Tensor]:
+    call = _Arguments(*args)
+    dense = functools.partial(torch.empty_like, memory_format=torch.contiguous_format)
+    return [
+        dense(call.x) if needs_x else call.x.new_empty(0),
+        dense(call.h),
+        call.x.new_empty(0) if call.c is None else dense(call.c),
+        dense(call.update_prob),
+        dense(call.accumulated),
+        *(dense(tensor) for tensor in call.parameters),
+    ]
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    call = _Arguments(*inputs)
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(*output[6:])
+    ctx.num_parameters = len(call.parameters)
+    ctx.rest = call[8:]
+    ctx.save_for_backward(*call[:5], call.lengths, call.gates, *call.parameters, *output[6:])
+
+
+def _differentiate(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+    x, h, c, update_prob, accumulated, lengths, gates, *tensors = ctx.saved_tensors
+    parameters, trace = tensors[: ctx.num_parameters], tensors[ctx.num_parameters :]
+    by_x, by_h, by_c, by_prob, by_accumulated, *by_parameters = _skip_rnn_backward(
+        list(grads[:6]),
+        trace,
+        ctx.needs_input_grad[0],
+        x,
+        h,
+        c,
+        update_prob,
+        accumulated,
+        parameters,
+        lengths,
+        gates,
+        *ctx.rest,
+    )
+    return (
+        by_x if ctx.needs_input_grad[0] else None,
+        by_h,
+        None if c is None else by_c,
+        by_prob,
+        by_accumulated,
+        by_parameters,
+        *[None] * 6,
+    )
+
+
+_skip_rnn.register_autograd(_differentiate, setup_context=_keep)
+for _device in ("cpu", "cuda"):
+    # The gate decides in float32 whatever runs around it: in bfloat16 several sequences in a hundred would change.
+    _skip_rnn.register_autocast(_device, torch.float32)

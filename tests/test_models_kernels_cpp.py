@@ -1,0 +1,52 @@
+"""The C++ implementation: clean under the sanitizers, and missed gracefully where there is no compiler."""
+
+import logging
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils import cpp_extension
+
+from models import SkipLSTM
+from models.kernels import cpp
+from tolerances import assert_close
+
+DRIVER = Path(__file__).with_name("sanitize_skip_rnn.cpp")
+
+
+@pytest.mark.parametrize("sanitizer", ["address,undefined", "thread"])
+def test_clean_under_sanitizers(sanitizer: str, tmp_path: Path) -> None:
+    program = tmp_path / "driver"
+    flags = ["-std=c++17", "-O1", "-g", f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all", "-pthread"]
+    subprocess.run(["g++", *flags, str(DRIVER), "-o", str(program)], check=True)
+    result = subprocess.run([str(program)], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert result.stdout == "clean\n"
+
+
+def test_without_a_compiler_the_torch_operators_serve_and_one_line_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    def refuse(*_args: object, **_kwargs: object) -> None:
+        raise RuntimeError("Ninja is required to load C++ extensions\nand more that nobody reads")
+
+    layer = SkipLSTM(3, 5)
+    x = torch.randn(7, 2, 3)
+    expected, _, _ = layer(x)
+    monkeypatch.setattr(cpp_extension, "load", refuse)
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    cpp.library.cache_clear()
+    try:
+        with caplog.at_level(logging.WARNING):
+            for _ in range(3):
+                assert_close(layer(x)[0], expected)
+        layer.backend = "cpp"
+        with pytest.raises(ValueError, match="backend 'cpp' could not be built, see the log for why"):
+            layer(x)
+    finally:
+        cpp.library.cache_clear()
+    assert [record.getMessage() for record in caplog.records if "building" not in record.getMessage()] == [
+        "the C++ Skip RNN layers could not be built (Ninja is required to load C++ extensions): slower ones in torch "
+        "operators are used; install g++ and ninja for the fast ones"
+    ]
