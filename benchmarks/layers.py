@@ -1,14 +1,16 @@
 """Skip RNN layers against torch.nn.LSTM and torch.nn.GRU of the same size: `python -m benchmarks.layers`.
 
-First the equality of what is timed, then how many times faster than torch's layer each implementation is, by share of steps
-that update; then memory, and the physical limit. Letters: B batch, T steps, D features, H hidden, L layers.
+First the equality of what is timed; then how many times faster than torch's layer each implementation is, by share of
+steps that update, and how near to the time that the multiply-accumulates alone would take; then memory.
+
+Letters: B batch, T steps, D features, H hidden, L layers.
 """
 
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple, cast
 
 import torch
 import tyro
@@ -163,10 +165,18 @@ def check_equal(size: Size, cell: Cell, share: float) -> None:
                 raise SystemExit(f"{backend} differs from the reference at {size}, {cell}: nothing is timed")
 
 
-def measure(
-    size: Size, cell: Cell, mode: Mode, settings: Settings
-) -> Iterator[tuple[Backend, float, float, list[float], list[float]]]:
-    """(backend, wanted share, share found, our seconds, torch's seconds), all taken in turn."""
+class Measured(NamedTuple):
+    """Seconds of one implementation and of torch's layer, round by round; share wanted, and the share found."""
+
+    backend: Backend
+    share: float
+    found: float
+    ours: list[float]
+    peer: list[float]
+
+
+def measure(size: Size, cell: Cell, mode: Mode, settings: Settings) -> Iterator[Measured]:
+    """All shares and implementations of one size, timed in turn."""
     torch.manual_seed(2)
     x = torch.randn(size.steps, size.batch, size.features)
     weights = torch.randn(size.steps, size.batch, size.hidden)
@@ -190,7 +200,7 @@ def measure(
             found[name] = backend, share, actual
     times = paired(functions, rounds=settings.rounds)
     for name, (backend, share, actual) in found.items():
-        yield backend, share, actual, times[name], times["dense"]
+        yield Measured(backend, share, actual, times[name], times["dense"])
 
 
 def rate() -> float:
@@ -205,35 +215,40 @@ def main(settings: Settings) -> None:
         settings = Settings(sizes=("A",), cells=("lstm",), threads=(2,), rounds=3, quick=True, json=settings.json)
     rows: list[Row] = []
     print(machine())
-    wanted = [("train", size) for size in TRAINING] + [("infer", size) for size in INFERENCE]
-    chosen: list[tuple[Mode, Size]] = [(mode, size) for mode, size in wanted if size.name[0] in settings.sizes]  # type: ignore[misc]
     for threads in settings.threads:
         torch.set_num_threads(threads)
         best = rate()
         print(f"\n{threads} thread(s); torch.mm reaches {best / 1e9:.0f} billion multiply-accumulates a second")
-        print(
-            f"{'':6}{'size':32}{'cell':5}{'backend':10}{'share':>7}{'ms':>10}{'torch ms':>10}{'ratio':>7}  (range)      of the limit   target"
-        )
-        for mode, size in chosen:
-            for cell in settings.cells:
-                check_equal(size, cell, 0.25)
-                for backend, share, actual, ours, peer in measure(size, cell, mode, settings):
-                    middle, low, high = ratio(peer, ours)
-                    seconds = statistics.median(ours)
-                    limit = size.multiply_accumulates(actual, cell=cell, mode=mode) / best
-                    target = TARGETS.get((mode, backend, size.name), {}).get(share)
-                    verdict = "" if target is None else f"{target:5.2f} {'met' if middle >= target else 'MISSED'}"
-                    print(
-                        f"{mode:6}{size!s:32}{cell:5}{backend:10}{actual:7.3f}{1e3 * seconds:10.2f}{1e3 * statistics.median(peer):10.2f}"
-                        f"{middle:7.2f}  ({low:.2f}–{high:.2f}){limit / seconds:12.2f}   {verdict}",
-                        flush=True,
-                    )
-                    name = f"layers/{mode}/{size.name}/{cell}/{backend}/{share}/threads{threads}"
-                    rows.append(Row(name, "s", seconds, statistics.median(peer), middle, target, machine()))
+        columns = f"{'size':32}{'cell':5}{'backend':10}{'share':>7}{'ms':>9}{'torch':>9}{'ratio':>7}"
+        print(f"{'':6}{columns}  range      of limit  target")
+        for mode, size in [("train", size) for size in TRAINING] + [("infer", size) for size in INFERENCE]:
+            if size.name[0] in settings.sizes:
+                rows += compare(size, cast(Mode, mode), settings, threads=threads, best=best)
     if not settings.quick:
         rows += memory(settings)
     if settings.json:
         write_json(settings.json, rows)
+
+
+def compare(size: Size, mode: Mode, settings: Settings, *, threads: int, best: float) -> list[Row]:
+    """Prints and returns the rows of one size; best: multiply-accumulates a second."""
+    rows = []
+    for cell in settings.cells:
+        check_equal(size, cell, 0.25)
+        for backend, share, found, ours, peer in measure(size, cell, mode, settings):
+            middle, low, high = ratio(peer, ours)
+            seconds, dense = statistics.median(ours), statistics.median(peer)
+            limit = size.multiply_accumulates(found, cell=cell, mode=mode) / best
+            target = TARGETS.get((mode, backend, size.name), {}).get(share)
+            verdict = "" if target is None else f"{target:5.2f} {'met' if middle >= target else 'MISSED'}"
+            print(
+                f"{mode:6}{size!s:32}{cell:5}{backend:10}{found:7.3f}{1e3 * seconds:9.2f}{1e3 * dense:9.2f}"
+                f"{middle:7.2f}  {low:.2f}–{high:.2f}{limit / seconds:10.2f}  {verdict}",
+                flush=True,
+            )
+            name = f"layers/{mode}/{size.name}/{cell}/{backend}/{share}/threads{threads}"
+            rows.append(Row(name, "s", seconds, dense, middle, target, machine()))
+    return rows
 
 
 def memory(settings: Settings) -> list[Row]:
@@ -254,9 +269,8 @@ def memory(settings: Settings) -> list[Row]:
                     layer = make_skip(dense, x, share, "cpp")
                     layer.backend = backend
                     ours = peak_bytes(step(layer, x, weights, "train"))
-                    print(
-                        f"{size!s:32}{cell:5}{backend:10}{share:7.2f}{ours / 1e6:10.0f}{peer / 1e6:10.0f}{peer / ours:7.2f}"
-                    )
+                    megabytes = f"{ours / 1e6:9.0f}{peer / 1e6:9.0f}"
+                    print(f"{size!s:32}{cell:5}{backend:10}{share:7.2f}{megabytes}{peer / ours:7.2f}")
                     name = f"layers/memory/{size.name}/{cell}/{backend}/{share}"
                     rows.append(Row(name, "bytes", ours, peer, peer / ours, None, machine()))
     return rows

@@ -55,8 +55,8 @@ def recurrence(
     "auto" takes the C++ implementation on a CPU where it can be built, the event order in torch operators elsewhere,
     and the reference for what only it can do: dtypes narrower than float32, and given gates that want a gradient.
 
-    Raises ValueError where lengths or gates hold what is not allowed, where a row becomes NaN, and where the backend was
-    named and cannot do this.
+    Raises ValueError where lengths or gates hold what is not allowed, where a row becomes NaN, and where the backend
+    was named and cannot do this.
     """
     batch_first = x.stride(0) <= x.stride(1)
     by_reference = x.dtype not in _FAST_DTYPES or (gates is not None and gates.requires_grad)
@@ -292,7 +292,7 @@ def _trace(tensors: Sequence[Tensor]) -> Trace:
 
 
 def _apart(tensors: Sequence[Tensor], *, of: _Arguments) -> list[Tensor]:
-    """The same tensors, none sharing memory with another or with the arguments, as torch asks of an operator's answers."""
+    """The same, none sharing memory with another or with the arguments, as torch asks of an operator's answers."""
     owned = {part.untyped_storage().data_ptr() for part in (*of[:5], *of.parameters) if part is not None}
     separate = []
     for tensor in tensors:

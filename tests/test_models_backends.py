@@ -360,7 +360,7 @@ def test_values_out_of_range_are_refused(backend: Backend) -> None:
 
 
 def test_an_unknown_backend_is_refused() -> None:
-    with pytest.raises(ValueError, match="backend must be one of auto, reference, event, cpp.*got 'cuda'"):
+    with pytest.raises(ValueError, match=r"backend must be one of auto, reference, event, cpp.*got 'cuda'"):
         SkipGRU(2, 3, backend="cuda")  # type: ignore[arg-type]
 
 

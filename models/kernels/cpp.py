@@ -113,7 +113,7 @@ def _build(target: Path, flags: list[str]) -> None:
         built = cpp_extension.load(
             "skip_rnn", str(_SOURCE), extra_cflags=flags, build_directory=directory, is_python_module=False
         )
-        os.replace(built, target)
+        Path(str(built)).replace(target)
 
 
 @contextlib.contextmanager
@@ -261,7 +261,7 @@ class _Layout:
         hidden = self.hidden_size
         for depth, width in enumerate(self._widths()):
             sizes = [self.projected * width, self.projected * self.padded, self.projected, self.padded]
-            *blocks, b_hn = sums[: sum(sizes)].split(sizes)
+            *blocks, b_hn = torch.split(sums[: sum(sizes)], sizes)
             sums = sums[sum(sizes) :]
             by_input, by_hidden, bias = (block.view(self.num_gates, self.padded, -1)[:, :hidden] for block in blocks)
             bias_ih = bias.flatten()
