@@ -3,6 +3,7 @@
 Letters: B batch, T steps, D features, H hidden, L layers.
 """
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import pytest
@@ -27,8 +28,12 @@ each_cell = pytest.mark.parametrize("cell", CELLS)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _compiled() -> None:
+def _compiled_and_quick() -> Iterator[None]:
     assert cpp.library() is not None, "these tests need g++ and ninja"
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # threads that wait for each other over a few numbers take longer than the numbers
+    yield
+    torch.set_num_threads(before)
 
 
 def build(cell: str, *sizes: int, update_bias: float = -2.0, seed: int = 0, **arguments: Any) -> Layer:

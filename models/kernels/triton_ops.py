@@ -8,6 +8,7 @@ Letters: B batch, T steps, H hidden, G gate blocks, K state vectors (LSTM 2: h, 
 B + E segments.
 """
 
+import functools
 import importlib.util
 import os
 from collections.abc import Iterator
@@ -30,9 +31,10 @@ MAX_HIDDEN: Final = 128
 
 _ALIGNED: Final = 4
 """Floats that are loaded at once."""
-_OPTIONS: Final = {"num_warps": 8, "num_stages": 1, "enable_fp_fusion": True}
+OPTIONS: Final[dict[str, Any]] = {"num_warps": 8, "num_stages": 1, "enable_fp_fusion": True}
 
 
+@functools.cache
 def available() -> bool:
     """Whether Triton is installed."""
     return importlib.util.find_spec("triton") is not None
@@ -175,7 +177,7 @@ def _launch(kernel: str, problem: Problem, *arguments: Any, **constants: Any) ->
         OPERAND=operand and triton_kernels.OPERANDS[operand],
         GIVEN=problem.gates is not None,
         **constants,
-        **_OPTIONS,
+        **OPTIONS,
     )
 
 
