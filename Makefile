@@ -28,8 +28,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $(INSTALLED)
 
+# Not Triton: a torch for CUDA wants one version of it and no other.
 lock: $(INSTALLED)
-	@(head -n 1 constraints.txt; $(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//') > constraints.new
+	@(head -n 1 constraints.txt; $(BIN)/python -m pip freeze --exclude-editable --exclude triton | sed 's/+cpu$$//') > constraints.new
 	@mv constraints.new constraints.txt
 
 mlflow: $(INSTALLED)

@@ -26,7 +26,7 @@ from models.reference import (
     skip_recurrence,
 )
 
-Backend = Literal["auto", "reference", "event", "cpp"]
+Backend = Literal["auto", "reference", "event", "cpp", "triton"]
 
 CELLS: Final[dict[CellName, Cell]] = {"lstm": lstm_cell, "gru": gru_cell, "gru_reset_after": gru_cell_reset_after}
 
@@ -54,6 +54,7 @@ def recurrence(
 
     "auto" takes the C++ implementation on a CPU where it can be built, the event order in torch operators elsewhere,
     and the reference for what only it can do: dtypes narrower than float32, and given gates that want a gradient.
+    "triton" is taken by name alone until it has passed `python -m benchmarks.gpu` on a GPU.
 
     Raises ValueError where lengths or gates hold what is not allowed, where a row becomes NaN, and where the backend
     was named and cannot do this.
@@ -118,21 +119,25 @@ class _Implementation(Protocol):
 
 
 def _implementation(backend: str, problem: Problem) -> _Implementation:
-    """The module that computes this problem; ValueError where the one that was named cannot."""
-    from models.kernels import torch_ops
+    """The module that computes this problem; ValueError where the one that was named cannot.
 
-    normalised = problem.weights.layers[0].norm_weight is not None
-    on_cpu = problem.x.device.type == "cpu"
-    if backend == "event" or (backend == "auto" and (normalised or not on_cpu)):
-        return torch_ops
-    if backend == "cpp" and (normalised or not on_cpu):
-        what = "layer normalisation" if normalised else f"tensors on {problem.x.device}"
-        raise ValueError(f"backend 'cpp' does not do {what}: use backend='auto' or 'event'")
-    if cpp.library() is not None:
-        return cpp
-    if backend == "cpp":
-        raise ValueError("backend 'cpp' could not be built, see the log for why: use backend='auto' or 'event'")
-    return torch_ops
+    Loaded when wanted: whether Triton interprets its kernels is settled by the environment at their import.
+    """
+    if backend in ("auto", "cpp"):
+        hindrance = cpp.hindrance(problem)
+        if hindrance is None:
+            return cpp
+    elif backend == "triton":
+        from models.kernels import triton_ops
+
+        hindrance = triton_ops.hindrance(problem)
+        if hindrance is None:
+            return triton_ops
+    if backend in ("cpp", "triton"):
+        raise ValueError(f"backend {backend!r} cannot do this ({hindrance}): use backend='auto' or 'event'")
+    from models.kernels import event
+
+    return event
 
 
 class _Arguments(NamedTuple):

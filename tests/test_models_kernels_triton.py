@@ -25,11 +25,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from models import SkipGRU, SkipLSTM
 from models.kernels import triton_ops
 from models.kernels.problem import Adjoints, Answer, CellName, Incoming, Problem
 from models.kernels.triton_ops import Tiling
 from models.reference import accumulate
-from test_models_kernels_torch_ops import autograd, gradients, make_problem, reference, uneven
+from test_models_kernels_event import autograd, gradients, make_problem, reference, uneven
 from tolerances import assert_close
 
 CELLS: tuple[CellName, ...] = ("lstm", "gru", "gru_reset_after")
@@ -71,7 +72,7 @@ def compiling(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
 
 def answers(problem: Problem, upstream: list[Tensor | None]) -> tuple[Answer, Answer, Adjoints]:
     """Forward without a trace and with one, and the backward of the latter."""
-    assert triton_ops.supports(problem) is None
+    assert triton_ops.hindrance(problem) is None
     answer = triton_ops.forward(problem, save=True)
     assert answer.trace is not None
     incoming = Incoming(*upstream)._replace(**({} if problem.gates is None else {"gates": None}))
@@ -272,26 +273,52 @@ def check_nan(cell: CellName) -> None:
 
 
 @needs_triton
+@each_cell
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_a_layer_takes_it_by_name(interpreted: Run, cell: CellName, batch_first: bool) -> None:
+    interpreted(check_layer, cell, batch_first=batch_first)
+
+
+def check_layer(cell: CellName, *, batch_first: bool) -> None:
+    torch.manual_seed(0)
+    arguments = {"update_bias": -1.0, "batch_first": batch_first}
+    layer = SkipLSTM(3, 7, **arguments) if cell == "lstm" else SkipGRU(3, 7, reset_after=cell != "gru", **arguments)
+    x = torch.randn(5, 9, 3) if batch_first else torch.randn(9, 5, 3)
+    found = {}
+    for backend in ("reference", "triton"):
+        layer.backend = backend
+        layer.zero_grad()
+        output, state, gates = layer(x, lengths=LENGTHS)
+        (output.pow(2).sum() + state.h.sum() + gates.sum()).backward()
+        found[backend] = [output, state.h, gates, *(parameter.grad for parameter in layer.parameters())]
+    for ours, expected in zip(found["triton"], found["reference"], strict=True):
+        assert_close(ours, expected)
+
+
+@needs_triton
 def test_it_says_what_it_does_not_do(interpreted: Run) -> None:
-    interpreted(check_supports)
-    assert triton_ops.supports(small("lstm")) == "tensors on cpu"
+    interpreted(check_hindrances)
+    assert triton_ops.hindrance(small("lstm")) == "tensors on cpu"
 
 
-def check_supports() -> None:
-    assert triton_ops.supports(small("gru", size=128)) is None
-    assert triton_ops.supports(small("gru", size=129)) == "more than 128 hidden units"
-    assert triton_ops.supports(small("gru", num_layers=2)) == "2 layers"
-    assert triton_ops.supports(small("lstm", norm=True)) == "layer normalisation"
-    assert triton_ops.supports(make_problem("lstm")) == "torch.float64"
+def check_hindrances() -> None:
+    assert triton_ops.hindrance(small("gru", size=128)) is None
+    assert triton_ops.hindrance(small("gru", size=129)) == "more than 128 hidden units"
+    assert triton_ops.hindrance(small("gru", num_layers=2)) == "2 layers"
+    assert triton_ops.hindrance(small("lstm", norm=True)) == "layer normalisation"
+    assert triton_ops.hindrance(make_problem("lstm")) == "torch.float64"
 
 
 def test_without_triton_it_can_be_imported_and_says_so() -> None:
     code = (
-        "import sys; from models.kernels import triton_ops; assert 'triton' not in sys.modules;"
-        "sys.modules['triton'] = None; print(triton_ops.available(), triton_ops.supports(None))"
+        "import sys; from models import SkipLSTM; from models.kernels import triton_ops; import torch;"
+        "assert 'triton' not in sys.modules; sys.modules['triton'] = None;"
+        "SkipLSTM(2, 3, backend='triton')(torch.zeros(4, 1, 2))"
     )
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=120)
-    assert done.stdout == "False no Triton\n"
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=120)
+    assert done.stderr.endswith(
+        "ValueError: backend 'triton' cannot do this (Triton is not installed): use backend='auto' or 'event'\n"
+    )
 
 
 @needs_triton

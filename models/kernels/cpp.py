@@ -76,6 +76,15 @@ _Adjoints = _structure(
 )
 
 
+def hindrance(problem: Problem) -> str | None:
+    """None if this problem can be computed here, otherwise what is in the way."""
+    if problem.weights.layers[0].norm_weight is not None:
+        return "layer normalisation"
+    if problem.x.device.type != "cpu":
+        return f"tensors on {problem.x.device}"
+    return None if library() is not None else "it could not be built, the log says why"
+
+
 @functools.cache
 def library() -> ctypes.CDLL | None:
     """The compiled library; None, with one line in the log, where it cannot be built.

@@ -1,6 +1,6 @@
 """The recurrence and its backward on a GPU: what runs in sequence is one Triton kernel each way.
 
-A program of the kernel owns a few rows and takes them from update to update, as models/kernels/torch_ops.py does with
+A program of the kernel owns a few rows and takes them from update to update, as models/kernels/event does with
 the whole batch, but launches nothing in between. What is not a sequence, such as W x + b of all steps, which inference
 makes too, and what skipped steps do to the gates' gradients, stays with torch's operators.
 
@@ -8,7 +8,6 @@ Letters: B batch, T steps, H hidden, G gate blocks, K state vectors (LSTM 2: h, 
 B + E segments.
 """
 
-import functools
 import importlib.util
 import os
 from collections.abc import Iterator
@@ -19,9 +18,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
-from models.kernels.cells import CELLS, Cell, Layer
-from models.kernels.gate_terms import final_adjoint, gate_terms
-from models.kernels.jumps import jumps
+from models.kernels.event.cells import CELLS, Cell, Layer
+from models.kernels.event.gate_terms import final_adjoint, gate_terms
+from models.kernels.event.jumps import jumps
 from models.kernels.problem import Adjoints, Answer, Incoming, Problem, Trace
 from models.kernels.segments import FlatRows, row_ends, waits
 from models.reference import SkipState
@@ -34,21 +33,16 @@ _ALIGNED: Final = 4
 OPTIONS: Final[dict[str, Any]] = {"num_warps": 8, "num_stages": 1, "enable_fp_fusion": True}
 
 
-@functools.cache
-def available() -> bool:
-    """Whether Triton is installed."""
-    return importlib.util.find_spec("triton") is not None
-
-
-def supports(problem: Problem) -> str | None:
+def hindrance(problem: Problem) -> str | None:
     """None if this problem can be computed here, otherwise what is in the way."""
-    if not available():
-        return "no Triton"
+    layer, *upper = problem.weights.layers
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed"
     if not problem.x.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
         return f"tensors on {problem.x.device}"
-    if len(problem.weights.layers) > 1:
-        return f"{len(problem.weights.layers)} layers"
-    if problem.weights.layers[0].norm_weight is not None:
+    if upper:
+        return f"{1 + len(upper)} layers"
+    if layer.norm_weight is not None:
         return "layer normalisation"
     if problem.x.dtype != torch.float32:
         return str(problem.x.dtype)

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from models.kernels import torch_ops
+from models.kernels import event
+from models.kernels.event.memory import Memory
 from models.kernels.gradients import parameter_gradients
-from models.kernels.memory import Memory
 from models.kernels.problem import Adjoints, Answer, CellName, Incoming, Problem, Trace
 from models.reference import (
     LayerWeights,
@@ -129,10 +129,10 @@ def autograd(problem: Problem, parts: list[Tensor | None], upstream: list[Tensor
 
 def run(problem: Problem, upstream: list[Tensor | None]) -> tuple[Answer, dict[str, Tensor]]:
     """The answer and all gradients of the code under test."""
-    answer = torch_ops.forward(problem, save=True)
+    answer = event.forward(problem, save=True)
     assert answer.trace is not None
     incoming = Incoming(*upstream)._replace(**({} if problem.gates is None else {"gates": None}))
-    adjoints = torch_ops.backward(problem, answer.trace, incoming, needs_x=True)
+    adjoints = event.backward(problem, answer.trace, incoming, needs_x=True)
     return answer, gradients(problem, answer.trace, adjoints)
 
 
@@ -149,7 +149,7 @@ def check(problem: Problem) -> None:
     parts = reference(problem)
     upstream = uneven(parts)
     answer, actual = run(problem, upstream)
-    for one in (answer, torch_ops.forward(problem, save=False)):
+    for one in (answer, event.forward(problem, save=False)):
         *values, gates = [one.output, *one.state, one.gates]
         assert torch.equal(gates, parts[-1])
         for value, expected in zip(values, parts, strict=False):
@@ -192,7 +192,7 @@ def test_equal_to_stepping(cell: CellName, norm: bool, num_layers: int, gating: 
 @pytest.mark.parametrize(("gating", "fewest", "most"), [("mixed", 0.2, 0.6), ("sharp", 0.2, 0.8), ("open", 0.9, 1)])
 def test_these_gates_are_what_they_are_called(gating: str, fewest: float, most: float) -> None:
     bias, sharpness = GATING[gating]
-    gates = torch_ops.forward(make_problem("lstm", update_bias=bias, sharpness=sharpness), save=False).gates
+    gates = event.forward(make_problem("lstm", update_bias=bias, sharpness=sharpness), save=False).gates
     assert fewest < gates.mean() <= most
     if gating == "sharp":
         assert len(set(gates.sum(0).tolist())) > 1
@@ -291,7 +291,7 @@ def test_ties_are_those_of_stepping_bit_for_bit(p: float, dtype: torch.dtype) ->
     state = problem.state._replace(update_prob=torch.full((BATCH_SIZE,), p, dtype=dtype, requires_grad=True))
     problem = problem._replace(state=state)
     parts = reference(problem)
-    answer = torch_ops.forward(problem, save=False)
+    answer = event.forward(problem, save=False)
     assert torch.equal(answer.gates, parts[-1])
     assert torch.equal(answer.state.update_prob, parts[-3])
     assert torch.equal(answer.state.accumulated, parts[-2])
@@ -302,7 +302,7 @@ def test_ties_are_those_of_stepping_bit_for_bit(p: float, dtype: torch.dtype) ->
 @each_cell
 def test_the_last_accumulation_is_that_of_stepping_bit_for_bit(cell: CellName) -> None:
     problem = make_problem(cell, shape=(40, BATCH_SIZE, 3), update_bias=-3, midway=True)
-    answer = torch_ops.forward(problem, save=False)
+    answer = event.forward(problem, save=False)
     waited = 39 - torch.where(answer.gates > 0, torch.arange(40)[:, None], -1).amax(0)
     assert waited.max() > 2
     for row, steps in enumerate(waited.tolist()):
@@ -329,8 +329,8 @@ def test_two_runs_are_equal_bit_for_bit(cell: CellName, dtype: torch.dtype) -> N
 def test_float32_gradients_are_those_of_float64(cell: CellName, norm: bool, update_bias: float) -> None:
     problem = make_problem(cell, num_layers=2, norm=norm, update_bias=update_bias)
     check_float32(problem)
-    output = torch_ops.forward(narrowed(problem), save=False).output
-    assert_close(output, torch_ops.forward(problem, save=False).output.float())
+    output = event.forward(narrowed(problem), save=False).output
+    assert_close(output, event.forward(problem, save=False).output.float())
 
 
 @pytest.mark.parametrize("part", ["output", "h", "c", "update_prob", "accumulated", "gates"])
@@ -415,10 +415,10 @@ def narrowed(problem: Problem) -> Problem:
 @pytest.mark.parametrize("save", [False, True])
 def test_a_row_that_is_not_a_number_updates_no_more_and_says_so(cell: CellName, save: bool) -> None:
     problem = make_problem(cell, update_bias=1.0)
-    expected = torch_ops.forward(problem, save=False)
+    expected = event.forward(problem, save=False)
     x = problem.x.detach().clone()
     x[4, 2] = torch.nan
-    answer = torch_ops.forward(problem._replace(x=x), save=save)
+    answer = event.forward(problem._replace(x=x), save=save)
     assert answer.state.update_prob.isnan().tolist() == [False, False, True, False, False]
     assert answer.gates[:, 2].tolist() == [1] * 5 + [0] * 6
     others = [0, 1, 3, 4]
@@ -426,14 +426,14 @@ def test_a_row_that_is_not_a_number_updates_no_more_and_says_so(cell: CellName, 
     if answer.trace is not None:
         assert answer.trace.prob.isnan().sum() == 1
         upstream = uneven([answer.output, *answer.state, answer.gates])
-        torch_ops.backward(problem._replace(x=x), answer.trace, Incoming(*upstream), needs_x=True)
+        event.backward(problem._replace(x=x), answer.trace, Incoming(*upstream), needs_x=True)
 
 
 def test_a_state_that_is_not_a_number_never_updates() -> None:
     problem = make_problem("gru", update_bias=1.0)
     p = problem.state.update_prob.detach().clone()
     p[1] = torch.nan
-    answer = torch_ops.forward(problem._replace(state=problem.state._replace(update_prob=p)), save=True)
+    answer = event.forward(problem._replace(state=problem.state._replace(update_prob=p)), save=True)
     assert answer.gates[:, 1].sum() == 0
     assert answer.gates[:, [0, 2, 3, 4]].all()
 
@@ -448,7 +448,7 @@ def test_there_are_as_many_batches_as_the_busiest_row_has_updates(save: bool, mo
         return batch(self, start, count)
 
     monkeypatch.setattr(Memory, "batch", counted)
-    answer = torch_ops.forward(make_problem("lstm", shape=(60, 6, 3), sharpness=8), save=save)
+    answer = event.forward(make_problem("lstm", shape=(60, 6, 3), sharpness=8), save=save)
     assert len(batches) == answer.gates.sum(0).max() < 60
     assert sum(batches) == answer.gates.sum()
     assert len(set(batches)) > 1
@@ -460,10 +460,10 @@ def test_adjoints_do_not_shrink_to_denormal_numbers() -> None:
     layer = problem.weights.layers[0]
     halving = layer._replace(weight_hh=layer.weight_hh * 0.1, weight_ih=layer.weight_ih * 0.1, bias_ih=-layer.bias_hh)
     problem = problem._replace(weights=problem.weights._replace(layers=(halving,)))
-    answer = torch_ops.forward(problem, save=True)
+    answer = event.forward(problem, save=True)
     assert answer.trace is not None
     at_the_end = Incoming(None, torch.ones_like(answer.state.h), None, None, None, None)
-    pre = torch_ops.backward(problem, answer.trace, at_the_end, needs_x=False).pre_activation
+    pre = event.backward(problem, answer.trace, at_the_end, needs_x=False).pre_activation
     assert pre is not None
     assert (pre[-20:] != 0).all()
     assert (pre[:200] == 0).all()
@@ -484,7 +484,7 @@ def test_autocast_around_it_changes_nothing(cell: CellName) -> None:
 
 @each_cell
 def test_a_trace_tells_where_each_segment_comes_from(cell: CellName) -> None:
-    answer = torch_ops.forward(make_problem(cell, num_layers=2, lengths=LENGTHS, update_bias=-1.0), save=True)
+    answer = event.forward(make_problem(cell, num_layers=2, lengths=LENGTHS, update_bias=-1.0), save=True)
     assert answer.trace is not None
     index = answer.trace.index
     num_updates = int(answer.gates.sum())
@@ -528,7 +528,7 @@ def test_parameter_gradients_do_not_read_padding(cell: CellName, norm: bool) -> 
     upstream = uneven(reference(problem))
     answer, expected = run(problem, upstream)
     assert answer.trace is not None
-    adjoints = torch_ops.backward(problem, answer.trace, Incoming(*upstream), needs_x=True)
+    adjoints = event.backward(problem, answer.trace, Incoming(*upstream), needs_x=True)
     blocks = {"lstm": 4, "gru": 3, "gru_reset_after": 4}[cell] + norm * (4 if cell == "lstm" else 2)
     padding = Padding(5, 8)
     trace = answer.trace._replace(
@@ -544,9 +544,9 @@ def test_parameter_gradients_do_not_read_padding(cell: CellName, norm: bool) -> 
 
 def test_the_gradient_of_x_is_made_on_demand() -> None:
     problem = make_problem("lstm")
-    answer = torch_ops.forward(problem, save=True)
+    answer = event.forward(problem, save=True)
     assert answer.trace is not None
-    adjoints = torch_ops.backward(problem, answer.trace, Incoming(answer.output, *[None] * 5), needs_x=True)
+    adjoints = event.backward(problem, answer.trace, Incoming(answer.output, *[None] * 5), needs_x=True)
     by_x, _ = parameter_gradients(problem, answer.trace, adjoints, needs_x=False)
     assert by_x is None
     by_x, _ = parameter_gradients(problem, answer.trace, adjoints, needs_x=True)

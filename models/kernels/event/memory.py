@@ -7,8 +7,8 @@ rows of a batch of updates, X and Y as in `Trace`.
 import torch
 from torch import Tensor
 
-from models.kernels.cells import Cell, Layer, Vectors
-from models.kernels.frontier import Frontier
+from models.kernels.event.cells import Cell, Layer, Vectors
+from models.kernels.event.frontier import Frontier
 from models.kernels.problem import Problem
 
 

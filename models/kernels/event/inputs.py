@@ -8,7 +8,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from models.kernels.cells import Layer
+from models.kernels.event.cells import Layer
 from models.kernels.problem import Problem
 from models.kernels.segments import FlatRows
 

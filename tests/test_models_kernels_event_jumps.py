@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from models.gates import steps_until_update
-from models.kernels.jumps import _negated_thresholds, jumps
+from models.kernels.event.jumps import _negated_thresholds, jumps
 from models.kernels.problem import Problem
 from models.reference import SkipState, SkipWeights
 

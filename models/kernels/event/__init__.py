@@ -2,13 +2,13 @@
 
 Update k of all rows that have one is a batch, each row at a step of its own. So what runs in sequence, forward and
 backward, is as long as the largest number of updates of a row, not as T; skipped steps are left out of the forward, and
-go into the backward all at once (models/kernels/skipped.py).
+go into the backward all at once (models/kernels/event/skipped.py).
 """
 
 import torch
 
-from models.kernels.event_backward import Backward
-from models.kernels.event_forward import Forward
+from models.kernels.event.backward_pass import Backward
+from models.kernels.event.forward_pass import Forward
 from models.kernels.problem import Adjoints, Answer, Incoming, Problem, Trace
 
 

@@ -9,9 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from models.kernels.event.skipped import skipped_steps
 from models.kernels.problem import Incoming, Problem, Trace
 from models.kernels.segments import clamp_slope, wait_under_given_gates, waits
-from models.kernels.skipped import skipped_steps
 from models.reference import accumulate
 
 

@@ -1,7 +1,7 @@
 """One layer's candidate and its backward over a batch of rows, by hand and in place: what autograd would do.
 
 A backward comes in two parts: `factors`, everything that does not depend on the adjoints, for many updates at once; and
-`retreat`, update by update. Formulas of the cells: models/reference.py; normalisation: models/kernels/normalise.py.
+`retreat`, update by update. Formulas of the cells: models/reference.py; normalisation: normalise.py beside this file.
 
 Letters: n rows, D features (H in upper layers), H hidden, G gate blocks, N of them that layer normalisation reaches, A
 blocks that are saved, R blocks of recurrent products that need the held h alone.
@@ -13,7 +13,7 @@ from typing import ClassVar, Final, NamedTuple
 import torch
 from torch import Tensor
 
-from models.kernels.normalise import Norm, normalise_, normalise_backward
+from models.kernels.event.normalise import Norm, normalise_, normalise_backward
 from models.kernels.problem import CellName, Problem
 from models.reference import LayerWeights
 

@@ -1,4 +1,4 @@
-"""The backward of models/kernels/torch_ops.py.
+"""The backward of models/kernels/event.
 
 For each row of a batch of updates the adjoints of its state, of ũ and p, and a 1 stand beside each other, W = L·K·H + 3
 wide: what skipped steps do is linear in such a row, and so is the gradient of a gate.
@@ -13,8 +13,8 @@ from typing import Final, NamedTuple
 import torch
 from torch import Tensor
 
-from models.kernels.cells import CELLS, Retreat, Vectors
-from models.kernels.gate_terms import final_adjoint, gate_terms
+from models.kernels.event.cells import CELLS, Retreat, Vectors
+from models.kernels.event.gate_terms import final_adjoint, gate_terms
 from models.kernels.problem import Adjoints, Incoming, Problem, Trace
 from models.kernels.segments import suffix_sums
 

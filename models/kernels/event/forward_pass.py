@@ -1,4 +1,4 @@
-"""The forward of models/kernels/torch_ops.py.
+"""The forward of models/kernels/event.
 
 Letters: B batch, T steps, H hidden, L layers, E updates in all rows, S = B + E segments, n rows of a batch of updates.
 """
@@ -6,11 +6,11 @@ Letters: B batch, T steps, H hidden, L layers, E updates in all rows, S = B + E 
 import torch
 from torch import Tensor
 
-from models.kernels.cells import CELLS, Vectors
-from models.kernels.frontier import Frontier
-from models.kernels.inputs import Inputs, project_beforehand
-from models.kernels.jumps import jumps
-from models.kernels.memory import Held, Memory, Updates, initial_vectors
+from models.kernels.event.cells import CELLS, Vectors
+from models.kernels.event.frontier import Frontier
+from models.kernels.event.inputs import Inputs, project_beforehand
+from models.kernels.event.jumps import jumps
+from models.kernels.event.memory import Held, Memory, Updates, initial_vectors
 from models.kernels.problem import Answer, Problem, Trace
 from models.kernels.segments import accumulate_for, row_ends, waits
 from models.reference import SkipState
