@@ -27,26 +27,31 @@ class Row:
     machine: str
 
 
-def paired(functions: Mapping[str, Callable[[], object]], *, rounds: int) -> dict[str, list[float]]:
+def paired(
+    functions: Mapping[str, Callable[[], object]], *, rounds: int, wait: Callable[[], object] = lambda: None
+) -> dict[str, list[float]]:
     """Seconds of each function in each round, all of them in turn, after one round that is not counted.
 
-    What is much shorter than a clock tick of the machine's other work is repeated within its turn.
+    What is much shorter than a clock tick of the machine's other work is repeated within its turn. `wait` returns when
+    a device has done what it was asked.
     """
     repeats = {}
     for name, function in functions.items():
         function()
-        repeats[name] = max(1, round(0.05 / max(_seconds(function), 1e-6)))
+        repeats[name] = max(1, round(0.05 / max(_seconds(function, wait), 1e-6)))
     times: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(rounds):
         for name, function in functions.items():
-            times[name].append(_seconds(function, repeats[name]))
+            times[name].append(_seconds(function, wait, repeats[name]))
     return times
 
 
-def _seconds(function: Callable[[], object], repeats: int = 1) -> float:
+def _seconds(function: Callable[[], object], wait: Callable[[], object], repeats: int = 1) -> float:
+    wait()
     start = time.perf_counter()
     for _ in range(repeats):
         function()
+    wait()
     return (time.perf_counter() - start) / repeats
 
 

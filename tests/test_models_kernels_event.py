@@ -6,12 +6,14 @@ Letters: B batch, T steps, D features, H hidden, L layers, P padded H.
 import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
+from unittest import mock
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
 from models.kernels import event
 from models.kernels.event.memory import Memory
@@ -209,6 +211,18 @@ def test_equal_to_stepping_under_given_gates(cell: CellName, norm: bool, midway:
         for lengths in (None, LENGTHS):
             problem = make_problem(cell, num_layers=2, norm=norm, midway=midway, lengths=lengths, gates=gates)
             check(problem)
+
+
+@each_cell
+def test_inputs_of_dense_stretches_are_projected_together(cell: CellName) -> None:
+    """All gates are open until one is shut: from then on that row is one step ahead of the others."""
+    gates = torch.ones(80, 3, dtype=torch.bool)
+    gates[40, 1] = False
+    problem = make_problem(cell, shape=(80, 3, 12), gates=gates)
+    check(problem)
+    with mock.patch.object(F, "linear", wraps=F.linear) as linear:
+        event.forward(problem, save=False)
+    assert [call.args[0].shape[0] for call in linear.call_args_list] == [16, 16]
 
 
 @pytest.mark.parametrize("p", [0.1, 0.25, 0.5, 0.9])

@@ -34,6 +34,8 @@ _BLOCKS: Final[dict[CellName, tuple[int, int, int, int]]] = {  # gates, states, 
     "gru_reset_after": (3, 1, 3, 4),
 }
 _INSTRUCTIONS: Final = {"AVX512": ["-march=x86-64-v4"], "AVX2": ["-march=x86-64-v3"]}
+_OPENMP: Final = ["-fopenmp"] if sys.platform == "linux" else []
+"""Torch's own threads; elsewhere the library starts its own."""
 _PAD: Final = 16
 _SUM_IN_CACHE: Final = 2 * 1024 * 1024
 """Bytes of all weights up to which every thread sums their gradients while it has the updates in its cache; beyond, the
@@ -93,7 +95,7 @@ def library() -> ctypes.CDLL | None:
     version of the source and kind of processor.
     """
     capability = torch.backends.cpu.get_cpu_capability()
-    flags = ["-O3", "-fno-math-errno", "-fno-trapping-math", *_INSTRUCTIONS.get(capability, [])]
+    flags = ["-O3", "-fno-math-errno", "-fno-trapping-math", *_INSTRUCTIONS.get(capability, []), *_OPENMP]
     digest = hashlib.sha256(_SOURCE.read_bytes() + repr((flags, torch.__version__)).encode()).hexdigest()[:16]
     cache = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache" / "torch_extensions") / "skipreel"
     target = cache / f"skip_rnn-{capability.lower()}-{digest}.so"
@@ -120,7 +122,12 @@ def _build(target: Path, flags: list[str]) -> None:
     _logger.warning("building the C++ Skip RNN layers, once: about 20 seconds")
     with tempfile.TemporaryDirectory(dir=target.parent) as directory, _ninja_on_path():
         built = cpp_extension.load(
-            "skip_rnn", str(_SOURCE), extra_cflags=flags, build_directory=directory, is_python_module=False
+            "skip_rnn",
+            str(_SOURCE),
+            extra_cflags=flags,
+            extra_ldflags=_OPENMP,
+            build_directory=directory,
+            is_python_module=False,
         )
         Path(str(built)).replace(target)
 

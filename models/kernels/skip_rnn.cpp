@@ -119,8 +119,9 @@ inline Vec<double> sigmoid_(Vec<double> x) {
     return x;
 }
 
-// Runs work(0) … work(n − 1) side by side, the last one here. Gradients that die out over a long sequence become denormal
-// numbers, which are a hundred times slower: they are flushed to zero.
+// Runs work(0) … work(n − 1) side by side: where there is OpenMP in torch's own threads, because after torch's operators
+// those turn idly for a while, and would take the cores from any others. Gradients that die out over a long sequence
+// become denormal numbers, which are a hundred times slower: they are flushed to zero.
 template <typename Work> void parallel(int64_t n, const Work &work) {
     const auto run = [&work](int64_t i) {
 #if defined(__SSE__)
@@ -132,10 +133,15 @@ template <typename Work> void parallel(int64_t n, const Work &work) {
         _mm_setcsr(before);
 #endif
     };
+#if defined(_OPENMP)
+#pragma omp parallel for num_threads(n) schedule(static, 1) if (n > 1)
+    for (int64_t i = 0; i < n; i++) run(i);
+#else
     std::vector<std::thread> threads;
     for (int64_t i = 0; i + 1 < n; i++) threads.emplace_back(run, i);
     if (n > 0) run(n - 1);
     for (auto &thread : threads) thread.join();
+#endif
 }
 
 // A matrix (rows, columns) in panels of two vectors' width, each panel contiguous by row.

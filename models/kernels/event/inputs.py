@@ -7,6 +7,7 @@ from typing import Final
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
 from models.kernels.event.cells import Layer
 from models.kernels.problem import Problem
@@ -14,6 +15,9 @@ from models.kernels.segments import FlatRows
 
 _NARROW: Final = 8
 """Up to so many features, multiplying again costs no more than fetching the product."""
+
+_AHEAD: Final = 16
+"""Steps: when all rows have updated at so many in turn, so many are projected together."""
 
 
 def project_beforehand(problem: Problem, layer: Layer) -> Tensor | None:
@@ -30,28 +34,47 @@ class Inputs:
 
     def __init__(self, problem: Problem, layer: Layer, *, projection: Tensor | None) -> None:
         x = problem.x if projection is None else projection
-        self._weight: Tensor | None = None if projection is not None else layer.weight_ih.t()
+        self._weight: Tensor | None = None if projection is not None else layer.weight_ih
         self._bias: Tensor | None = layer.bias
         if projection is None and x.shape[2] <= _NARROW:
             # A column of ones takes the bias along: one product, and nothing to be copied first.
             x = torch.cat([x, x.new_ones(*x.shape[:2], 1)], 2)
-            self._weight = torch.cat([layer.weight_ih, layer.bias[:, None]], 1).t()
+            self._weight = torch.cat([layer.weight_ih, layer.bias[:, None]], 1)
             self._bias = None
         self._by_step = x
         self._flat = FlatRows.of(x)
+        self._ahead = torch.empty(0)
+        self._ahead_from = 0
+        self._streak = 0
 
     def at(self, step: int, *, out: Tensor) -> None:
         """All rows at one step: out (B, G·H)."""
-        self._fill(self._by_step[step], out)
+        if self._weight is None or self._bias is None:
+            self._fill(self._by_step[step], out)
+            return
+        if step >= self._ahead_from + len(self._ahead) and self._streak >= _AHEAD:
+            self._project(step)
+        if step < self._ahead_from + len(self._ahead):
+            out.copy_(self._ahead[step - self._ahead_from])
+        else:
+            self._fill(self._by_step[step], out)
+        self._streak += 1
 
     def gather(self, rows: Tensor, steps: Tensor, *, out: Tensor) -> None:
         """rows and steps (n,) -> out (n, G·H)."""
+        self._streak = 0
         self._fill(self._flat.values.index_select(0, self._flat.places(rows, steps)), out)
+
+    def _project(self, start: int) -> None:
+        """All rows at the next few steps: all updated for so long, so they will, and large products are fast."""
+        assert self._weight is not None
+        self._ahead = F.linear(self._by_step[start : start + _AHEAD], self._weight, self._bias)
+        self._ahead_from = start
 
     def _fill(self, values: Tensor, out: Tensor) -> None:
         if self._weight is None:
             out.copy_(values)
         elif self._bias is None:
-            torch.mm(values, self._weight, out=out)
+            torch.mm(values, self._weight.t(), out=out)
         else:
-            torch.addmm(self._bias, values, self._weight, out=out)
+            torch.addmm(self._bias, values, self._weight.t(), out=out)

@@ -1,0 +1,158 @@
+"""The layers on a GPU: every implementation against the reference, then against cuDNN: `python -m benchmarks.gpu`.
+
+Needs torch alone, with Triton for its kernels. Runs in float32 and then with TF32 allowed, which cuDNN uses too.
+
+Letters: B batch, T steps, D features, H hidden.
+"""
+
+import statistics
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import torch
+from torch import Tensor
+
+from benchmarks.timing import Row, paired, ratio, write_json
+from benchmarks.workloads import SHARES, TRAINING, Cell, Layer, Mode, Size, make_dense, make_skip, step
+from models.recurrence import Backend
+
+CELLS: Final[tuple[Cell, ...]] = ("lstm", "gru")
+BACKENDS: Final[tuple[Backend, ...]] = ("triton", "event")
+TRAINING_TARGETS: Final = {1.0: 0.8, 0.25: 2.0, 0.1: 3.0, 0.03: 3.0}
+INFERENCE_TARGET: Final = 0.75
+"""With all gates open; otherwise 0.7 times T over the largest number of updates of a row."""
+TOLERANCE: Final = {False: 1e-4, True: 2e-2}
+"""Of outputs and gradients, relative to the largest of their tensor, without and with TF32."""
+_JSON: Final = Path("gpu.json")
+
+
+def hindrance(layer: Layer, x: Tensor) -> str | None:
+    """What keeps an implementation from this layer: an error's line; None if it runs."""
+    try:
+        with torch.inference_mode():
+            layer(x[:1, :1])
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+class Outcome(NamedTuple):
+    gates: Tensor
+    values: dict[str, Tensor]
+
+
+def outcome(layer: Layer, x: Tensor, backend: Backend, gates: Tensor | None = None) -> Outcome:
+    """Gates, and outputs and gradients of a loss on all of them."""
+    layer.backend = backend
+    layer.zero_grad()
+    output, state, used = layer(x, gates=gates)
+    (output.pow(2).sum() + state.h.sum() + (used.sum() if gates is None else 0)).backward()
+    gradients = {name: tensor.grad for name, tensor in layer.named_parameters() if tensor.grad is not None}
+    return Outcome(used.detach(), {"output": output.detach(), **gradients})
+
+
+def difference(ours: Outcome, expected: Outcome) -> tuple[float, str]:
+    """The largest difference of any tensor, relative to its largest entry, and whose it is."""
+    found = []
+    for name, value in expected.values.items():
+        largest = value.abs().max().clamp_min(1e-30)
+        found.append((((ours.values[name] - value).abs().max() / largest).item(), name))
+    return max(found)
+
+
+def check(size: Size, cell: Cell, backend: Backend, device: str, *, tf32: bool) -> None:
+    """SystemExit unless equal to the reference: with free gates where both decide alike, under given gates always."""
+    torch.manual_seed(2)
+    x = torch.randn(size.steps, size.batch, size.features)
+    layer = make_skip(make_dense(size, cell), x, 0.25, "auto").to(device)
+    x = x.to(device)
+    layer.backend = backend
+    if (why := hindrance(layer, x)) is not None:
+        print(f"{size!s:32}{cell:5}{backend:10}{why}")
+        return
+    expected = outcome(layer, x, "reference")
+    alike = (outcome(layer, x, backend).gates == expected.gates).all(0)
+    same = x[:, alike]
+    free = difference(outcome(layer, same, backend), outcome(layer, same, "reference"))
+    given = difference(outcome(layer, x, backend, expected.gates), outcome(layer, x, "reference", expected.gates))
+    share = alike.float().mean().item()
+    print(f"{size!s:32}{cell:5}{backend:10}gates alike in {share:.3f} of the rows; difference {free} and {given}")
+    if not max(free, given)[0] < TOLERANCE[tf32]:
+        raise SystemExit(f"{backend} differs from the reference at {size}, {cell}: nothing is timed")
+
+
+class Case(NamedTuple):
+    backend: Backend
+    share: float
+    found: float
+    events: int
+    """The largest number of updates of a row: what runs in sequence."""
+
+
+def compare(size: Size, cell: Cell, mode: Mode, device: str, *, rounds: int, label: str) -> list[Row]:
+    """Prints and returns how many times faster than torch's layer each implementation is, by share."""
+    torch.manual_seed(2)
+    x = torch.randn(size.steps, size.batch, size.features)
+    weights = torch.randn(size.steps, size.batch, size.hidden).to(device)
+    dense = make_dense(size, cell)
+    layers = {(backend, share): make_skip(dense, x, share, "auto") for backend in BACKENDS for share in SHARES}
+    x = x.to(device)
+    functions: dict[str, Callable[[], object]] = {"dense": step(dense.to(device), x, weights, mode)}
+    cases: dict[str, Case] = {}
+    for (backend, share), layer in layers.items():
+        with torch.inference_mode():
+            layer.to(device).backend = "event"
+            gates = layer(x)[2]
+        layer.backend = backend
+        if hindrance(layer, x) is None:
+            name = f"{backend}/{share}"
+            functions[name] = step(layer, x, weights, mode)
+            cases[name] = Case(backend, share, gates.mean().item(), int(gates.sum(0).max()))
+    wait = torch.cuda.synchronize if x.is_cuda else lambda: None
+    times = paired(functions, rounds=rounds, wait=wait)
+    rows = []
+    for name, (backend, share, found, events) in cases.items():
+        seconds, peer = statistics.median(times[name]), statistics.median(times["dense"])
+        middle, low, high = ratio(times["dense"], times[name])
+        target = TRAINING_TARGETS.get(share)
+        if mode == "infer":
+            target = INFERENCE_TARGET if share == 1 else 0.7 * size.steps / max(events, 1)
+        verdict = "" if target is None else f"{target:6.2f} {'met' if middle >= target else 'MISSED'}"
+        print(
+            f"{mode:6}{size!s:32}{cell:5}{backend:10}{found:7.3f}{1e3 * seconds:9.2f}{1e3 * peer:9.2f}{middle:7.2f}"
+            f"  {low:.2f}–{high:.2f}{1e6 * seconds / max(events, 1):9.1f}  {verdict}",
+            flush=True,
+        )
+        rows.append(Row(f"gpu/{label}/{mode}/{size.name}/{cell}/{name}", "s", seconds, peer, middle, target, label))
+    return rows
+
+
+def main() -> int:
+    if not torch.cuda.is_available():
+        print("benchmarks.gpu needs a CUDA device and a torch built for CUDA; there is none here", file=sys.stderr)
+        return 1
+    rows = []
+    name = f"{torch.cuda.get_device_name()}, torch {torch.__version__}, CUDA {torch.version.cuda}"
+    for tf32 in (False, True):
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+        label = f"{name}, {'TF32' if tf32 else 'float32'}"
+        print(f"\n{label}")
+        for size in TRAINING:
+            for cell in CELLS:
+                for backend in BACKENDS:
+                    check(size, cell, backend, "cuda", tf32=tf32)
+        columns = f"{'size':32}{'cell':5}{'backend':10}{'share':>7}{'ms':>9}{'cuDNN':>9}{'ratio':>7}"
+        print(f"{'':6}{columns}  range      us/event  target")
+        for mode in ("train", "infer"):
+            for size in TRAINING:
+                for cell in CELLS:
+                    rows += compare(size, cell, mode, "cuda", rounds=7, label=label)
+    write_json(_JSON, rows)
+    print(f"rows written to {_JSON}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

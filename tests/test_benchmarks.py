@@ -1,0 +1,64 @@
+"""The benchmarks run, and stop where an implementation is wrong; their figures are not tested."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import gpu, layers
+from benchmarks.workloads import Cell, Mode, Size
+from models.kernels import event
+
+TINY = Size("tiny", batch=4, steps=12, features=2, hidden=5, layers=1)
+
+
+def test_the_table_of_the_layers_and_its_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "rows.json"
+    before = torch.get_num_threads()
+    try:
+        layers.main(layers.Settings(quick=True, json=path))
+    finally:
+        torch.set_num_threads(before)
+    rows = json.loads(path.read_text())
+    modes = {row["name"].split("/")[1] for row in rows}
+    assert modes == {"train", "infer"}
+    assert all(row["ours"] > 0 and row["ratio"] > 0 for row in rows)
+    assert capsys.readouterr().out.count("cpp") == sum("/cpp/" in row["name"] for row in rows)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_its_benchmark_says_so() -> None:
+    done = subprocess.run([sys.executable, "-m", "benchmarks.gpu"], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr == "benchmarks.gpu needs a CUDA device and a torch built for CUDA; there is none here\n"
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+@pytest.mark.parametrize("mode", ["train", "infer"])
+def test_what_the_gpu_benchmark_does(cell: Cell, mode: Mode, capsys: pytest.CaptureFixture[str]) -> None:
+    gpu.check(TINY, cell, "event", "cpu", tf32=False)
+    gpu.check(TINY, cell, "triton", "cpu", tf32=False)
+    first, second = capsys.readouterr().out.splitlines()
+    assert "gates alike in" in first
+    assert "cannot do this (tensors on cpu)" in second
+    rows = gpu.compare(TINY, cell, mode, "cpu", rounds=1, label="here")
+    assert [row.name for row in rows] == [
+        f"gpu/here/{mode}/tiny/{cell}/event/{share}" for share in (1.0, 0.5, 0.25, 0.1, 0.03)
+    ]
+    assert all(row.ours > 0 and row.ratio == row.peer / row.ours for row in rows)
+
+
+def test_nothing_is_timed_that_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = event.backward
+
+    def wrong(*args: object, **kwargs: object) -> object:
+        adjoints = right(*args, **kwargs)  # type: ignore[arg-type]
+        return adjoints._replace(logit=1.01 * adjoints.logit)
+
+    monkeypatch.setattr(event, "backward", wrong)
+    with pytest.raises(SystemExit, match="event differs from the reference at tiny"):
+        gpu.check(TINY, "lstm", "event", "cpu", tf32=False)
