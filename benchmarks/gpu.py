@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.timing import Row, paired, ratio, write_json
-from benchmarks.workloads import SHARES, TRAINING, Cell, Layer, Mode, Size, make_dense, make_skip, step
+from benchmarks.workloads import SHARES, TRAINING, Cell, Layer, Mode, Size, make_dense, make_skip, step, with_backend
 from models.recurrence import Backend
 
 CELLS: Final[tuple[Cell, ...]] = ("lstm", "gru")
@@ -66,9 +66,8 @@ def check(size: Size, cell: Cell, backend: Backend, device: str, *, tf32: bool) 
     """SystemExit unless equal to the reference: with free gates where both decide alike, under given gates always."""
     torch.manual_seed(2)
     x = torch.randn(size.steps, size.batch, size.features)
-    layer = make_skip(make_dense(size, cell), x, 0.25, "auto").to(device)
+    layer = with_backend(make_skip(make_dense(size, cell), x, 0.25), backend).to(device)
     x = x.to(device)
-    layer.backend = backend
     if (why := hindrance(layer, x)) is not None:
         print(f"{size!s:32}{cell:5}{backend:10}{why}")
         return
@@ -97,19 +96,19 @@ def compare(size: Size, cell: Cell, mode: Mode, device: str, *, rounds: int, lab
     x = torch.randn(size.steps, size.batch, size.features)
     weights = torch.randn(size.steps, size.batch, size.hidden).to(device)
     dense = make_dense(size, cell)
-    layers = {(backend, share): make_skip(dense, x, share, "auto") for backend in BACKENDS for share in SHARES}
+    layers = {share: make_skip(dense, x, share).to(device) for share in SHARES}
     x = x.to(device)
     functions: dict[str, Callable[[], object]] = {"dense": step(dense.to(device), x, weights, mode)}
     cases: dict[str, Case] = {}
-    for (backend, share), layer in layers.items():
+    for share, layer in layers.items():
         with torch.inference_mode():
-            layer.to(device).backend = "event"
             gates = layer(x)[2]
-        layer.backend = backend
-        if hindrance(layer, x) is None:
-            name = f"{backend}/{share}"
-            functions[name] = step(layer, x, weights, mode)
-            cases[name] = Case(backend, share, gates.mean().item(), int(gates.sum(0).max()))
+        for backend in BACKENDS:
+            ours = with_backend(layer, backend)
+            if hindrance(ours, x) is None:
+                name = f"{backend}/{share}"
+                functions[name] = step(ours, x, weights, mode)
+                cases[name] = Case(backend, share, gates.mean().item(), int(gates.sum(0).max()))
     wait = torch.cuda.synchronize if x.is_cuda else lambda: None
     times = paired(functions, rounds=rounds, wait=wait)
     rows = []

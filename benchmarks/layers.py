@@ -16,8 +16,21 @@ import torch
 import tyro
 
 from benchmarks.timing import Row, machine, paired, peak_bytes, ratio, write_json
-from benchmarks.workloads import INFERENCE, SHARES, TRAINING, Cell, Mode, Size, make_dense, make_skip, step
+from benchmarks.workloads import (
+    INFERENCE,
+    SHARES,
+    TRAINING,
+    Cell,
+    Mode,
+    Size,
+    make_dense,
+    make_skip,
+    step,
+    with_backend,
+)
 from models.recurrence import Backend
+
+COMPARED: Final[tuple[Backend, ...]] = ("reference", "event", "cpp")
 
 TARGETS: Final[dict[tuple[Mode, Backend, str], dict[float, float]]] = {
     ("train", "event", "A"): {1.0: 0.75, 0.25: 1.0, 0.1: 1.3, 0.03: 1.5},
@@ -51,9 +64,9 @@ def check_equal(size: Size, cell: Cell, share: float) -> None:
     x = torch.randn(min(size.steps, 24), min(size.batch, 4), size.features, dtype=torch.float64)
     dense = make_dense(size, cell).double()
     outcomes = {}
-    for backend in ("reference", "event", "cpp"):
-        layer = make_skip(dense, x, share, "reference")
-        layer.backend = backend
+    skip = make_skip(dense, x, share)
+    for backend in COMPARED:
+        layer = with_backend(skip, backend)
         output, _, gates = layer(x)
         (output.pow(2).sum() + gates.sum()).backward()
         outcomes[backend] = [output, gates, *(parameter.grad for parameter in layer.parameters())]
@@ -86,15 +99,14 @@ def measure(size: Size, cell: Cell, mode: Mode, settings: Settings) -> Iterator[
         ("cpp", "event") if settings.quick or size.batch == 1 else ("cpp", "event", "reference")
     )
     for share in shares:
+        layer = make_skip(dense, x, share)
+        with torch.inference_mode():
+            actual = layer(x)[2].mean().item()
         for backend in backends:
             if backend == "reference" and share not in (1.0, 0.25):
                 continue
-            layer = make_skip(dense, x, share, backend if backend != "reference" else "cpp")
-            with torch.inference_mode():
-                actual = layer(x)[2].mean().item()
-            layer.backend = backend
             name = f"{backend} {share}"
-            functions[name] = step(layer, x, weights, mode)
+            functions[name] = step(with_backend(layer, backend), x, weights, mode)
             found[name] = backend, share, actual
     times = paired(functions, rounds=settings.rounds)
     for name, (backend, share, actual) in found.items():
@@ -162,11 +174,10 @@ def memory(settings: Settings) -> list[Row]:
             dense = make_dense(size, cell)
             peer = peak_bytes(step(dense, x, weights, "train"))
             backends: tuple[Backend, ...] = ("cpp", "event")
-            for backend in backends:
-                for share in (1.0, 0.25, 0.1):
-                    layer = make_skip(dense, x, share, "cpp")
-                    layer.backend = backend
-                    ours = peak_bytes(step(layer, x, weights, "train"))
+            for share in (1.0, 0.25, 0.1):
+                layer = make_skip(dense, x, share)
+                for backend in backends:
+                    ours = peak_bytes(step(with_backend(layer, backend), x, weights, "train"))
                     megabytes = f"{ours / 1e6:9.0f}{peer / 1e6:9.0f}"
                     print(f"{size!s:32}{cell:5}{backend:10}{share:7.2f}{megabytes}{peer / ours:7.2f}")
                     name = f"layers/memory/{size.name}/{cell}/{backend}/{share}"

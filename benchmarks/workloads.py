@@ -3,6 +3,7 @@
 Letters: B batch, T steps, D features, H hidden, L layers.
 """
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -74,29 +75,35 @@ def make_dense(size: Size, cell: Cell) -> nn.LSTM | nn.GRU:
     return (nn.LSTM if cell == "lstm" else nn.GRU)(size.features, size.hidden, size.layers)
 
 
-def make_skip(dense: nn.LSTM | nn.GRU, x: Tensor, share: float, backend: Backend) -> Layer:
-    """A layer with torch's weights whose gates open in about `share` of the steps of x (T, B, D)."""
+def make_skip(dense: nn.LSTM | nn.GRU, x: Tensor, share: float) -> Layer:
+    """A layer with torch's weights whose gates open in `share` of the steps of x (T, B, D), or in little more."""
     torch.manual_seed(1)
     arguments = dense.input_size, dense.hidden_size, dense.num_layers
     layer: Layer = (SkipLSTM(*arguments) if isinstance(dense, nn.LSTM) else SkipGRU(*arguments)).to(x.dtype)
-    sample = x[:, :16]
     with torch.no_grad():
         for name, parameter in dense.named_parameters():
             layer.get_parameter(name).copy_(parameter)
         layer.update_bias.fill_(OPEN)
-        _, state, _ = layer(sample)
+        _, state, _ = layer(x)
         top = state.h[-1] if state.c is None else state.c[-1]
         logits = top @ layer.update_weight[0]
         layer.update_weight.mul_(LOGIT_SPREAD / logits.std() if len(logits) > 1 else 0.1)
         low, high = -OPEN, OPEN
         for _ in range(0 if share == 1 else 20):
             layer.update_bias.fill_((low + high) / 2)
-            if layer(sample)[2].mean() > share:
+            if layer(x)[2].mean() > share:
                 high = layer.update_bias.item()
             else:
                 low = layer.update_bias.item()
-    layer.backend = backend
+        layer.update_bias.fill_(high)
     return layer
+
+
+def with_backend(layer: Layer, backend: Backend) -> Layer:
+    """The same weights, computed by another implementation."""
+    other = copy.deepcopy(layer)
+    other.backend = backend
+    return other
 
 
 def step(layer: nn.Module, x: Tensor, weights: Tensor, mode: Mode) -> Callable[[], None]:
