@@ -33,8 +33,7 @@ def paired(
     """Seconds of each function in each round, all of them in turn, after one round that is not counted.
 
     `rounds` of them, and up to three times as many if they take less than 20 seconds together. What is much shorter
-    than a clock tick of the machine's other work is repeated within its turn. `wait` returns when a device has done what
-    it was asked.
+    than a clock tick of the machine's other work is repeated within its turn. `wait` returns when a device is done.
     """
     repeats = {}
     for name, function in functions.items():

@@ -7,9 +7,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from models import RandomGate, SkipGRU, SkipLSTM, SkipState, StridedGate
+from models.recurrence import CELLS
+from models.reference import candidate
 from test_models_layers import Make, build, each_cell, inputs, state_tensors
 from tolerances import assert_close
 
@@ -124,3 +126,32 @@ def test_a_random_gate_is_fresh_in_training_and_fixed_in_evaluation() -> None:
     _, _, gates = layer(x)
     assert torch.equal(gates[:, :1], layer(x[:, 1:])[2])
     assert torch.equal(gates.float(), RandomGate(0.5, seed=4).schedule(40, batch_size=2))
+
+
+class Update(nn.Module):
+    """What `step` computes, without its looks at the values: whether rows are due, and how long they wait."""
+
+    def __init__(self, layer: SkipLSTM | SkipGRU) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor, state: SkipState) -> SkipState:
+        return candidate(x, state, self.layer._weights(), cell=CELLS[self.layer.cell])
+
+
+@each_cell
+@pytest.mark.parametrize("batch_size", [2, 7])
+def test_the_update_of_a_step_can_be_exported(make: Make, batch_size: int) -> None:
+    layer = build(make, num_layers=2)
+    x, state = inputs(1, 3)[0], layer.initial_state(3)
+    rows, planes = {0: torch.export.Dim("batch", min=2)}, {1: torch.export.Dim("batch", min=2)}
+    dims = [None if part is None else planes if part.dim() == 3 else rows for part in state]
+    exported = torch.export.export(Update(layer), (x, state), dynamic_shapes=(rows, SkipState(*dims))).module()  # type: ignore[arg-type]
+    x, state = inputs(1, batch_size)[0], layer.initial_state(batch_size)
+    output, expected, _ = layer.step(x, state)
+    actual = exported(x, state)
+    assert_close(actual.h[-1], output)
+    for ours, part in zip(actual, expected, strict=True):
+        assert (ours is None) == (part is None)
+        if ours is not None:
+            assert_close(ours, part)
