@@ -146,7 +146,7 @@ def test_the_update_of_a_step_can_be_exported(make: Make, batch_size: int) -> No
     x, state = inputs(1, 3)[0], layer.initial_state(3)
     rows, planes = {0: torch.export.Dim("batch", min=2)}, {1: torch.export.Dim("batch", min=2)}
     dims = [None if part is None else planes if part.dim() == 3 else rows for part in state]
-    exported = torch.export.export(Update(layer), (x, state), dynamic_shapes=(rows, SkipState(*dims))).module()  # type: ignore[arg-type]
+    exported = torch.export.export(Update(layer), (x, state), dynamic_shapes=(rows, SkipState(*dims))).module()
     x, state = inputs(1, batch_size)[0], layer.initial_state(batch_size)
     output, expected, _ = layer.step(x, state)
     actual = exported(x, state)
