@@ -501,6 +501,7 @@ template <typename T, Cell C> class Network {
                 next_held += holding.size();
             }
             for (int64_t i = 0; i < num_rows; i++) finish(i);
+            hold_outputs();
             return {next_update - updates_before, next_held - held_before};
         }
 
@@ -564,11 +565,29 @@ template <typename T, Cell C> class Network {
             row.next = t;
         }
 
+        T *output(int64_t t, int64_t b) const {
+            return static_cast<T *>(answer.output) + t * answer.output_stride_t + b * answer.output_stride_b;
+        }
+
+        // Of its latest update alone, or of step 0.
         void write_output(const Row &row, int64_t b) const {
-            const T *h = net.h_of(row.state, q.L - 1);
-            const int64_t end = row.next >= row.length ? q.T : row.next;
-            T *to = static_cast<T *>(answer.output) + b * answer.output_stride_b;
-            for (int64_t t = std::max<int64_t>(row.time, 0); t < end; t++) std::copy_n(h, q.H, to + t * answer.output_stride_t);
+            std::copy_n(net.h_of(static_cast<const T *>(row.state), q.L - 1), q.H, output(std::max<int64_t>(row.time, 0), b));
+        }
+
+        // Skipped steps repeat the output before them. All of them at the end, in the order in which they lie in memory.
+        void hold_outputs() const {
+            const int64_t end = first + num_rows, stride = answer.output_stride_b;
+            if (answer.output_stride_t < stride) {
+                for (int64_t b = first; b < end; b++)
+                    for (int64_t t = 1; t < q.T; t++)
+                        if (gate(t, b) == 0) std::copy_n(output(t - 1, b), q.H, output(t, b));
+                return;
+            }
+            for (int64_t t = 1; t < q.T; t++)
+                for (int64_t b = first, next; b < end; b = next + 1) {  // neighbours that skip, all at once
+                    for (next = b; next < end && gate(t, next) == 0;) next++;
+                    if (next > b) std::copy_n(output(t - 1, b), (next - b - 1) * stride + q.H, output(t, b));
+                }
         }
 
         // h · Uᵀ of layer l for some rows; kept where the row held its state, for the candidates of the steps it skipped.
