@@ -1,10 +1,11 @@
-"""The layers on a GPU: every implementation against the reference, then against cuDNN: `python -m benchmarks.gpu`.
+"""The layers on a GPU against the reference, and then against cuDNN: `python -m benchmarks.gpu [rows.json]`.
 
 Needs torch alone, with Triton for its kernels. Runs in float32 and then with TF32 allowed, which cuDNN uses too.
 
 Letters: B batch, T steps, D features, H hidden.
 """
 
+import functools
 import statistics
 import sys
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.timing import Row, paired, ratio, write_json
 from benchmarks.workloads import SHARES, TRAINING, Cell, Layer, Mode, Size, make_dense, make_skip, step, with_backend
@@ -25,7 +26,22 @@ INFERENCE_TARGET: Final = 0.75
 """With all gates open; otherwise 0.7 times T over the largest number of updates of a row."""
 TOLERANCE: Final = {False: 1e-4, True: 2e-2}
 """Of outputs and gradients, relative to the largest of their tensor, without and with TF32."""
-_JSON: Final = Path("gpu.json")
+
+
+class Workload(NamedTuple):
+    """x (T, B, D), torch's layer, and by share the Skip RNN with its weights."""
+
+    x: Tensor
+    dense: nn.Module
+    layers: dict[float, Layer]
+
+
+@functools.cache
+def workload(size: Size, cell: Cell, device: str) -> Workload:
+    torch.manual_seed(2)
+    x = torch.randn(size.steps, size.batch, size.features).to(device)
+    dense = make_dense(size, cell).to(device)
+    return Workload(x, dense, {share: make_skip(dense, x, share) for share in SHARES})
 
 
 def hindrance(layer: Layer, x: Tensor) -> str | None:
@@ -64,10 +80,8 @@ def difference(ours: Outcome, expected: Outcome) -> tuple[float, str]:
 
 def check(size: Size, cell: Cell, backend: Backend, device: str, *, tf32: bool) -> None:
     """SystemExit unless equal to the reference: with free gates where both decide alike, under given gates always."""
-    torch.manual_seed(2)
-    x = torch.randn(size.steps, size.batch, size.features)
-    layer = with_backend(make_skip(make_dense(size, cell), x, 0.25), backend).to(device)
-    x = x.to(device)
+    x, _, layers = workload(size, cell, device)
+    layer = with_backend(layers[0.25], backend)
     if (why := hindrance(layer, x)) is not None:
         print(f"{size!s:32}{cell:5}{backend:10}{why}")
         return
@@ -92,13 +106,9 @@ class Case(NamedTuple):
 
 def compare(size: Size, cell: Cell, mode: Mode, device: str, *, rounds: int, label: str) -> list[Row]:
     """Prints and returns how many times faster than torch's layer each implementation is, by share."""
-    torch.manual_seed(2)
-    x = torch.randn(size.steps, size.batch, size.features)
+    x, dense, layers = workload(size, cell, device)
     weights = torch.randn(size.steps, size.batch, size.hidden).to(device)
-    dense = make_dense(size, cell)
-    layers = {share: make_skip(dense, x, share).to(device) for share in SHARES}
-    x = x.to(device)
-    functions: dict[str, Callable[[], object]] = {"dense": step(dense.to(device), x, weights, mode)}
+    functions: dict[str, Callable[[], object]] = {"dense": step(dense, x, weights, mode)}
     cases: dict[str, Case] = {}
     for share, layer in layers.items():
         with torch.inference_mode():
@@ -147,9 +157,9 @@ def main() -> int:
         for mode in ("train", "infer"):
             for size in TRAINING:
                 for cell in CELLS:
-                    rows += compare(size, cell, mode, "cuda", rounds=7, label=label)
-    write_json(_JSON, rows)
-    print(f"rows written to {_JSON}")
+                    rows += compare(size, cell, mode, "cuda", rounds=3, label=label)
+    for path in sys.argv[1:]:
+        write_json(Path(path), rows)
     return 0
 
 

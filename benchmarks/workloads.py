@@ -79,7 +79,7 @@ def make_skip(dense: nn.LSTM | nn.GRU, x: Tensor, share: float) -> Layer:
     """A layer with torch's weights whose gates open in `share` of the steps of x (T, B, D), or in little more."""
     torch.manual_seed(1)
     arguments = dense.input_size, dense.hidden_size, dense.num_layers
-    layer: Layer = (SkipLSTM(*arguments) if isinstance(dense, nn.LSTM) else SkipGRU(*arguments)).to(x.dtype)
+    layer: Layer = (SkipLSTM(*arguments) if isinstance(dense, nn.LSTM) else SkipGRU(*arguments)).to(x)
     with torch.no_grad():
         for name, parameter in dense.named_parameters():
             layer.get_parameter(name).copy_(parameter)
