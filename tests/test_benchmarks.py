@@ -52,13 +52,26 @@ def test_what_the_gpu_benchmark_does(cell: Cell, mode: Mode, capsys: pytest.Capt
     assert all(row.ours > 0 and row.ratio > 0 for row in rows)
 
 
-def test_nothing_is_timed_that_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("factor", [1.01, torch.nan])
+def test_nothing_is_timed_that_is_wrong(monkeypatch: pytest.MonkeyPatch, factor: float) -> None:
     right = event.backward
 
     def wrong(*args: object, **kwargs: object) -> object:
         adjoints = right(*args, **kwargs)  # type: ignore[arg-type]
-        return adjoints._replace(logit=1.01 * adjoints.logit)
+        return adjoints._replace(logit=factor * adjoints.logit)
 
     monkeypatch.setattr(event, "backward", wrong)
     with pytest.raises(SystemExit, match="event differs from the reference at tiny"):
         gpu.check(TINY, "lstm", "event", "cpu", tf32=False)
+
+
+def test_an_implementation_that_makes_nan_is_not_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = event.forward
+
+    def wrong(*args: object, **kwargs: object) -> object:
+        answer = right(*args, **kwargs)  # type: ignore[arg-type]
+        return answer._replace(state=answer.state._replace(update_prob=torch.nan * answer.state.update_prob))
+
+    monkeypatch.setattr(event, "forward", wrong)
+    with pytest.raises(ValueError, match=r"rows \[0\] became NaN"):
+        gpu.check(TINY, "gru", "event", "cpu", tf32=False)
