@@ -7,7 +7,7 @@ during inference equals the one that training read from a shard. Letters: T fram
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,8 +15,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from features.errors import BackboneError
+from features.recipe import Recipe
 from features.small_cnn import DIM, INPUT_SIZE, SmallCNN, load_small_cnn, normalise, resize
+from pipeline.sampling import Sampling
 
+Dtype = Literal["float32", "bfloat16"]
 Frames = Sequence[NDArray[np.uint8]]
 
 
@@ -40,6 +43,14 @@ class Backbone:
     prepare: Callable[[Frames], Tensor]
     network: Callable[[Tensor], Tensor]
     device: torch.device
+    layer: str = "pooled"
+    dtype: Dtype = "float32"
+
+    def recipe(self, sampling: Sampling) -> Recipe:
+        """What makes the features of frames that are sampled so."""
+        return Recipe(
+            self.name, self.weights_digest, self.preprocessing, sampling, self.dim, layer=self.layer, dtype=self.dtype
+        )
 
     @property
     def batch_size(self) -> int:
@@ -56,12 +67,21 @@ class Backbone:
         return encoded
 
 
-def load_backbone(name: str, *, device: str = "cpu") -> Backbone:
+def load_backbone(
+    name: str, *, device: str = "cpu", layer: str = "pooled", dtype: Dtype = "float32", compile: bool = False
+) -> Backbone:
     """Load a backbone by name.
+
+    Args:
+        layer: which of its outputs.
+        dtype: what it computes in.
+        compile: whether torch.compile is worth its start.
 
     Raises:
         BackboneError: when the name's kind is unknown or the weights cannot be loaded.
     """
+    if layer != "pooled" or dtype != "float32" or compile:
+        raise BackboneError(f"backbone {name}: only layer pooled in float32, not compiled, is there yet")
     kind, _, argument = name.partition(":")
     if kind not in BACKBONES or not argument:
         allowed = ", ".join(f"{known}:…" for known in BACKBONES)

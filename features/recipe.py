@@ -23,6 +23,8 @@ class Recipe:
         preprocessing: the backbone's own image preprocessing, JSON-able.
         sampling: which frames are taken.
         dim: D, the length of one feature vector.
+        layer: which of the backbone's outputs it is, such as ``pooled`` or ``cls``.
+        dtype: ``float32`` or ``bfloat16``, what the backbone computed in; features are stored in float16 either way.
     """
 
     backbone: str
@@ -30,6 +32,8 @@ class Recipe:
     preprocessing: dict[str, Any]
     sampling: Sampling
     dim: int
+    layer: str = "pooled"
+    dtype: str = "float32"
 
     @property
     def feature_set_id(self) -> str:
