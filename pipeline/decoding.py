@@ -5,6 +5,7 @@ Letters: N frames in the video, H and W in pixels.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
+from importlib import import_module
 from types import TracebackType
 from typing import Self
 
@@ -80,10 +81,23 @@ DECODERS: dict[str, Callable[[str], Video]] = {"pyav": _open_pyav, "decord": _op
 def open_video(uri: str, decoder: str = "pyav") -> Video:
     """Open the video at `uri` and list its frames.
 
-    `decoder` is a name in `DECODERS`: pyav reads everything FFmpeg reads, exactly and skipping what is not wanted;
-    decord reads plain local MP4 and MKV files only and does not notice damaged frames. VideoError, with a reason,
-    where the file cannot be opened or `decoder` is unknown or refuses it.
+    `decoder` is a name in `DECODERS`, or `module:function` for one of your own, called with the URI and returning a
+    `Video`. pyav reads everything FFmpeg reads, exactly and skipping what is not wanted; decord reads plain local MP4
+    and MKV files only and does not notice damaged frames. VideoError, with a reason, where the file cannot be opened
+    or `decoder` is unknown or refuses it.
     """
-    if decoder not in DECODERS:
-        raise VideoError(f"no decoder {decoder!r}; allowed: {', '.join(DECODERS)}")
-    return DECODERS[decoder](uri)
+    open_with = DECODERS.get(decoder) or _find_function(decoder)
+    return open_with(uri)
+
+
+def _find_function(decoder: str) -> Callable[[str], Video]:
+    module, _, name = decoder.partition(":")
+    if not all(part.isidentifier() for part in [*module.split("."), name]):
+        raise VideoError(f"no decoder {decoder!r}; allowed: {', '.join(DECODERS)} or module:function of your own")
+    try:
+        function: Callable[[str], Video] = getattr(import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise VideoError(f"decoder {decoder!r} cannot be imported: {error}; check both names and PYTHONPATH") from error
+    if not callable(function):
+        raise VideoError(f"decoder {decoder!r} is no function; give one that takes a URI and returns a Video")
+    return function

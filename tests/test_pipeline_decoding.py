@@ -231,9 +231,39 @@ def test_decord_refuses_what_it_gets_wrong(folder: Path, kind: str) -> None:
         open_video(str(made(folder, kind)), "decord")
 
 
-def test_unknown_decoder_is_refused() -> None:
-    with pytest.raises(VideoError, match="allowed: pyav, decord"):
-        open_video("a.mp4", "ffmpeg")
+@pytest.mark.parametrize(
+    ("decoder", "reason"),
+    [
+        ("ffmpeg", "allowed: pyav, decord"),
+        ("videos:", "allowed: pyav, decord"),
+        (":f", "allowed: pyav, decord"),
+        ("videos:f(x)", "allowed: pyav, decord"),
+        (".videos:f", "allowed: pyav, decord"),
+        ("videos:NUM_BITS", "is no function"),
+        ("no_such_module:f", "No module named 'no_such_module'"),
+        ("videos:no_such_function", "no_such_function"),
+    ],
+)
+def test_unknown_decoder_is_refused_in_one_line(decoder: str, reason: str) -> None:
+    with pytest.raises(VideoError, match=reason) as caught:
+        open_video("a.mp4", decoder)
+    assert repr(decoder) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_decoder_of_ones_own_is_imported_by_name(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_decoding.py").write_text(
+        "from pipeline.decoding import open_video\n"
+        "from pipeline.errors import VideoError\n"
+        "def opens(uri):\n    return open_video(uri)\n"
+        "def refuses(uri):\n    raise VideoError(f'{uri} is not to my taste')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    path = made(folder, "one-frame.mp4")
+    with open_video(str(path), "my_decoding:opens") as video:
+        assert frame_number(video.read(0)) == 0
+    with pytest.raises(VideoError, match=r"one-frame\.mp4 is not to my taste"):
+        open_video(str(path), "my_decoding:refuses")
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
