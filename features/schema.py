@@ -4,32 +4,57 @@
     <feature set>/shards/*.parquet      one row per segment of a video (at most 1,024 frames)
     <feature set>/failures/*.parquet    one row per video that could not be decoded, with the reason
 
-All segments of a video lie in one shard, so a shard that exists holds whole videos.
+All segments of a video lie in one shard, side by side and in order, so a shard that exists holds whole videos.
 Letters: T frames of a segment, D feature length.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-MAX_SEGMENT_FRAMES = 1024
+from pipeline.storage import FileStamp
 
+MAX_SEGMENT_FRAMES = 1024
+# Small enough for a reader to take one video without much of its neighbours, large enough for a scan.
+ROW_GROUP_BYTES = 4 << 20
+
+
+def _list(kind: pa.DataType) -> pa.DataType:
+    return pa.list_(pa.field("element", kind, nullable=False))
+
+
+_SOURCE = [
+    pa.field("source_bytes", pa.int64()),
+    pa.field("source_modified", pa.timestamp("us", tz="UTC")),
+]
 SHARD_SCHEMA = pa.schema(
     [
-        ("video_id", pa.string()),
-        ("segment", pa.int32()),  # 0, 1, … within the video
-        ("frame_index", pa.list_(pa.int32())),  # (T,) place of each frame in presentation order
-        ("pts_s", pa.list_(pa.float64())),  # (T,) presentation time in seconds
+        pa.field("video_id", pa.string(), nullable=False),
+        pa.field("segment", pa.int32(), nullable=False),  # 0, 1, … within the video
+        pa.field("frame_index", _list(pa.int32()), nullable=False),  # (T,) place of each frame in presentation order
+        pa.field("pts_s", _list(pa.float64()), nullable=False),  # (T,) presentation time in seconds
         # (T·D,) frame by frame: a flat list reads everywhere; a list of fixed-size lists fails in Ray's torch batches.
-        ("features", pa.list_(pa.float16())),
-        ("dim", pa.int32()),  # D
-        ("source_digest", pa.string()),  # SHA-256 of the video file
+        pa.field("features", _list(pa.float16()), nullable=False),
+        pa.field("dim", pa.int32(), nullable=False),  # D
+        pa.field("source_digest", pa.string(), nullable=False),  # SHA-256 of the file the features were made from
+        *_SOURCE,  # its size and modification time: what a rerun compares first
     ]
 )
 
-FAILURE_SCHEMA = pa.schema([("video_id", pa.string()), ("uri", pa.string()), ("reason", pa.string())])
+FAILURE_SCHEMA = pa.schema(
+    [
+        pa.field("video_id", pa.string(), nullable=False),
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+        *_SOURCE,  # null where there was no file
+    ]
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,3 +72,86 @@ class Segment:
     frame_index: NDArray[np.int32]
     pts_s: NDArray[np.float64]
     features: NDArray[np.float16]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The file that features were made from: SHA-256 of its content (hex), and its size and time of change."""
+
+    digest: str
+    stamp: FileStamp
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A video that could not be decoded, and why; ``stamp`` is None where there was no file."""
+
+    video_id: str
+    uri: str
+    reason: str
+    stamp: FileStamp | None = None
+
+
+def shard_table(video_id: str, source: Source, segments: Sequence[Segment]) -> pa.Table:
+    """Segments of one video as rows of a shard."""
+    count = len(segments)
+    columns = [
+        pa.array([video_id] * count),
+        pa.array([segment.number for segment in segments], pa.int32()),
+        _lists("frame_index", [segment.frame_index for segment in segments]),
+        _lists("pts_s", [segment.pts_s for segment in segments]),
+        _lists("features", [segment.features.reshape(-1) for segment in segments]),
+        pa.array([segment.features.shape[1] for segment in segments], pa.int32()),
+        pa.array([source.digest] * count),
+        pa.array([source.stamp.num_bytes] * count, pa.int64()),
+        pa.array([_time(source.stamp.modified_us)] * count, SHARD_SCHEMA.field("source_modified").type),
+    ]
+    return pa.Table.from_arrays(columns, schema=SHARD_SCHEMA)
+
+
+def failure_table(failures: Sequence[Failure]) -> pa.Table:
+    """The rows of a failure ledger."""
+    rows = [
+        {
+            "video_id": failure.video_id,
+            "uri": failure.uri,
+            "reason": failure.reason,
+            "source_bytes": failure.stamp.num_bytes if failure.stamp else None,
+            "source_modified": _time(failure.stamp.modified_us) if failure.stamp else None,
+        }
+        for failure in failures
+    ]
+    return pa.Table.from_pylist(rows, schema=FAILURE_SCHEMA)
+
+
+def shard_writer(stream: BinaryIO) -> pq.ParquetWriter:
+    """A Parquet writer whose every ``write_table`` makes one row group.
+
+    Features are noise to a compressor, so they are stored as they are: plain values in one page for each row group, with a
+    checksum. That makes reading them as fast as reading the file.
+    """
+    others = {name: "zstd" for name in _leaves() if name != "features.list.element"}
+    return pq.ParquetWriter(
+        stream,
+        SHARD_SCHEMA,
+        compression={**others, "features.list.element": "none"},
+        use_dictionary=["video_id", "source_digest"],
+        write_statistics=["video_id", "segment"],
+        data_page_size=1 << 30,
+        write_page_checksum=True,
+    )
+
+
+def _leaves() -> list[str]:
+    return [f"{field.name}.list.element" if pa.types.is_list(field.type) else field.name for field in SHARD_SCHEMA]
+
+
+def _lists(name: str, arrays: Sequence[NDArray[np.generic]]) -> pa.Array:
+    offsets = np.concatenate([[0], np.cumsum([len(array) for array in arrays])]).astype(np.int32)
+    return pa.ListArray.from_arrays(
+        pa.array(offsets), pa.array(np.concatenate(arrays)), type=SHARD_SCHEMA.field(name).type
+    )
+
+
+def _time(modified_us: int) -> datetime:
+    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=modified_us)

@@ -1,31 +1,47 @@
 """Writing a feature set, and knowing what is already in it.
 
-Every file appears whole or not at all, and a shard is named after the videos in it, so that writing it again
-replaces it instead of adding to it.
+Every file appears whole or not at all, one process writes at a time, and a video's old rows are gone before new ones
+appear: whenever that process is killed, each video is in one place or, until the next run, in none.
 """
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from features.errors import FeatureSetError
 from features.recipe import Recipe
-from features.schema import FAILURE_SCHEMA, SHARD_SCHEMA, Segment
+from features.schema import (
+    FAILURE_SCHEMA,
+    ROW_GROUP_BYTES,
+    Failure,
+    failure_table,
+    shard_writer,
+)
 from pipeline import storage
 
 CARD = "feature_set.json"
-# Segments are large (up to 4 MB each at D = 2048): small row groups let a reader take one video without its neighbours.
-ROWS_PER_GROUP = 8
+SHARDS, FAILURES = "shards", "failures"
+_KNOWN = pa.schema(
+    [
+        ("video_id", pa.string()),
+        ("source_digest", pa.string()),  # null for a failure
+        ("source_bytes", pa.int64()),
+        ("source_modified", pa.timestamp("us", tz="UTC")),
+        ("file", pa.string()),  # relative to the feature set
+    ]
+)
 
 
 def create(uri: str, recipe: Recipe, *, about: Mapping[str, Any]) -> None:
     """Write the data card of a new feature set, or go on with an existing one of the same recipe.
 
-    Half-written files of killed workers are removed: one extraction at a time may write to a feature set.
+    Half-written files of killed writers are removed: hold `locked` while calling.
 
     Args:
         about: what a reader should know beyond the recipe, such as the backbone's description.
@@ -33,8 +49,7 @@ def create(uri: str, recipe: Recipe, *, about: Mapping[str, Any]) -> None:
     Raises:
         FeatureSetError: when ``uri`` already holds features of another recipe.
     """
-    card_uri = storage.join(uri, CARD)
-    if storage.exists(card_uri):
+    if storage.exists(storage.join(uri, CARD)):
         existing = read_card(uri)
         if existing["id"] != recipe.feature_set_id:
             raise FeatureSetError(
@@ -42,15 +57,14 @@ def create(uri: str, recipe: Recipe, *, about: Mapping[str, Any]) -> None:
                 f"{existing['recipe']['backbone']}; asked for id {recipe.feature_set_id}, backbone {recipe.backbone}): "
                 "choose another --output"
             )
-        for folder in ("shards", "failures"):
+        for folder in (SHARDS, FAILURES):
             storage.remove_temporaries(storage.join(uri, folder))
         return
-    card = {"id": recipe.feature_set_id, "recipe": recipe.to_json(), "about": dict(about)}
-    storage.write_atomic(card_uri, json.dumps(card, indent=2, sort_keys=True).encode())
+    write_card(uri, {"id": recipe.feature_set_id, "recipe": recipe.to_json(), "about": dict(about)})
 
 
 def read_card(uri: str) -> dict[str, Any]:
-    """The data card: ``id``, ``recipe``, ``about``.
+    """The data card: ``id``, ``recipe``, ``about`` and, once an extraction has ended, its ``summary``.
 
     Raises:
         FeatureSetError: when there is none, or it is damaged.
@@ -68,58 +82,113 @@ def read_card(uri: str) -> dict[str, Any]:
     return card
 
 
-def write_shard(uri: str, videos: Mapping[str, tuple[str, Sequence[Segment]]]) -> None:
-    """Write whole videos as one shard.
+def write_card(uri: str, card: Mapping[str, Any]) -> None:
+    """Replace the data card."""
+    storage.write_atomic(storage.join(uri, CARD), json.dumps(card, indent=2, sort_keys=True).encode())
 
-    Args:
-        videos: for each video id its source digest and its segments.
+
+@contextmanager
+def locked(uri: str) -> Iterator[None]:
+    """Keep a second writer on this machine out of a local feature set; the lock ends with its process.
+
+    A feature set on an object store has no lock: there, starting one extraction at a time is the user's part.
+
+    Raises:
+        FeatureSetError: when another process is writing.
     """
-    rows = [
-        {
-            "video_id": video_id,
-            "segment": segment.number,
-            "frame_index": segment.frame_index,
-            "pts_s": segment.pts_s,
-            "features": segment.features.reshape(-1),
-            "dim": segment.features.shape[1],
-            "source_digest": digest,
-        }
-        for video_id, (digest, segments) in videos.items()
-        for segment in segments
-    ]
-    target = storage.join(uri, "shards", _name_for(videos))
-    storage.write_table_atomic(target, pa.Table.from_pylist(rows, schema=SHARD_SCHEMA), row_group_size=ROWS_PER_GROUP)
+    from filelock import FileLock, Timeout
+
+    folder = storage.local_path(uri)
+    if folder is None:
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            yield
+    except Timeout as error:
+        raise FeatureSetError(f"another extraction is writing to {uri}: wait for its end, or stop it") from error
 
 
-def write_failures(uri: str, failures: Sequence[Mapping[str, str]]) -> None:
-    """Write rows of ``video_id``, ``uri`` and ``reason`` to the failure ledger."""
-    target = storage.join(uri, "failures", _name_for(row["video_id"] for row in failures))
-    storage.write_table_atomic(target, pa.Table.from_pylist([dict(row) for row in failures], schema=FAILURE_SCHEMA))
+def write_shard(uri: str, tables: Iterable[pa.Table], video_ids: Iterable[str]) -> None:
+    """Write rows of whole videos as one shard named after the videos; holds one row group of them in memory."""
+    _write_rows(storage.join(uri, SHARDS, _name_for(video_ids)), tables)
+
+
+def write_failures(uri: str, failures: Sequence[Failure]) -> None:
+    """Add a file to the failure ledger."""
+    name = _name_for(failure.video_id for failure in failures)
+    storage.write_table_atomic(storage.join(uri, FAILURES, name), failure_table(failures))
+
+
+def known(uri: str) -> pa.Table:
+    """One row per video that is in the set or in its failure ledger, with the file of the set that holds it.
+
+    Columns: video_id, source_digest (null for a failure), source_bytes, source_modified, file.
+    """
+    tables = [_KNOWN.empty_table()]
+    for folder, columns in ((SHARDS, ["segment", "source_digest"]), (FAILURES, [])):
+        names = ["video_id", *columns, "source_bytes", "source_modified"]
+        for path in storage.list_files(storage.join(uri, folder), ".parquet"):
+            table = _read(path, names)
+            if folder == SHARDS:
+                table = table.filter(pc.equal(table["segment"], 0))
+            else:
+                table = table.append_column("source_digest", pa.nulls(table.num_rows, pa.string()))
+            file = pa.array([f"{folder}/{path.rpartition('/')[2]}"] * table.num_rows, pa.string())
+            tables.append(table.append_column("file", file).select(_KNOWN.names).cast(_KNOWN))
+    return pa.concat_tables(tables).combine_chunks()
+
+
+def forget(uri: str, video_ids: Sequence[str], *, files: Iterable[str]) -> None:
+    """Take these videos out of the files (as `known` names them) that hold them, from each in one step."""
+    gone = pa.array(video_ids, pa.string())
+    for file in files:
+        path = storage.join(uri, *file.split("/"))
+        ids = _read(path, ["video_id"])["video_id"]
+        stay = pc.invert(pc.is_in(ids, value_set=gone))
+        if not pc.any(stay).as_py():
+            storage.delete(path)
+        elif not pc.all(stay).as_py():
+            table = _read(path, None).filter(stay)
+            if file.startswith(FAILURES):
+                storage.write_table_atomic(path, table)
+            else:
+                _write_rows(path, (table.slice(row, 1) for row in range(table.num_rows)))
 
 
 def finished(uri: str) -> dict[str, str]:
     """Video ids with features in the set, each with its source digest."""
-    return {
-        row["video_id"]: row["source_digest"] for row in _read_columns(uri, "shards", ["video_id", "source_digest"])
-    }
+    table = known(uri)
+    done = table.filter(pc.is_valid(table["source_digest"]))
+    return dict(zip(done["video_id"].to_pylist(), done["source_digest"].to_pylist(), strict=True))
 
 
-def failures(uri: str) -> list[dict[str, str]]:
-    """The failure ledger: rows of ``video_id``, ``uri``, ``reason``, without videos that succeeded later."""
-    done = finished(uri)
-    latest = {row["video_id"]: row for row in _read_columns(uri, "failures", FAILURE_SCHEMA.names)}
-    return [row for video_id, row in sorted(latest.items()) if video_id not in done]
+def failures(uri: str) -> list[dict[str, Any]]:
+    """The failure ledger, by video: rows of ``video_id``, ``uri``, ``reason``, ``source_bytes``, ``source_modified``."""
+    paths = storage.list_files(storage.join(uri, FAILURES), ".parquet")
+    rows = [row for path in paths for row in _read(path, FAILURE_SCHEMA.names).to_pylist()]
+    return sorted(rows, key=lambda row: row["video_id"])
 
 
-def _read_columns(uri: str, folder: str, columns: list[str]) -> Iterable[dict[str, str]]:
-    for path in storage.list_files(storage.join(uri, folder), ".parquet"):
-        with storage.open_input(path) as file:
-            try:
-                yield from pq.read_table(file, columns=columns).to_pylist()
-            except (pa.ArrowInvalid, OSError) as error:
-                raise FeatureSetError(
-                    f"{path} is damaged ({error}): delete it and run skipreel extract again"
-                ) from error
+def _write_rows(target: str, tables: Iterable[pa.Table]) -> None:
+    group: list[pa.Table] = []
+    with storage.open_atomic(target) as stream, shard_writer(stream) as writer:
+        for table in tables:
+            group.append(table)
+            if sum(part.nbytes for part in group) >= ROW_GROUP_BYTES:
+                writer.write_table(pa.concat_tables(group).combine_chunks())
+                group = []
+        if group:
+            writer.write_table(pa.concat_tables(group).combine_chunks())
+
+
+def _read(path: str, columns: list[str] | None) -> pa.Table:
+    with storage.open_input(path) as file:
+        try:
+            return pq.read_table(file, columns=columns)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise FeatureSetError(f"{path} is damaged ({error}): delete it and run skipreel extract again") from error
 
 
 def _name_for(video_ids: Iterable[str]) -> str:

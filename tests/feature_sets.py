@@ -6,9 +6,10 @@ import numpy as np
 
 from features import store
 from features.recipe import Recipe
-from features.schema import Segment
+from features.schema import Segment, Source, shard_table
 from pipeline.manifest import Label, Manifest, VideoEntry, write_manifest
 from pipeline.sampling import Sampling
+from pipeline.storage import FileStamp
 
 
 def recipe(dim: int = 5, *, weights: str = "ab" * 32) -> Recipe:
@@ -27,7 +28,8 @@ def write_sequence(uri: str, video_id: str, features: np.ndarray, *, segment_fra
         )
         for number, start in enumerate(range(0, len(features), segment_frames))
     ]
-    store.write_shard(uri, {video_id: ("digest of " + video_id, segments)})
+    source = Source("digest of " + video_id, FileStamp(1000, 1_700_000_000_000_000))
+    store.write_shard(uri, [shard_table(video_id, source, segments)], [video_id])
 
 
 def two_class_corpus(folder: Path, *, num_train: int = 12, num_test: int = 6, dim: int = 5) -> tuple[str, str]:
