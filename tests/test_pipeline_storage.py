@@ -4,6 +4,7 @@ import errno
 import hashlib
 import os
 import uuid
+from contextlib import suppress
 from pathlib import Path
 
 import pyarrow as pa
@@ -101,6 +102,123 @@ def test_missing_file_is_one_clear_line(tmp_path: Path, read: object) -> None:
     assert "\n" not in str(caught.value)
     assert isinstance(caught.value.__cause__, FileNotFoundError)
     assert isinstance(caught.value, InputError)
+
+
+def test_stamp_changes_with_size_and_time_and_is_none_where_no_file_can_be_had(tmp_path: Path) -> None:
+    path = tmp_path / "a b.bin"
+    path.write_bytes(b"12345")
+    os.utime(path, ns=(0, 1_700_000_000_123_456_789))
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "dangling").symlink_to(tmp_path / "gone")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "link").symlink_to(path)
+    none = ["gone", "pipe", "dangling", "loop", "a b.bin/below", "x" * 300, "null\0character", ""]
+    stamp = storage.FileStamp(5, 1_700_000_000_123_456)
+    assert storage.stamps([str(path), path.as_uri(), str(tmp_path / "link")]) == [stamp] * 3
+    uris = [*(str(tmp_path / name) for name in none), "nope://x/y", "s3://bucket/a b"]
+    assert storage.stamps([*uris, str(path)]) == [None] * len(uris) + [stamp]
+    assert storage.stamps(uris) == [None] * len(uris)
+    assert storage.stamps([]) == []
+
+
+def test_stamp_of_a_file_system_without_times_has_the_size() -> None:
+    pytest.importorskip("fsspec")
+    uri = f"fsspec+memory:///{uuid.uuid4().hex}/a.bin"
+    storage.write_atomic(uri, b"123")
+    assert storage.stamps([uri]) == [storage.FileStamp(3, 0)]
+
+
+def test_outage_is_no_vanished_file(tmp_path: Path) -> None:
+    fsspec = pytest.importorskip("fsspec")
+
+    class Down(fsspec.AbstractFileSystem):
+        def info(self, *_: object, **__: object) -> object:
+            raise ConnectionError("no route to host")
+
+    fsspec.register_implementation("down", Down, clobber=True)
+    down, here = "fsspec+down://host/a", tmp_path / "here"
+    here.touch()
+    with pytest.raises(StorageError, match="cannot look for fsspec\\+down://host/a: no route"):
+        storage.stamps([down, down])
+    found = storage.stamps([down, str(here)])
+    assert [stamp is None for stamp in found] == [True, False]
+
+
+def test_local_file_is_its_own_copy(tmp_path: Path) -> None:
+    path = tmp_path / "a b.bin"
+    path.write_bytes(b"x" * 3_000_000)
+    with storage.local_copy(path.as_uri()) as copy:
+        assert copy.path == str(path)
+        assert copy.sha256 == hashlib.sha256(b"x" * 3_000_000).hexdigest()
+        assert [copy.stamp] == storage.stamps([str(path)])
+    assert path.exists()
+
+
+def test_remote_copy_is_whole_or_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    fsspec = pytest.importorskip("fsspec")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    uri = f"fsspec+memory:///{uuid.uuid4().hex}/a.bin"
+    storage.write_atomic(uri, b"123")
+    with storage.local_copy(uri) as copy:
+        assert Path(copy.path).read_bytes() == b"123"
+        with pytest.raises(StorageError, match=r"gone.bin.*check the path"), storage.local_copy(uri[:-5] + "gone.bin"):
+            pass
+    memory = type(fsspec.filesystem("memory"))
+    info = memory.info
+    monkeypatch.setattr(memory, "info", lambda *args, **options: {**info(*args, **options), "size": 4})
+    with pytest.raises(StorageError, match="changed from 4 to 3 bytes"), storage.local_copy(uri):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def _enter(uri: str) -> None:
+    with storage.local_copy(uri):
+        pass
+
+
+@pytest.mark.parametrize("read", [storage.open_input, storage.sha256, storage.delete, _enter])
+def test_pipe_and_device_are_refused_without_waiting(tmp_path: Path, read: object) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(StorageError, match="is a pipe or a device"):
+        read(str(tmp_path / "pipe"))  # type: ignore[operator]
+    assert (tmp_path / "pipe").exists()
+
+
+def test_folder_is_no_file(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    for call in (storage.open_input, storage.sha256, storage.delete, _enter):
+        with pytest.raises(StorageError, match="give a file, not a folder"):
+            call(str(tmp_path / "sub"))
+    assert (tmp_path / "sub").is_dir()
+
+
+def test_deleted_file_is_gone_and_a_missing_one_is_fine(folder: str) -> None:
+    uri = storage.join(folder, "sub", "a.bin")
+    storage.write_atomic(uri, b"")
+    storage.delete(uri)
+    storage.delete(uri)
+    assert storage.list_tree(folder) == []
+
+
+def test_deleted_link_keeps_its_file(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    storage.delete(str(tmp_path / "link"))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_stream_appears_whole_when_its_context_ends(folder: str) -> None:
+    uri = storage.join(folder, "sub", "a.bin")
+    with storage.open_atomic(uri) as stream:
+        stream.write(b"one ")
+        assert not storage.exists(uri)
+        stream.write(b"two")
+    assert storage.read_bytes(uri) == b"one two"
+    with suppress(RuntimeError), storage.open_atomic(uri) as stream:
+        stream.write(b"three")
+        raise RuntimeError
+    assert storage.read_bytes(uri) == b"one two"
+    assert storage.list_tree(folder) == ["sub/a.bin"]
 
 
 @pytest.mark.parametrize("uri", ["nope://x/y", "s3://bucket/a b"])
