@@ -1,26 +1,33 @@
-"""Frame encoders, chosen by name: ``hf:<directory or hub id>``, ``small:<directory>`` and ``random:<seed>``.
+"""Frame encoders, chosen by name: ``hf:…`` and ``timm:…`` of those libraries, ``module:function`` of one's own,
+``small:…`` and ``random:…`` where no weights can be had.
 
 A backbone maps RGB frames to float16 vectors, the precision feature sets are stored in, so that a feature computed
-during inference equals the one that training read from a shard. Letters: T frames, H height, W width, D feature length.
+during inference equals the one that training read from a shard. Letters: T frames, H height, W width, D feature length;
+h and w are the network's input.
 """
 
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from features.backbones_hugging_face import load_hugging_face
+from features.backbones_module import load_module
+from features.backbones_network import Network, Prepare
+from features.backbones_timm import load_timm
 from features.errors import BackboneError
-from features.recipe import Recipe
-from features.small_cnn import DIM, INPUT_SIZE, SmallCNN, load_small_cnn, normalise, resize
+from features.preprocessing import Preprocessing
+from features.recipe import Dtype, Recipe
+from features.small_cnn import INPUT_SIZE, SmallCNN, load_small_cnn
 from pipeline.sampling import Sampling
 
-Dtype = Literal["float32", "bfloat16"]
 Frames = Sequence[NDArray[np.uint8]]
+DTYPES: dict[Dtype, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,27 +37,25 @@ class Backbone:
     Attributes:
         name: what it was loaded by.
         about: one sentence for people, such as where the weights come from.
+        layer: which of its outputs the features are.
+        dtype: what its weights and activations are.
         dim: D.
-        weights_digest: SHA-256 (hex) over names, shapes, dtypes and bytes of all weights.
+        weights_digest: SHA-256 (hex) over names, shapes, dtypes and bytes of all weights, as they were loaded.
         preprocessing: the image preprocessing as JSON-able settings.
+        prepare: from (T, H, W, 3) uint8 to (T, 3, h, w) float32, on the device.
+        network: from that to (T, D).
     """
 
     name: str
     about: str
+    layer: str
+    dtype: Dtype
     dim: int
     weights_digest: str
     preprocessing: dict[str, Any]
-    prepare: Callable[[Frames], Tensor]
+    prepare: Prepare
     network: Callable[[Tensor], Tensor]
     device: torch.device
-    layer: str = "pooled"
-    dtype: Dtype = "float32"
-
-    def recipe(self, sampling: Sampling) -> Recipe:
-        """What makes the features of frames that are sampled so."""
-        return Recipe(
-            self.name, self.weights_digest, self.preprocessing, sampling, self.dim, layer=self.layer, dtype=self.dtype
-        )
 
     @property
     def batch_size(self) -> int:
@@ -59,11 +64,29 @@ class Backbone:
         """
         return 4 if self.device.type == "cpu" else 64
 
+    def recipe(self, sampling: Sampling) -> Recipe:
+        """What makes the features of frames that are sampled so."""
+        return Recipe(
+            self.name, self.weights_digest, self.preprocessing, sampling, self.dim, layer=self.layer, dtype=self.dtype
+        )
+
     def encode(self, frames: Frames) -> NDArray[np.float16]:
-        """Encode T frames, each (H, W, 3) uint8 RGB of any size, to (T, D) float16."""
-        with torch.inference_mode():
-            features = self.network(self.prepare(frames).to(self.device))
-        encoded: NDArray[np.float16] = features.to("cpu", torch.float16).numpy()
+        """Encode T frames, each (H, W, 3) uint8 RGB of any size, to (T, D) float16.
+
+        Raises:
+            BackboneError: when a feature is not a number, or one beyond float16.
+        """
+        encoded = np.empty((len(frames), self.dim), np.float16)
+        for shape in {frame.shape for frame in frames}:
+            places = [place for place, frame in enumerate(frames) if frame.shape == shape]
+            pixels = torch.from_numpy(np.stack([frames[place] for place in places]))
+            with torch.inference_mode():
+                features = self.network(self.prepare(pixels.to(self.device)))
+            encoded[places] = features.to("cpu", torch.float16).numpy()
+        if not np.isfinite(encoded).all():
+            raise BackboneError(
+                f"backbone {self.name} gives features that are no float16 numbers (nan, or above 65504)"
+            )
         return encoded
 
 
@@ -73,93 +96,87 @@ def load_backbone(
     """Load a backbone by name.
 
     Args:
-        layer: which of its outputs.
-        dtype: what it computes in.
-        compile: whether torch.compile is worth its start.
+        layer: which of its outputs, where there are several: pooled, or cls and mean (of patch tokens), or fc7.
+        dtype: of weights and activations.
+        compile: use torch.compile, which takes its time at the first frames; no part of the recipe.
 
     Raises:
-        BackboneError: when the name's kind is unknown or the weights cannot be loaded.
+        BackboneError: when the name's kind is unknown, the weights cannot be loaded, the layer or the device is not
+            there, or the network gives other features for the same frames each time.
     """
-    if layer != "pooled" or dtype != "float32" or compile:
-        raise BackboneError(f"backbone {name}: only layer pooled in float32, not compiled, is there yet")
+    if dtype not in DTYPES:
+        raise BackboneError(f"dtype {dtype!r} is not one of {', '.join(get_args(Dtype))}")
+    on = torch.device(device)
+    if on.type == "cuda" and not torch.cuda.is_available():
+        raise BackboneError(f"no GPU for backbone {name}: torch sees none here; give device cpu")
+    loaded = _load(name)
+    module = loaded.module.eval().requires_grad_(False)
+    digest = _digest(module)
+    # Channels last: what convolutions want; to others it makes no difference.
+    module.to(on, DTYPES[dtype], memory_format=torch.channels_last)  # type: ignore[call-overload]
+    run = torch.compile(module) if compile else module
+
+    def network(images: Tensor) -> Tensor:
+        outputs = run(images.to(DTYPES[dtype], memory_format=torch.channels_last))
+        layers: dict[str, Tensor] = {"pooled": outputs} if isinstance(outputs, Tensor) else outputs
+        if layer not in layers:
+            allowed = ", ".join(layers) or "none that could be used"
+            raise BackboneError(f"backbone {name} has no layer {layer!r}; it has: {allowed}")
+        return layers[layer]
+
+    return Backbone(
+        name=name,
+        about=loaded.about,
+        layer=layer,
+        dtype=dtype,
+        dim=_dim(name, network, loaded.prepare, on),
+        weights_digest=digest,
+        preprocessing=loaded.preprocessing,
+        prepare=loaded.prepare,
+        network=network,
+        device=on,
+    )
+
+
+def _load(name: str) -> Network:
     kind, _, argument = name.partition(":")
-    if kind not in BACKBONES or not argument:
-        allowed = ", ".join(f"{known}:…" for known in BACKBONES)
-        raise BackboneError(f"unknown backbone {name!r}: give one of {allowed} (for example random:0)")
-    return BACKBONES[kind](argument, torch.device(device))
+    if kind in BACKBONES and argument:
+        return BACKBONES[kind](argument)
+    if all(part.isidentifier() for part in [*kind.split("."), argument]):
+        return load_module(name)
+    allowed = ", ".join(f"{known}:…" for known in BACKBONES)
+    raise BackboneError(f"unknown backbone {name!r}: give one of {allowed}, module:function (for example random:0)")
 
 
-def _load_random(argument: str, device: torch.device) -> Backbone:
+def _dim(name: str, network: Callable[[Tensor], Tensor], prepare: Prepare, device: torch.device) -> int:
+    """D, found by encoding noise, twice: what differs each time (a masked autoencoder's) is no feature."""
+    noise = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 96, 128, 3), dtype=np.uint8)).to(device)
+    try:
+        with torch.inference_mode():
+            first, again = (network(prepare(noise)) for _ in range(2))
+    except (RuntimeError, TypeError, ValueError, AttributeError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise BackboneError(f"backbone {name} cannot encode a frame of 128×96: {reason}") from error
+    if first.ndim != 2 or len(first) != len(noise):
+        raise BackboneError(
+            f"backbone {name} gives {tuple(first.shape)} for {len(noise)} frames, not (frames, features)"
+        )
+    if (first - again).abs().max() > 0.05 * first.abs().max():
+        raise BackboneError(f"backbone {name} gives other features for the same frames each time")
+    return first.shape[1]
+
+
+def _load_random(argument: str) -> Network:
     """No download and no training: enough to try a pipeline, not to tell subtle things apart."""
     if not argument.isdecimal():
         raise BackboneError(f"random:{argument} needs a whole number as its seed, for example random:0")
     about = f"a small CNN with random weights (seed {argument}), not trained on anything"
-    return _small(f"random:{argument}", about, SmallCNN(seed=int(argument)), device)
+    return Network(SmallCNN(seed=int(argument)), SMALL_INPUT, about)
 
 
-def _load_small(directory: str, device: torch.device) -> Backbone:
+def _load_small(directory: str) -> Network:
     network, about = load_small_cnn(directory)
-    return _small(f"small:{directory}", about, network, device)
-
-
-def _small(name: str, about: str, network: SmallCNN, device: torch.device) -> Backbone:
-    return Backbone(
-        name=name,
-        about=about,
-        dim=DIM,
-        weights_digest=_digest(network),
-        preprocessing={"resize": list(INPUT_SIZE), "interpolation": "bilinear, antialiased", "scale": "x / 127.5 - 1"},
-        prepare=lambda frames: normalise(resize(torch.from_numpy(np.stack(frames)))),
-        network=network.eval().to(device),
-        device=device,
-    )
-
-
-def _load_hugging_face(source: str, device: torch.device) -> Backbone:
-    """Any image model of the transformers library that has a pooled output, with its own image processor."""
-    from transformers import AutoImageProcessor, AutoModel
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()
-    try:
-        processor = AutoImageProcessor.from_pretrained(source)
-        # Safetensors only, and no code from the hub: nothing that is loaded can run.
-        model = AutoModel.from_pretrained(source, use_safetensors=True, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise BackboneError(f"cannot load backbone hf:{source}: {reason}") from error
-    model = model.eval().to(device)
-
-    def prepare(frames: Frames) -> Tensor:
-        pixels: Tensor = processor(list(frames), return_tensors="pt")["pixel_values"]
-        return pixels
-
-    def pooled(images: Tensor) -> Tensor:
-        output: Tensor = model(images).pooler_output
-        return output.flatten(1)
-
-    probe = prepare([np.zeros((64, 64, 3), np.uint8)])
-    with torch.inference_mode():
-        dim = pooled(probe.to(device)).shape[1]
-    settings = processor.to_dict()
-    return Backbone(
-        name=f"hf:{source}",
-        about=f"{type(model).__name__} with the weights in {source}",
-        dim=dim,
-        weights_digest=_digest(model),
-        preprocessing={key: settings[key] for key in sorted(settings) if _is_plain(settings[key])},
-        prepare=prepare,
-        network=pooled,
-        device=device,
-    )
-
-
-def _is_plain(setting: object) -> bool:
-    if isinstance(setting, dict):
-        return all(_is_plain(part) for part in setting.values())
-    if isinstance(setting, list | tuple):
-        return all(_is_plain(part) for part in setting)
-    return setting is None or isinstance(setting, str | int | float | bool)
+    return Network(network, SMALL_INPUT, about)
 
 
 def _digest(module: nn.Module) -> str:
@@ -170,8 +187,10 @@ def _digest(module: nn.Module) -> str:
     return hasher.hexdigest()
 
 
-BACKBONES: dict[str, Callable[[str, torch.device], Backbone]] = {
-    "hf": _load_hugging_face,
+SMALL_INPUT = Preprocessing(resize=INPUT_SIZE, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+BACKBONES: dict[str, Callable[[str], Network]] = {
+    "hf": load_hugging_face,
+    "timm": load_timm,
     "small": _load_small,
     "random": _load_random,
 }

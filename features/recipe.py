@@ -6,11 +6,12 @@ Two feature sets may be mixed exactly when their ids are equal.
 import hashlib
 import json
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from pipeline.sampling import Sampling
 
 SCHEMA_VERSION = 1
+Dtype = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,7 @@ class Recipe:
     sampling: Sampling
     dim: int
     layer: str = "pooled"
-    dtype: str = "float32"
+    dtype: Dtype = "float32"
 
     @property
     def feature_set_id(self) -> str:

@@ -63,19 +63,25 @@ class Prediction:
 
 
 def load_backbone_of(model: TrainedModel, *, name: str | None = None, device: str = "cpu") -> Backbone:
-    """The backbone that a model's features were made with, checked by the digest of its weights.
+    """The backbone that a model's features were made with, checked by its weights and its preprocessing.
 
     Args:
         name: where it is found now, if not where the training found it.
 
     Raises:
-        BackboneError: when it cannot be loaded or its weights are others.
+        BackboneError: when it cannot be loaded or is another.
     """
-    backbone = load_backbone(name or model.recipe.backbone, device=device)
-    if backbone.weights_digest != model.recipe.weights_digest:
+    recipe = model.recipe
+    backbone = load_backbone(name or recipe.backbone, device=device, layer=recipe.layer, dtype=recipe.dtype)
+    if backbone.weights_digest != recipe.weights_digest:
         raise BackboneError(
             f"backbone {backbone.name} has other weights than the one the model was trained with "
-            f"({backbone.weights_digest[:12]} against {model.recipe.weights_digest[:12]}): give it with --backbone"
+            f"({backbone.weights_digest[:12]} against {recipe.weights_digest[:12]}): give it with --backbone"
+        )
+    if backbone.preprocessing != recipe.preprocessing:
+        raise BackboneError(
+            f"backbone {backbone.name} prepares frames otherwise than the one the model was trained with "
+            f"({backbone.preprocessing} against {recipe.preprocessing}): give it with --backbone"
         )
     return backbone
 

@@ -69,7 +69,7 @@ def test_a_trained_small_cnn_is_saved_and_learns_its_frames(tmp_path):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("resnet50", "give one of hf:…, small:…, random:…"),
+        ("resnet50", "give one of hf:…, timm:…, small:…, random:…, module:function"),
         ("random:x", "whole number"),
         ("hf:/nowhere", "cannot load backbone hf:/nowhere"),
         ("small:/nowhere", "/nowhere holds no small CNN"),

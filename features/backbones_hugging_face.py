@@ -1,0 +1,162 @@
+"""``hf:<hub id or directory>``: image models of the transformers library.
+
+Letters: T frames of one size, L tokens, D feature length, h and w of the input, C channels.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from features.backbones_network import Network
+from features.errors import BackboneError
+from features.preprocessing import Interpolation, Preprocessing, says_all
+
+# Pillow's numbers for filters that torch has on every device.
+INTERPOLATIONS: dict[int, Interpolation] = {2: "bilinear", 3: "bicubic"}
+
+
+def load_hugging_face(source: str) -> Network:
+    """The model, or a two-tower model's image tower, with its image processor.
+
+    Raises:
+        BackboneError: when it cannot be loaded, or its weights do not say all that is needed.
+    """
+    try:
+        with _quiet():
+            model, missing, processor = _load(source)
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise BackboneError(
+            f"cannot load backbone hf:{source}: {reason} (give a hub id, or a directory with config.json, "
+            "model.safetensors and preprocessor_config.json)"
+        ) from error
+    unfilled = sorted(name for name in missing if not name.startswith("pooler."))
+    if unfilled:
+        raise BackboneError(
+            f"backbone hf:{source}: the weights lack {len(unfilled)} of the model's tensors ({unfilled[0]}, …)"
+        )
+    if missing:  # transformers fills in random numbers; the layers before it are trained
+        model.pooler = None
+    about = f"{type(model).__name__} with the weights in {source}"
+    settings = processor.to_dict()
+    translated = _translate(settings)
+    if translated is not None and says_all(translated, lambda frame: _call(processor, frame[None])):
+        return Network(_Layers(model), translated, about)
+
+    def prepare(frames: Tensor) -> Tensor:
+        return _call(processor, frames.cpu().numpy()).to(frames.device)
+
+    plain = json.loads(json.dumps({key: settings[key] for key in settings if _is_plain(settings[key])}))
+    return Network(_Layers(model), prepare, about, plain)
+
+
+def _load(source: str) -> tuple[Any, set[str], Any]:
+    """The model, the names of its tensors that the file has not, the image processor."""
+    from transformers import AutoConfig, AutoImageProcessor, AutoModel
+
+    config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    model, report = AutoModel.from_pretrained(
+        source,
+        config=getattr(config, "vision_config", config),  # of CLIP and its like, only the image tower is read
+        dtype=torch.float32,
+        use_safetensors=True,  # and no code from the hub: nothing that is loaded can run
+        trust_remote_code=False,
+        output_loading_info=True,
+    )
+    # Pillow's, so that what is compared with and fallen back to does not depend on torchvision being there.
+    processor = AutoImageProcessor.from_pretrained(source, trust_remote_code=False, backend="pil")
+    return model, set(report["missing_keys"]), processor
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the library's progress bars and its report on unused tensors."""
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        logging.enable_progress_bar()
+
+
+class _Layers(nn.Module):
+    """Every layer that a transformers model has to offer.
+
+    pooled: the model's own pooled output, of convolutional models without one the mean over the image.
+    cls and mean: of models with patch tokens, the first token (where there is one) and the patches' mean.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """(T, 3, h, w) float to one (T, D) tensor per layer."""
+        output = self.model(images)
+        pooled, hidden = (getattr(output, name, None) for name in ("pooler_output", "last_hidden_state"))
+        layers: dict[str, Tensor] = {}
+        if pooled is not None:
+            layers["pooled"] = pooled.flatten(1)
+        elif hidden is not None and hidden.ndim == 4:  # (T, C, h', w')
+            layers["pooled"] = hidden.mean((2, 3))
+        patch = getattr(self.model.config, "patch_size", None)
+        if hidden is not None and hidden.ndim == 3 and isinstance(patch, int):  # (T, L, D)
+            # Tokens before the patches': class, distillation, registers. Negative where patches are merged on the way.
+            others = hidden.shape[1] - (images.shape[2] // patch) * (images.shape[3] // patch)
+            if others > 0:
+                layers["cls"] = hidden[:, 0]
+            if others >= 0:
+                layers["mean"] = hidden[:, others:].mean(1)
+        return layers
+
+
+def _call(processor: Any, frames: np.ndarray[Any, Any]) -> Tensor:
+    pixels: Tensor = processor(list(frames), return_tensors="pt", input_data_format="channels_last")["pixel_values"]
+    return pixels
+
+
+def _translate(settings: dict[str, Any]) -> Preprocessing | None:
+    """A processor's settings as far as they go; ``says_all`` tells whether that is far enough."""
+    interpolation = INTERPOLATIONS.get(settings.get("resample", 2))
+    resize = _size(settings.get("size", {})) if settings.get("do_resize") else None
+    crop = _size(settings.get("crop_size", {})) if settings.get("do_center_crop") else None
+    if isinstance(resize, int) and "crop_pct" in settings:  # ConvNeXt's: small inputs are cut out of larger ones
+        square = (resize, resize)
+        resize, crop = (int(resize / settings["crop_pct"]), square) if resize < 384 else (square, crop)
+    if interpolation is None or isinstance(crop, int):
+        return None
+    scale = settings["rescale_factor"] if settings.get("do_rescale") else 1.0
+    if not settings.get("do_normalize"):
+        return Preprocessing(resize, interpolation, crop, scale=scale)
+    mean, std = (_three(settings[name]) for name in ("image_mean", "image_std"))
+    return Preprocessing(resize, interpolation, crop, scale=scale, mean=mean, std=std)
+
+
+def _size(size: dict[str, int]) -> tuple[int, int] | int | None:
+    """(h, w) or the shorter edge; None for what is neither, such as an upper limit."""
+    if size.keys() == {"shortest_edge"}:
+        return size["shortest_edge"]
+    return (size["height"], size["width"]) if size.keys() == {"height", "width"} else None
+
+
+def _three(values: Sequence[float] | float) -> tuple[float, float, float]:
+    red, green, blue = values if isinstance(values, Sequence) else (values,) * 3
+    return red, green, blue
+
+
+def _is_plain(setting: object) -> bool:
+    if isinstance(setting, dict):
+        return all(_is_plain(part) for part in setting.values())
+    if isinstance(setting, list | tuple):
+        return all(_is_plain(part) for part in setting)
+    return setting is None or isinstance(setting, str | int | float | bool)

@@ -1,0 +1,44 @@
+"""``module:function``: a backbone of the user's own, whose code is the user's own to trust.
+
+The function takes nothing and returns a torch module and what prepares frames for it:
+
+    def my_resnet():
+        return network, Preprocessing(resize=256, crop=(224, 224), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+
+The module maps (T, 3, h, w) float to (T, D), which is then the layer ``pooled``, or to a dict of layers with one such
+tensor each. A function from (T, H, W, 3) uint8 to (T, 3, h, w) float32, both on the module's device, may stand in for
+the ``Preprocessing``; the recipe then knows no more than its name.
+"""
+
+from importlib import import_module
+
+from torch import nn
+
+from features.backbones_network import Network
+from features.errors import BackboneError
+from features.preprocessing import Preprocessing
+
+
+def load_module(name: str) -> Network:
+    """What the function called ``name``, such as ``my_package.backbones:my_resnet``, returns.
+
+    Raises:
+        BackboneError: when it cannot be imported or returns something else; what the function raises is not caught.
+    """
+    module, _, function_name = name.partition(":")
+    try:
+        function = getattr(import_module(module), function_name)
+    except (ImportError, AttributeError) as error:
+        raise BackboneError(f"cannot import backbone {name}: {error} (check both names and PYTHONPATH)") from error
+    returned = function()
+    match returned:
+        case (nn.Module() as network, prepare) if callable(prepare):
+            about = f"{type(network).__name__} from {name}"
+            if isinstance(prepare, Preprocessing):
+                return Network(network, prepare, about)
+            prepare_name = f"{prepare.__module__}:{getattr(prepare, '__qualname__', type(prepare).__qualname__)}"
+            return Network(network, prepare, about, {"function": prepare_name})
+    raise BackboneError(
+        f"backbone {name} returned {type(returned).__name__}: return a torch module and a Preprocessing (or a function "
+        "from (T, H, W, 3) uint8 to (T, 3, h, w) float32)"
+    )

@@ -1,0 +1,97 @@
+"""``timm:<name>``: image models of the timm library, an optional extra.
+
+Letters: T frames of one size, D feature length, h and w of the input.
+"""
+
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from features.backbones_network import Network
+from features.errors import BackboneError
+from features.preprocessing import INTERPOLATIONS, Preprocessing, says_all
+
+
+def load_timm(name: str) -> Network:
+    """A pretrained model by timm's name for it, with the evaluation transform of its own configuration.
+
+    Raises:
+        BackboneError: when timm is not installed or the model cannot be loaded.
+    """
+    try:
+        timm = import_module("timm")
+    except ImportError as error:
+        raise BackboneError(
+            f"backbone timm:{name} needs the timm library ({error}): pip install 'skipreel[timm]'"
+        ) from error
+    try:
+        model = timm.create_model(name, pretrained=True, num_classes=0)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise BackboneError(
+            f"cannot load backbone timm:{name}: {reason} (timm.list_pretrained() has the names)"
+        ) from error
+    about = f"{type(model).__name__} with timm's weights for {name}"
+    module = _Layers(model, has_fc7=isinstance(model, timm.models.vgg.VGG))
+    config = timm.data.resolve_model_data_config(model)
+    transform = timm.data.create_transform(**config, is_training=False)
+    translated = _translate(config)
+    if translated is not None and says_all(translated, lambda frame: _call(transform, frame[None])):
+        return Network(module, translated, about)
+
+    def prepare(frames: Tensor) -> Tensor:
+        return _call(transform, frames.cpu().numpy()).to(frames.device)
+
+    return Network(module, prepare, about, {"transform": str(transform)})
+
+
+class _Layers(nn.Module):
+    """Every layer that a timm model has to offer.
+
+    pooled: what timm calls the features of an image. cls and mean: of models with patch tokens, the first token and the
+    patches' mean. fc7: of VGG, the second fully connected layer, rectified; there, pooled is the mean over the image.
+    """
+
+    def __init__(self, model: nn.Module, *, has_fc7: bool) -> None:
+        super().__init__()
+        self.model, self.has_fc7 = model, has_fc7
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """(T, 3, h, w) float to one (T, D) tensor per layer."""
+        maps: Tensor = self.model.forward_features(images)  # type: ignore[operator]
+        embedding: Tensor = self.model.forward_head(maps)  # type: ignore[operator]
+        if self.has_fc7:
+            return {"pooled": maps.mean((2, 3)), "fc7": embedding.flatten(1)}
+        layers = {"pooled": embedding.flatten(1)}
+        others = getattr(self.model, "num_prefix_tokens", None)
+        if maps.ndim == 3 and isinstance(others, int):
+            if others > 0:
+                layers["cls"] = maps[:, 0]
+            layers["mean"] = maps[:, others:].mean(1)
+        return layers
+
+
+def _call(transform: Any, frames: np.ndarray[Any, Any]) -> Tensor:
+    from PIL import Image
+
+    return torch.stack([transform(Image.fromarray(frame)) for frame in frames])
+
+
+def _translate(config: dict[str, Any]) -> Preprocessing | None:
+    """timm's data configuration as far as it goes; ``says_all`` tells whether that is far enough."""
+    _, height, width = config["input_size"]
+    enlarged = int(height / config["crop_pct"]), int(width / config["crop_pct"])
+    squash = config["crop_mode"] == "squash"
+    if config["interpolation"] not in INTERPOLATIONS or not (squash or height == width):
+        return None
+    return Preprocessing(
+        resize=enlarged if squash else enlarged[0],
+        interpolation=config["interpolation"],
+        crop=(height, width),
+        crop_rounding="half_even",
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+    )

@@ -1,0 +1,103 @@
+"""From decoded frames to a backbone's input, on the backbone's own device: resize, crop, scale, normalise.
+
+Letters: T frames of one size, H height and W width of a frame, h and w of the input.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+Interpolation = Literal["bilinear", "bicubic"]
+INTERPOLATIONS = get_args(Interpolation)
+
+
+@dataclass(frozen=True, slots=True)
+class Preprocessing:
+    """What most image models want, done in the order of the fields.
+
+    Attributes:
+        resize: (h, w), or the shorter edge in pixels with the aspect ratio kept, or None.
+        interpolation: the filter of the resize, widened where it shrinks (antialiased), as Pillow's is.
+        crop: (h, w) around the centre, padded with black where the image is smaller, or None.
+        crop_rounding: an odd margin's larger half goes to the bottom and right (floor, as transformers does), or to the
+            side that makes the offset even (half_even, as torchvision and so timm do).
+        scale: multiplies the pixels, 0 … 255.
+        mean: of red, green and blue, taken from the scaled pixels.
+        std: of red, green and blue, divides what is left.
+    """
+
+    resize: tuple[int, int] | int | None
+    interpolation: Interpolation = "bilinear"
+    crop: tuple[int, int] | None = None
+    crop_rounding: Literal["floor", "half_even"] = "floor"
+    scale: float = 1 / 255
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+
+    def __post_init__(self) -> None:
+        if self.interpolation not in INTERPOLATIONS:
+            raise ValueError(f"interpolation {self.interpolation!r} is not one of {', '.join(INTERPOLATIONS)}")
+        if not all(self.std):
+            raise ValueError(f"std {self.std} would divide by zero")
+
+    def __call__(self, frames: Tensor) -> Tensor:
+        """(T, H, W, 3) uint8 to (T, 3, h, w) float32 on the same device."""
+        images = self._resized(frames.permute(0, 3, 1, 2))
+        if self.crop is not None:
+            images = _crop(images, self.crop, half_even=self.crop_rounding == "half_even")
+        mean, std = (torch.tensor(values, device=frames.device)[:, None, None] for values in (self.mean, self.std))
+        return images.float().mul_(self.scale).sub_(mean).div_(std)
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as ``json`` reads them back: lists, no tuples."""
+        fields: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return fields
+
+    def _resized(self, images: Tensor) -> Tensor:
+        """uint8 to uint8. On a CPU in integers, as Pillow computes; a GPU has the filters for floats only."""
+        if self.resize is None:
+            return images
+        size = self.resize if isinstance(self.resize, tuple) else _shorter_edge(self.resize, *images.shape[2:])
+        if images.device.type == "cpu":
+            return functional.interpolate(images, size=size, mode=self.interpolation, antialias=True)
+        resized = functional.interpolate(images.float(), size=size, mode=self.interpolation, antialias=True)
+        return resized.round_().clamp_(0, 255).to(torch.uint8)
+
+
+def _shorter_edge(edge: int, height: int, width: int) -> tuple[int, int]:
+    if height < width:
+        return edge, int(edge * width / height)
+    return int(edge * height / width), edge
+
+
+def _crop(images: Tensor, size: tuple[int, int], *, half_even: bool) -> Tensor:
+    margins: list[int] = []
+    for have, want in zip(images.shape[2:], size, strict=True):
+        before = round((have - want) / 2) if half_even else (have - want) // 2
+        margins = [-before, -(have - want - before), *margins]  # pad takes the last dimension first
+    return functional.pad(images, margins)
+
+
+def says_all(preprocessing: Preprocessing, reference: Callable[[np.ndarray[Any, Any]], Tensor]) -> bool:
+    """Whether ``preprocessing``, translated from a library's settings, is all that the library does.
+
+    Compared on noise: a pixel's offset, another channel order or another size of crop differs by tens of levels of 255,
+    while the rounding of Pillow and of torch differ by less than half a level on average.
+
+    Args:
+        reference: the library's own, from one (H, W, 3) uint8 frame to (3, h, w) or (1, 3, h, w).
+    """
+    generator = np.random.default_rng(0)
+    level = torch.tensor(preprocessing.std)[:, None, None] / preprocessing.scale
+    for shape in ((301, 400), (457, 300), (40, 64)):
+        frame = generator.integers(0, 256, (*shape, 3), dtype=np.uint8)
+        ours, theirs = preprocessing(torch.from_numpy(frame)[None])[0], reference(frame).squeeze(0)
+        if ours.shape != theirs.shape or ((ours - theirs) * level).abs().mean() > 1:
+            return False
+    return True
