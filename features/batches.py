@@ -3,6 +3,7 @@
 Letters: B batch, T longest sequence of the batch, D feature length, C classes.
 """
 
+from collections.abc import Iterator
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 from typing import Literal
@@ -12,9 +13,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from features.batch_plan import BatchPlan
 from features.errors import FeatureSetError
 from features.reader import FeatureSet, Sequence
-from pipeline.manifest import Label, Manifest
+from features.reader_stream import PaddedFeatures
+from pipeline.manifest import Label, Manifest, VideoEntry
 
 Task = Literal["frames", "video"]
 
@@ -57,7 +60,7 @@ def frame_targets(labels: SequenceOf[Label], pts_s: NDArray[np.float64], *, num_
 
 
 def load_examples(feature_set: FeatureSet, manifest: Manifest, *, split: str, task: Task) -> list[Example]:
-    """The videos of a split that have features, in the manifest's order.
+    """The videos of a split that have features, in the manifest's order, all in memory.
 
     Videos that failed in extraction are left out: they are in the failure ledger.
 
@@ -65,43 +68,47 @@ def load_examples(feature_set: FeatureSet, manifest: Manifest, *, split: str, ta
         FeatureSetError: when the split has no video with features, or task ``video`` meets a video without
             exactly one class.
     """
-    entries = [entry for entry in manifest.entries if entry.split == split]
-    available = feature_set.video_ids()
-    present = [entry for entry in entries if entry.video_id in available]
-    if not present:
-        raise FeatureSetError(
-            f"no video of split {split!r} has features in {feature_set.uri}: "
-            f"the manifest's splits are {', '.join(sorted(manifest.splits)) or 'none'}; run skipreel extract first"
-        )
-    sequences = feature_set.load(entry.video_id for entry in present)
-    examples = []
-    for entry, sequence in zip(present, sequences, strict=True):
-        if task == "frames":
-            target = torch.from_numpy(
-                frame_targets(entry.labels, sequence.pts_s, num_classes=len(manifest.class_names))
-            )
-        else:
-            classes = {label.class_id for label in entry.labels}
-            if len(classes) != 1:
-                raise FeatureSetError(
-                    f"task video needs exactly one class per video, {entry.video_id!r} has {len(classes)}: "
-                    "use --task frames"
-                )
-            target = torch.tensor(classes.pop())
-        examples.append(Example(sequence, target))
-    return examples
+    entries = _with_features(feature_set, manifest, split=split, task=task)
+    sequences = feature_set.load(entry.video_id for entry in entries)
+    return [
+        Example(sequence, _target(entry, sequence.pts_s, task=task, num_classes=len(manifest.class_names)))
+        for entry, sequence in zip(entries, sequences, strict=True)
+    ]
+
+
+def stream_batches(
+    feature_set: FeatureSet, manifest: Manifest, plan: BatchPlan, *, split: str, task: Task
+) -> Iterator[Batch]:
+    """The batches of one epoch over a split, for sets larger than memory: holds two batches.
+
+    Raises:
+        FeatureSetError: as `load_examples`, and when there are fewer videos than workers; before the first batch.
+    """
+    entries = {entry.video_id: entry for entry in _with_features(feature_set, manifest, split=split, task=task)}
+    num_classes = len(manifest.class_names)
+
+    def with_targets(padded: PaddedFeatures) -> Batch:
+        times = padded.pts_s if padded.pts_s is not None else torch.empty(len(padded.lengths), 0)  # of no use there
+        targets = [
+            _target(entries[video_id], pts_s[:length].numpy(), task=task, num_classes=num_classes)
+            for video_id, pts_s, length in zip(padded.video_ids, times, padded.lengths, strict=True)
+        ]
+        return Batch(padded.features, padded.lengths, _pad(targets), padded.video_ids)
+
+    stream = feature_set.stream(plan, entries, dtype="float32", with_times=task == "frames")
+    return map(with_targets, stream)
 
 
 def collate(examples: SequenceOf[Example]) -> Batch:
     """Pad examples to the longest of them."""
-    features = [torch.from_numpy(example.sequence.features).float() for example in examples]
-    targets = [example.target for example in examples]
+    lengths = [len(example.sequence.features) for example in examples]
+    features = torch.zeros(len(examples), max(lengths), examples[0].sequence.features.shape[1])
+    for row, example in enumerate(examples):
+        features[row, : lengths[row]] = torch.from_numpy(example.sequence.features)
     return Batch(
-        features=torch.nn.utils.rnn.pad_sequence(features, batch_first=True),
-        lengths=torch.tensor([len(feature) for feature in features]),
-        targets=(
-            torch.nn.utils.rnn.pad_sequence(targets, batch_first=True) if targets[0].ndim else torch.stack(targets)
-        ),
+        features=features,
+        lengths=torch.tensor(lengths),
+        targets=_pad([example.target for example in examples]),
         video_ids=tuple(example.sequence.video_id for example in examples),
     )
 
@@ -120,3 +127,34 @@ def feature_statistics(examples: SequenceOf[Example]) -> tuple[Tensor, Tensor]:
     deviation = np.sqrt(np.maximum(squares / count - mean**2, 0))
     deviation[deviation < 1e-4 * max(float(deviation.max()), 1e-12)] = 1
     return torch.from_numpy(mean).float(), torch.from_numpy(deviation).float()
+
+
+def _with_features(feature_set: FeatureSet, manifest: Manifest, *, split: str, task: Task) -> list[VideoEntry]:
+    """The entries of a split that have features, checked for the task."""
+    available = feature_set.video_ids()
+    present = [entry for entry in manifest.entries if entry.split == split and entry.video_id in available]
+    if not present:
+        raise FeatureSetError(
+            f"no video of split {split!r} has features in {feature_set.uri}: "
+            f"the manifest's splits are {', '.join(sorted(manifest.splits)) or 'none'}; run skipreel extract first"
+        )
+    for entry in present if task == "video" else ():
+        count = len({label.class_id for label in entry.labels})
+        if count != 1:
+            raise FeatureSetError(
+                f"task video needs exactly one class per video, {entry.video_id!r} has {count}: use --task frames"
+            )
+    return present
+
+
+def _target(entry: VideoEntry, pts_s: NDArray[np.float64], *, task: Task, num_classes: int) -> Tensor:
+    """See `Example`."""
+    if task == "video":
+        return torch.tensor(entry.labels[0].class_id)
+    return torch.from_numpy(frame_targets(entry.labels, pts_s, num_classes=num_classes))
+
+
+def _pad(targets: SequenceOf[Tensor]) -> Tensor:
+    if targets[0].ndim == 0:
+        return torch.stack(list(targets))
+    return torch.nn.utils.rnn.pad_sequence(list(targets), batch_first=True)

@@ -1,22 +1,23 @@
-"""Reading a feature set back: one sequence per video, in the order asked for.
+"""Reading a feature set back: one sequence per video in the order asked for, or padded batches as a stream.
 
 Letters: T frames of a video, D feature length.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from features import store
-from features.errors import FeatureSetError
+from features.catalogue import Catalogue, VideoReader, for_each, read_catalogue
 from features.recipe import Recipe
-from pipeline import storage
+
+if TYPE_CHECKING:  # whoever only lists or loads does without torch
+    from features.batch_plan import BatchPlan
+    from features.reader_stream import PaddedFeatures
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,7 @@ class Sequence:
 
 
 class FeatureSet:
-    """A feature set opened for reading.
+    """A feature set opened for reading, as it is when it is first asked about videos; a later run may add some.
 
     Raises:
         FeatureSetError: when ``uri`` holds none, or it is damaged.
@@ -48,49 +49,76 @@ class FeatureSet:
         self.id: str = card["id"]
         self.about: dict[str, Any] = card["about"]
         self.recipe = Recipe.from_json(card["recipe"])
+        self._catalogue: Catalogue | None = None
 
     @property
     def dim(self) -> int:
         """D, the length of one feature vector."""
         return self.recipe.dim
 
+    @property
+    def catalogue(self) -> Catalogue:
+        """The videos and where they lie, read once.
+
+        Raises:
+            FeatureSetError: when a shard is damaged, or a video is there twice or with gaps.
+        """
+        if self._catalogue is None:
+            self._catalogue = read_catalogue(self.uri, dim=self.dim)
+        return self._catalogue
+
+    def index(self) -> pa.Table:
+        """One row per video, in the order of the shards, read from their small columns alone.
+
+        Columns: video_id string; shard dictionary<string>, the file's name; first_row int32, the video's place there;
+        num_segments int32; num_frames int64.
+        """
+        return self.catalogue.videos
+
     def video_ids(self) -> frozenset[str]:
         """Ids of all videos with features."""
-        return frozenset(store.finished(self.uri))
+        return frozenset(self.index()["video_id"].to_pylist())
 
     def load(self, video_ids: Iterable[str]) -> list[Sequence]:
         """The sequences of these videos, in this order.
 
         Raises:
-            FeatureSetError: when a video is missing, twice, or has gaps between its segments.
+            FeatureSetError: when a video is missing.
         """
-        order = list(video_ids)
-        wanted = pa.array(order, pa.string())
-        rows: dict[str, list[dict[str, Any]]] = {video_id: [] for video_id in order}
-        for path in storage.list_files(storage.join(self.uri, "shards"), ".parquet"):
-            with storage.open_input(path) as file:
-                table = pq.read_table(file, filters=pc.field("video_id").isin(wanted))
-            for number in range(table.num_rows):
-                rows[table["video_id"][number].as_py()].append(_row(table, number))
-        return [self._join(video_id, rows[video_id]) for video_id in order]
+        catalogue = self.catalogue
+        positions = catalogue.positions(video_ids)
+        num_frames, reader = catalogue.num_frames(), VideoReader(catalogue)
 
-    def _join(self, video_id: str, rows: list[dict[str, Any]]) -> Sequence:
-        if not rows:
-            raise FeatureSetError(f"{self.uri} has no features of video {video_id!r}: run skipreel extract for it")
-        rows.sort(key=lambda row: row["segment"])
-        if [row["segment"] for row in rows] != list(range(len(rows))):
-            raise FeatureSetError(f"{self.uri} holds video {video_id!r} twice or with gaps: extract it again")
-        features = np.concatenate([row["features"].reshape(-1, row["dim"]) for row in rows])
-        if features.shape[1] != self.dim:
-            raise FeatureSetError(f"video {video_id!r} has features of length {features.shape[1]}, not {self.dim}")
-        return Sequence(
-            video_id=video_id,
-            frame_index=np.concatenate([row["frame_index"] for row in rows]),
-            pts_s=np.concatenate([row["pts_s"] for row in rows]),
-            features=features,
-        )
+        def sequence(position: int) -> Sequence:
+            features = np.empty((int(num_frames[position]), self.dim), np.float16)
+            reader.read_features(position, features)
+            video_id = catalogue.videos["video_id"][position].as_py()
+            return Sequence(video_id, reader.read_frame_index(position), reader.read_pts(position), features)
 
+        # In the order of the files: neighbours share a row group.
+        places = np.unique(positions).tolist()
+        loaded = dict(zip(places, for_each(sequence, places, uri=self.uri), strict=True))
+        return [loaded[position] for position in positions.tolist()]
 
-def _row(table: pa.Table, number: int) -> dict[str, Any]:
-    arrays = {name: table[name][number].values.to_numpy() for name in ("frame_index", "pts_s", "features")}
-    return {**arrays, "segment": table["segment"][number].as_py(), "dim": table["dim"][number].as_py()}
+    def stream(
+        self,
+        plan: "BatchPlan",
+        video_ids: Iterable[str] | None = None,
+        *,
+        dtype: Literal["float16", "float32"] = "float16",
+        with_times: bool = False,
+    ) -> Iterator["PaddedFeatures"]:
+        """Padded batches of these videos (of all, without ``video_ids``), each video once; holds two batches in memory.
+
+        Args:
+            plan: how many videos make a batch, in which order, and which of the batches are this worker's.
+            dtype: float16, as it is stored, or float32, made from it batch by batch.
+            with_times: fill in ``pts_s``, which costs more than reading the features, as these are stored compressed.
+
+        Raises:
+            FeatureSetError: when a video is missing, or there are fewer videos than workers.
+        """
+        from features.reader_stream import stream
+
+        positions = None if video_ids is None else self.catalogue.positions(video_ids)
+        return stream(self.catalogue, plan, positions, dim=self.dim, dtype=dtype, with_times=with_times)

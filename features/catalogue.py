@@ -1,0 +1,142 @@
+"""Which videos a feature set holds, where, and reading them one by one into memory that is given.
+
+Letters: V videos, T frames of a video, D feature length.
+"""
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from features import journal
+from features.errors import FeatureSetError
+from features.shard_files import Layout, ShardFile, read_layout
+from pipeline import storage
+from pipeline.errors import StorageError
+
+# On another machine every read waits for its request, so many are under way at once.
+_NUM_REQUESTS = 16
+_MAX_OPEN_SHARDS = 64
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Catalogue:
+    """The videos of a feature set at one instant.
+
+    Attributes:
+        uri: the feature set.
+        videos: V rows of video_id string; shard dictionary<string>, the file's name; first_row int32, its place there;
+            num_segments int32; num_frames int64.
+        shards: (V,) place of each video's shard in ``layouts``.
+        layouts: where the rows of each shard lie.
+    """
+
+    uri: str
+    videos: pa.Table
+    shards: NDArray[np.int32]
+    layouts: tuple[Layout, ...]
+
+    def positions(self, video_ids: Iterable[str]) -> NDArray[np.int64]:
+        """The rows of these videos, in this order.
+
+        Raises:
+            FeatureSetError: when a video is missing.
+        """
+        ids = pa.array(video_ids, pa.string())
+        places = pc.index_in(ids, value_set=self.videos["video_id"])
+        if places.null_count:
+            missing = ids.filter(places.is_null())[0].as_py()
+            raise FeatureSetError(f"{self.uri} has no features of video {missing!r}: run skipreel extract for it")
+        return np.asarray(places.to_numpy(), np.int64)
+
+    def num_frames(self) -> NDArray[np.int64]:
+        """(V,) int64, T of each video."""
+        return np.asarray(self.videos["num_frames"].to_numpy())
+
+
+class VideoReader:
+    """Reads the videos of a catalogue by their rows there; opens shards as they are needed, some at a time."""
+
+    def __init__(self, catalogue: Catalogue) -> None:
+        self._shards = catalogue.shards
+        self._first_rows = catalogue.videos["first_row"].to_numpy()
+        self._num_rows = catalogue.videos["num_segments"].to_numpy()
+        layouts = catalogue.layouts
+        self._open = lru_cache(_MAX_OPEN_SHARDS)(lambda shard: ShardFile(layouts[shard]))
+
+    def read_features(self, position: int, out: NDArray[np.float16]) -> None:
+        """Fill ``out``, (T, D) float16 and contiguous, with the features of a video.
+
+        Raises:
+            FeatureSetError, StorageError: when the shard is damaged or gone.
+        """
+        shard = self._open(int(self._shards[position]))
+        shard.read_features(int(self._first_rows[position]), int(self._num_rows[position]), out)
+
+    def read_pts(self, position: int) -> NDArray[np.float64]:
+        """(T,) float64, presentation times of a video in seconds."""
+        return self._read_list("pts_s", position)
+
+    def read_frame_index(self, position: int) -> NDArray[np.int32]:
+        """(T,) int32, places in presentation order of a video's frames."""
+        return self._read_list("frame_index", position)
+
+    def _read_list(self, column: str, position: int) -> NDArray[Any]:
+        shard = self._open(int(self._shards[position]))
+        return shard.read_list(column, int(self._first_rows[position]), int(self._num_rows[position]))
+
+
+def read_catalogue(uri: str, *, dim: int) -> Catalogue:
+    """The videos of the feature set at ``uri``, whose features are of length ``dim``.
+
+    Raises:
+        FeatureSetError: when a shard is damaged, or a video is there twice or with gaps.
+    """
+    while True:
+        shards = journal.shard_uris(uri)
+        try:
+            found = for_each(lambda shard: read_layout(shard, dim=dim), shards, uri=uri)
+            break
+        except StorageError:
+            if journal.shard_uris(uri) == shards:
+                raise
+            # A compaction has replaced them meanwhile: look again.
+    videos = [table for _, table in found]
+    numbers = np.repeat(np.arange(len(shards), dtype=np.int32), [table.num_rows for table in videos])
+    names = pa.array([journal.name_of(shard) for shard in shards], pa.string())
+    empty = pa.schema(
+        [
+            ("video_id", pa.string()),
+            ("first_row", pa.int32()),
+            ("num_segments", pa.int32()),
+            ("num_frames", pa.int64()),
+        ]
+    ).empty_table()
+    table = pa.concat_tables([empty, *videos]).combine_chunks()
+    table = table.add_column(1, "shard", pa.DictionaryArray.from_arrays(pa.array(numbers), names))
+    _check_unique(uri, table["video_id"])
+    return Catalogue(uri, table, numbers, tuple(layout for layout, _ in found))
+
+
+def for_each(function: Callable[[Item], Result], items: Iterable[Item], *, uri: str) -> list[Result]:
+    """``[function(item) for item in items]``, many at once where the files of ``uri`` are on another machine."""
+    if storage.local_path(uri) is not None:
+        return [function(item) for item in items]
+    with ThreadPoolExecutor(_NUM_REQUESTS) as pool:
+        return list(pool.map(function, items))
+
+
+def _check_unique(uri: str, video_ids: pa.ChunkedArray) -> None:
+    if pc.count_distinct(video_ids).as_py() == len(video_ids):
+        return
+    counts = pc.value_counts(video_ids.combine_chunks())
+    repeated = counts.filter(pc.greater(counts.field("counts"), 1)).field("values")[0].as_py()
+    raise FeatureSetError(f"{uri} holds video {repeated!r} twice or with gaps: extract it again")

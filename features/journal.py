@@ -1,0 +1,132 @@
+"""Which shard files count. While a compaction replaces small shards by a merged one, both are on disk for a moment.
+
+A file system has no step that replaces several files by one, so a journal beside the data card decides:
+
+1. the merged shard is written under a hidden name: not counted;
+2. the journal names it and the files it replaces: from this instant it counts, and they do not;
+3. the old files are deleted, the merged one gets its visible name, and the journal says that nothing is under way.
+
+Whoever is killed in between leaves a state that our readers see whole, and that `recover` brings to its end. Other
+readers, which list ``shards/*.parquet``, never see a row twice.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from features.errors import FeatureSetError
+from pipeline import storage
+from pipeline.errors import StorageError
+from pipeline.locations import explained
+
+SHARDS = "shards"
+JOURNAL = "compaction.json"
+_HIDDEN_SUFFIX = ".merged"
+
+
+@dataclass(frozen=True, slots=True)
+class Journal:
+    """What the journal says.
+
+    Attributes:
+        number: counts the journal's changes, so that a reader notices one that came and went.
+        old: names of the shards that are being replaced.
+        new: name of the shard that replaces them; empty when nothing is under way.
+    """
+
+    number: int = 0
+    old: tuple[str, ...] = ()
+    new: str = ""
+
+
+def shard_uris(uri: str) -> list[str]:
+    """The shards of a feature set at one instant, sorted by name, whatever a compaction is doing meanwhile.
+
+    Raises:
+        FeatureSetError: when the journal is damaged.
+    """
+    while True:
+        journal = read_journal(uri)
+        names = _names(uri)
+        if read_journal(uri) == journal:
+            break
+    counted = {name: name for name in names if name.endswith(".parquet") and name not in journal.old}
+    if journal.new:
+        counted.setdefault(journal.new, _hidden(journal.new))
+    return [storage.join(uri, SHARDS, counted[name]) for name in sorted(counted)]
+
+
+def read_journal(uri: str) -> Journal:
+    """The journal, which is absent until the first compaction.
+
+    Raises:
+        FeatureSetError: when it is damaged.
+    """
+    path = storage.join(uri, JOURNAL)
+    try:
+        content = json.loads(storage.read_bytes(path))
+        journal = Journal(int(content["number"]), tuple(content["old"]), content["new"])
+    except StorageError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return Journal()
+        raise
+    except (ValueError, KeyError, TypeError) as error:
+        raise FeatureSetError(f"{path} is damaged ({error}): delete it, then run skipreel features verify") from error
+    for name in (*journal.old, *filter(None, [journal.new])):
+        # These names are deleted and renamed: none may point out of the folder.
+        if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*\.parquet", name):
+            raise FeatureSetError(
+                f"{path} names {name!r}, which is no shard: delete it, then run skipreel features verify"
+            )
+    return journal
+
+
+def hidden_uri(uri: str, name: str) -> str:
+    """Where a merged shard is written, before `replace` makes it count."""
+    return storage.join(uri, SHARDS, _hidden(name))
+
+
+def replace(uri: str, old: Sequence[str], new: str) -> None:
+    """Let the shard that was written to `hidden_uri` take the place of others; hold `store.locked` while calling."""
+    _write(uri, Journal(read_journal(uri).number + 1, tuple(old), new))
+    recover(uri)
+
+
+def recover(uri: str) -> None:
+    """Bring an interrupted `replace` to its end, and delete a merged shard that never counted; hold `store.locked`."""
+    journal, names = read_journal(uri), _names(uri)
+    if journal.new:
+        is_hidden = _hidden(journal.new) in names
+        # Old files go first: others' readers see no row twice.
+        for name in journal.old if is_hidden or journal.new in names else ():
+            storage.delete(storage.join(uri, SHARDS, name))
+        if is_hidden:
+            _rename(hidden_uri(uri, journal.new), storage.join(uri, SHARDS, journal.new))
+        _write(uri, Journal(journal.number + 1))
+    for name in _names(uri):
+        if name.endswith(_HIDDEN_SUFFIX):
+            storage.delete(storage.join(uri, SHARDS, name))
+
+
+def _hidden(name: str) -> str:
+    return f".{name}{_HIDDEN_SUFFIX}"
+
+
+def _rename(uri: str, target: str) -> None:
+    filesystem, path = storage.resolve(uri)
+    with explained("write", target):
+        filesystem.move(path, storage.resolve(target)[1])
+
+
+def _names(uri: str) -> list[str]:
+    return [name for name in storage.list_tree(storage.join(uri, SHARDS)) if "/" not in name]
+
+
+def _write(uri: str, journal: Journal) -> None:
+    storage.write_atomic(storage.join(uri, JOURNAL), json.dumps(asdict(journal)).encode())
+
+
+def name_of(shard_uri: str) -> str:
+    """The file name in a shard's URI, whose place may carry a query."""
+    return storage.resolve(shard_uri)[1].rpartition("/")[2]

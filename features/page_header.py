@@ -1,0 +1,92 @@
+"""Just enough of Parquet's page header (Thrift's compact protocol) to know where a column chunk's plain values lie."""
+
+from typing import Any, BinaryIO
+
+# Header and levels of a page of ours take some hundred bytes, a few thousand where sequences are tiny.
+_HEAD_BYTES = 1 << 16
+_DATA_PAGE, _DATA_PAGE_V2 = 0, 3
+_PLAIN = 0
+
+
+def values_offset(file: BinaryIO, column: Any, *, num_values: int, value_bytes: int) -> int | None:
+    """The byte in the file where a list column's values begin, or None where they do not lie there as they are.
+
+    They do if the chunk is one uncompressed page of plain values without a null or an empty list among them: then
+    header, levels and ``num_values`` values of ``value_bytes`` each fill it to the byte.
+
+    Args:
+        column: the chunk's metadata, as pyarrow gives it.
+    """
+    plain = column.compression == "UNCOMPRESSED" and not column.has_dictionary_page and column.num_values == num_values
+    if not plain:
+        return None
+    start = column.data_page_offset
+    file.seek(start)
+    head = file.read(min(_HEAD_BYTES, column.total_compressed_size))
+    try:
+        page, levels_at = _struct(head, 0)
+        if page[1] == _DATA_PAGE:
+            fields = page[5]
+            values_at = _skip_sized(head, _skip_sized(head, levels_at))
+        elif page[1] == _DATA_PAGE_V2:
+            fields = {1: page[8][1], 2: page[8][4]}
+            values_at = levels_at + page[8][5] + page[8][6]
+        else:
+            return None
+        whole = fields[1] == num_values and fields[2] == _PLAIN
+    except (IndexError, KeyError, TypeError):  # another kind of page, or levels beyond what was read
+        return None
+    if not whole or values_at + num_values * value_bytes != column.total_compressed_size:
+        return None
+    return int(start + values_at)
+
+
+def _skip_sized(data: bytes, at: int) -> int:
+    """Past a block of levels: its size in 4 bytes, then itself."""
+    return at + 4 + int.from_bytes(data[at : at + 4], "little")
+
+
+def _struct(data: bytes, at: int) -> tuple[dict[int, Any], int]:
+    """A struct's fields by number, and the place after it."""
+    fields: dict[int, Any] = {}
+    number = 0
+    while data[at]:
+        step, kind = data[at] >> 4, data[at] & 15
+        at += 1
+        if step:
+            number += step
+        else:
+            number, at = _integer(data, at)
+        fields[number], at = _field(data, at, kind)
+    return fields, at + 1
+
+
+def _field(data: bytes, at: int, kind: int) -> tuple[Any, int]:
+    match kind:
+        case 1 | 2:  # true, false: the kind is the value
+            return kind == 1, at
+        case 4 | 5 | 6:
+            return _integer(data, at)
+        case 8:  # bytes: a statistic, of no interest here
+            size, at = _varint(data, at)
+            return None, at + size
+        case 12:
+            return _struct(data, at)
+        case _:
+            raise KeyError(kind)
+
+
+def _integer(data: bytes, at: int) -> tuple[int, int]:
+    value, at = _varint(data, at)
+    return (value >> 1) ^ -(value & 1), at  # zigzag
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = data[at]
+        at += 1
+        value |= (byte & 127) << shift
+        shift += 7
+        if byte < 128:
+            return value, at

@@ -1,0 +1,210 @@
+"""Reading one shard file: where each row's features lie in it, and those bytes straight into the caller's memory.
+
+`features.schema` stores features as plain values, one page for each row group. Decoding lists of float16 through Arrow
+costs several times what reading their bytes does, so these values are read from the file directly, wherever the Parquet
+metadata and the page's own header prove that they lie there; from any other Parquet file Arrow decodes them.
+
+Letters: R rows of a shard, T frames of a row or a video, D feature length.
+"""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, BinaryIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from features.errors import FeatureSetError
+from features.page_header import values_offset
+from pipeline import storage
+from pipeline.locations import explained, one_line
+
+_VALUE_BYTES = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where the rows of a shard lie in its file.
+
+    Attributes:
+        uri: the file.
+        num_frames: (R,) int64, T of each row, at least 1.
+        groups: (R,) int32, the row group of each row, ascending.
+        offsets: (R,) int64, the byte in the file where a row's features begin; -1 where Arrow must decode them.
+    """
+
+    uri: str
+    num_frames: NDArray[np.int64]
+    groups: NDArray[np.int32]
+    offsets: NDArray[np.int64]
+
+
+def read_layout(uri: str, *, dim: int) -> tuple[Layout, pa.Table]:
+    """The layout of a shard, and its videos: a table of video_id, first_row, num_segments int32, num_frames int64.
+
+    Reads the small columns and the beginning of each page of features.
+
+    Raises:
+        FeatureSetError: when the file is not a shard, its features are not of length ``dim``, or the rows of a video
+            are not side by side and in order.
+        StorageError: when the file is missing or cannot be read.
+    """
+    with open_parquet(uri) as (file, parquet):
+        table = parquet.read(columns=["video_id", "segment", "frame_index"])
+        num_frames = pc.fill_null(pc.list_value_length(table["frame_index"]), 0).to_numpy().astype(np.int64)
+        sizes = [parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups)]
+        ends = np.cumsum([0, *sizes])
+        offsets = np.empty(len(num_frames), np.int64)
+        for group, rows in enumerate(slice(*pair) for pair in pairwise(ends)):
+            found = _row_offsets(file, parquet, group, num_frames[rows] * dim)
+            if found is None or not num_frames[rows].all():
+                raise FeatureSetError(
+                    f"{uri} has rows whose features are not of length frames × {dim} (row group {group}): "
+                    "delete it and run skipreel extract again"
+                )
+            offsets[rows] = found
+        videos = _videos(uri, table, num_frames)
+    return Layout(uri, num_frames, np.repeat(np.arange(len(sizes), dtype=np.int32), sizes), offsets), videos
+
+
+class ShardFile:
+    """A shard opened for reading features and times, until nothing refers to it. Several threads may use it."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+        self._is_local = storage.local_path(layout.uri) is not None
+        filesystem, path = storage.resolve(layout.uri)
+        # Not storage.open_input: its large remote reads would fetch a video's neighbours with it.
+        with explained("read", layout.uri):
+            self._file: Any = filesystem.open_input_file(path)
+        self._lock = threading.Lock()
+        self._parquet: pq.ParquetFile | None = None
+        self._decoded: dict[str, tuple[int, pa.Array]] = {}  # the last row group of each column
+
+    def read_features(self, first_row: int, num_rows: int, out: NDArray[np.float16]) -> None:
+        """Fill ``out``, (T, D) float16 and contiguous, with the features of rows that lie side by side.
+
+        Raises:
+            FeatureSetError, StorageError: when the file is not what it was when its layout was read.
+        """
+        values = out.reshape(-1)
+        counts = self._layout.num_frames[first_row : first_row + num_rows] * out.shape[1]
+        ends = np.cumsum(counts)
+        for run in self._runs(first_row, counts):
+            part = values[ends[run.start] - counts[run.start] : ends[run.stop - 1]]
+            row = first_row + run.start
+            if self._layout.offsets[row] >= 0:
+                self._read_at(int(self._layout.offsets[row]), part)
+                continue
+            decoded = self._decode("features", row)
+            if len(decoded) != len(part):
+                raise FeatureSetError(f"{self._layout.uri}: row {row} has {len(decoded)} values, expected {len(part)}")
+            part[:] = decoded
+
+    def read_list(self, column: str, first_row: int, num_rows: int) -> NDArray[Any]:
+        """(T,) ``frame_index`` or ``pts_s`` of rows that lie side by side."""
+        return np.concatenate([self._decode(column, row) for row in range(first_row, first_row + num_rows)])
+
+    def _runs(self, first_row: int, counts: NDArray[np.int64]) -> Iterator[slice]:
+        """Rows, counted from ``first_row``, whose values follow each other in the file; else one at a time."""
+        offsets = self._layout.offsets[first_row : first_row + len(counts)]
+        follows = (offsets[:-1] >= 0) & (offsets[:-1] + counts[:-1] * _VALUE_BYTES == offsets[1:])
+        starts = np.flatnonzero(np.concatenate([[True], ~follows]))
+        for start, stop in zip(starts, [*starts[1:], len(counts)], strict=True):
+            yield slice(int(start), int(stop))
+
+    def _read_at(self, offset: int, out: NDArray[np.float16]) -> None:
+        target = out.view(np.uint8)
+        with explained("read", self._layout.uri):
+            if self._is_local:
+                with self._lock:  # a file has one position
+                    self._file.seek(offset)
+                    count = self._file.readinto(target.data)
+            else:  # in parallel
+                data = self._file.read_at(len(target), offset)
+                count = len(data)
+                target[:count] = np.frombuffer(data, np.uint8)
+            if count != len(target):
+                raise OSError("it has become shorter while it was read")
+
+    def _decode(self, column: str, row: int) -> NDArray[Any]:
+        """A row's list by way of Arrow, which decodes whole row groups: the last one is kept for the next row."""
+        group = int(self._layout.groups[row])
+        with self._lock:
+            if self._decoded.get(column, (-1,))[0] != group:
+                with damage_explained(self._layout.uri):
+                    self._parquet = self._parquet or pq.ParquetFile(self._file)
+                    table = self._parquet.read_row_group(group, columns=[column], use_threads=False)
+                self._decoded[column] = group, table[column].combine_chunks()
+            lists = self._decoded[column][1]
+        place = row - int(np.searchsorted(self._layout.groups, group))
+        return np.asarray(lists[place].values.to_numpy(zero_copy_only=False))
+
+
+@contextmanager
+def open_parquet(uri: str) -> Iterator[tuple[BinaryIO, pq.ParquetFile]]:
+    """An open file and its Parquet reader, which verifies the checksums of pages that it decodes.
+
+    Raises:
+        FeatureSetError: when what is read inside is damaged.
+        StorageError: when there is no such file.
+    """
+    with storage.open_input(uri) as file, damage_explained(uri):
+        yield file, pq.ParquetFile(file, page_checksum_verification=True)
+
+
+@contextmanager
+def damage_explained(uri: str) -> Iterator[None]:
+    """Turns what Arrow says of a file that is not the Parquet it should be into one line."""
+    try:
+        yield
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise FeatureSetError(
+            f"{uri} cannot be read ({one_line(error)}): if it is damaged, delete it and run skipreel extract again"
+        ) from error
+
+
+def _row_offsets(
+    file: BinaryIO, parquet: pq.ParquetFile, group: int, num_values: NDArray[np.int64]
+) -> NDArray[np.int64] | None:
+    """`Layout.offsets` of the rows of one row group, ``num_values`` (R,) each; None where they hold another number."""
+    metadata = parquet.metadata.row_group(group)
+    paths = [metadata.column(number).path_in_schema for number in range(metadata.num_columns)]
+    (number,) = (number for number, path in enumerate(paths) if path.startswith("features."))
+    column, kind = metadata.column(number), parquet.schema.column(number)
+    total = int(num_values.sum())
+    if column.num_values != total:
+        return None
+    start = None
+    if kind.physical_type == "FIXED_LEN_BYTE_ARRAY" and kind.length == _VALUE_BYTES:
+        start = values_offset(file, column, num_values=total, value_bytes=_VALUE_BYTES)
+    if start is None:
+        return np.full(len(num_values), -1, np.int64)
+    return np.asarray(start + (np.cumsum(num_values) - num_values) * _VALUE_BYTES)
+
+
+def _videos(uri: str, table: pa.Table, num_frames: NDArray[np.int64]) -> pa.Table:
+    """The videos of a shard from its rows; see `read_layout`."""
+    ids, segments = table["video_id"].combine_chunks(), table["segment"].to_numpy()
+    before = np.roll(np.arange(len(segments)), 1)
+    same_video = pc.equal(ids, ids.take(pa.array(before))).to_numpy(zero_copy_only=False)
+    in_order = (segments == 0) | (same_video & (segments == segments[before] + 1))
+    in_order[:1] &= segments[:1] == 0
+    if not in_order.all():
+        video_id = ids[int(np.argmin(in_order))].as_py()
+        raise FeatureSetError(f"{uri} holds video {video_id!r} twice or with gaps: extract it again")
+    first = np.flatnonzero(segments == 0)
+    return pa.table(
+        {
+            "video_id": ids.take(pa.array(first)),
+            "first_row": pa.array(first, pa.int32()),
+            "num_segments": pa.array(np.diff(first, append=len(segments)), pa.int32()),
+            "num_frames": pa.array(np.diff(np.cumsum([0, *num_frames])[[*first, len(segments)]]), pa.int64()),
+        }
+    )
