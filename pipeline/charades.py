@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from pipeline import storage
 from pipeline.errors import ManifestError
-from pipeline.manifest import Built, Label, Manifest, RowProblem, VideoEntry
+from pipeline.manifest import Built, Label, RowProblem, VideoEntry
 from pipeline.rows import ClassList, duration, read_classes, read_csv, seconds
 
 _COLUMNS = ("id", "actions", "length")
@@ -42,7 +42,7 @@ def build_charades(train_csv: str, test_csv: str, classes_file: str, videos_dir:
                 labels = tuple(label for label in outcomes if isinstance(label, Label))
                 entries[video_id] = VideoEntry(video_id, uri, split, length_s, labels)
                 problems += [RowProblem(file, line, reason) for reason in outcomes if isinstance(reason, str)]
-    return Built(Manifest(tuple(entries.values()), classes.names), tuple(problems))
+    return Built(classes.names, (*entries.values(), *problems))
 
 
 def _labels(actions: str, classes: ClassList) -> Iterator[Label | str]:

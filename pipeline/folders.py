@@ -6,7 +6,7 @@ from pathlib import PurePosixPath
 
 from pipeline import storage
 from pipeline.errors import ManifestError
-from pipeline.manifest import Built, Label, Manifest, RowProblem, VideoEntry
+from pipeline.manifest import Built, Label, RowProblem, VideoEntry
 from pipeline.rows import read_csv
 
 SUFFIXES = (".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v", ".mpg")
@@ -41,7 +41,7 @@ def build_folder(root: str, splits: str | None = None, test_fraction: float = 0.
             entries.append(VideoEntry(video_id, uri, split_of[file], labels=(label,)))
         except ManifestError as error:  # a file name that makes no id
             problems.append(RowProblem(uri, 0, str(error)))
-    return Built(Manifest(tuple(entries), tuple(names)), tuple(problems))
+    return Built(tuple(names), (*entries, *problems))
 
 
 def _videos(root: str) -> tuple[dict[str, str], list[RowProblem]]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from pipeline import storage
 from pipeline.errors import InputError, ManifestError
-from pipeline.manifest import Built, Label, Manifest, RowProblem, VideoEntry
+from pipeline.manifest import Built, Label, RowProblem, VideoEntry
 from pipeline.rows import ClassList, duration, read_classes, read_csv, read_text, seconds
 
 
@@ -76,7 +76,7 @@ def build_table(path: str, classes_file: str | None = None) -> Built:
                 labels.append(Label(classes.ids[span.name], span.start_s, span.end_s))
         entries.append(replace(video.entry, labels=tuple(labels)))
     problems.sort(key=lambda problem: problem.line)
-    return Built(Manifest(tuple(entries), classes.names), tuple(problems))
+    return Built(classes.names, (*entries, *problems))
 
 
 def _rows(path: str) -> Iterator[tuple[int, dict[str, Any] | str]]:

@@ -55,7 +55,8 @@ def test_csv_and_jsonl_say_the_same(tmp_path: Path) -> None:
             {"uri": absolute.as_uri(), "split": "val", "video_id": "third"},
         )
     )
-    assert from_csv == from_jsonl
+    assert from_csv.manifest == from_jsonl.manifest
+    assert from_jsonl.problems == ()
     assert from_csv.problems == ()
     first, second, third = from_csv.manifest.entries
     assert from_csv.manifest.class_names == ("jump", "run fast")
