@@ -127,8 +127,8 @@ def failure_table(failures: Sequence[Failure]) -> pa.Table:
 def shard_writer(stream: BinaryIO) -> pq.ParquetWriter:
     """A Parquet writer whose every ``write_table`` makes one row group.
 
-    Features are noise to a compressor, so they are stored as they are: plain values in one page for each row group, with a
-    checksum. That makes reading them as fast as reading the file.
+    Features are noise to a compressor, so they are stored as they are: plain values in one page for each row group,
+    with a checksum. That makes reading them about as fast as reading the file.
     """
     others = {name: "zstd" for name in _leaves() if name != "features.list.element"}
     return pq.ParquetWriter(

@@ -1,128 +1,285 @@
-"""The Ray Data adapter of extraction: the only module of this package that knows Ray."""
+"""Extraction on a Ray cluster: decoders and encoders as actors, one driver that feeds them and writes what comes out.
 
+Ray moves frames and starts processes; what is tried again, and what a death is blamed on, is decided here, since Ray
+would run a video that kills its process without end. Only the driver writes, so nothing that outlives it can touch the
+feature set. The only module of this package that knows Ray.
+"""
+
+import sys
 import time
-import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
-import pyarrow as pa
 import ray
-from ray.util.annotations import RayDeprecationWarning
+from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, RayError, RayTaskError
 
-from features import store
-from features.backbones import load_backbone
+from features.bookkeeping import MAX_DEATHS, Bookkeeping
 from features.errors import FeatureSetError
-from features.extraction import extract_video
-from features.schema import Segment
-from pipeline import storage
-from pipeline.errors import StorageError, VideoError
-from pipeline.manifest import VideoEntry
-from pipeline.sampling import Sampling
+from features.extraction import FrameSettings
+from features.planning import Planned
+from features.progress import Progress
+from features.schema import Failure
+from features.workers import BackboneSettings, Decoded, Decoder, Encoder
+from features.writer import ShardWriter
+from pipeline.errors import InputError
 
-VIDEOS_PER_SHARD = 8
+# Calls that a process has been given: one that it works on, and one so that it need not wait for the driver.
+CALLS_IN_HAND = 2
+TICK_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
-class VideoResult:
-    """What became of one video: ``reason`` is empty when its features were written."""
+class Pools:
+    """The processes of an extraction.
 
-    video_id: str
-    num_frames: int
-    seconds: float
-    reason: str
-
-
-def extract_on_ray(
-    entries: Sequence[VideoEntry],
-    *,
-    output: str,
-    backbone: str,
-    sampling: Sampling,
-    decoder: str,
-    num_workers: int,
-    device: str,
-) -> Iterator[VideoResult]:
-    """Extract ``entries`` on a Ray cluster that is already connected; yields results as shards are finished.
-
-    Each worker process holds the backbone once, decodes and encodes a group of videos and writes their shard itself:
-    rows reach the disk in one atomic step, which Ray's own writer does not promise.
-
-    Raises:
-        FeatureSetError: when a worker process died.
+    Attributes:
+        num_decoders, num_encoders: how many.
+        cpus_per_process: what each reserves of the cluster.
+        gpus_per_encoder: likewise.
+        threads_per_encoder: of torch, on a CPU.
+        time_limit_s: how long a decoder may take for its next block of frames.
+        decoder_memory_bytes: what a decoder may allocate.
     """
-    rows = [{"video_id": entry.video_id, "uri": entry.uri} for entry in entries]
-    num_groups = -(-len(rows) // VIDEOS_PER_SHARD)
-    groups = ray.data.from_items(rows, override_num_blocks=num_groups)
-    with warnings.catch_warnings():
-        # Ray 2.60 announces the end of free remote arguments, but names none yet for the two restart limits.
-        warnings.simplefilter("ignore", RayDeprecationWarning)
-        dataset = groups.map_batches(
-            _GroupExtractor,
-            batch_size=None,  # a block is a group
-            batch_format="pyarrow",
-            compute=ray.data.ActorPoolStrategy(size=min(num_workers, num_groups)),
-            num_cpus=1,
-            num_gpus=1 if device == "cuda" else 0,
-            # A video that kills its process would otherwise be retried without end.
+
+    num_decoders: int
+    num_encoders: int
+    cpus_per_process: float = 1.0
+    gpus_per_encoder: float = 0.0
+    threads_per_encoder: int = 1
+    time_limit_s: float = 300.0
+    decoder_memory_bytes: int = 2 << 30
+
+
+@dataclass(slots=True, eq=False)
+class _Work:
+    """A decoded block on its way through an encoder."""
+
+    header: Decoded
+    frames: ray.ObjectRef
+    deaths: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class _Slot:
+    """A place for a process; ``calls`` are those that it has not answered, each with what it is about."""
+
+    actor: Any = None
+    is_ready: bool = False
+    failed_starts: int = 0
+    calls: dict[ray.ObjectRef, Any] = field(default_factory=dict)
+
+
+@dataclass(slots=True, eq=False)
+class _DecoderSlot(_Slot):
+    in_hand: dict[str, Planned] = field(default_factory=dict)  # given and not ended
+    waiting_since: float = 0.0
+    is_hung: bool = False
+
+
+class Extraction:
+    """One extraction on a connected cluster; `run` it once.
+
+    Memory: at a time, frames of at most 2 blocks per decoder and 3 per encoder are in the cluster's object store. The
+    driver holds one shard, and the features of the videos that are under way (a long one's in a temporary file).
+    """
+
+    def __init__(
+        self,
+        planned: Iterator[Planned],
+        *,
+        writer: ShardWriter,
+        frames: FrameSettings,
+        backbone: BackboneSettings,
+        pools: Pools,
+        on_failure: Callable[[Failure], None],
+    ) -> None:
+        self.progress = Progress(pools.num_decoders, pools.num_encoders)
+        self._books = Bookkeeping(planned, writer=writer, progress=self.progress, on_failure=on_failure)
+        self._writer, self._frames, self._backbone, self._pools = writer, frames, backbone, pools
+        self._blocks: deque[_Work] = deque()
+        self._handlers: dict[ray.ObjectRef, Callable[[ray.ObjectRef], None]] = {}
+        self._decoders = [_DecoderSlot() for _ in range(pools.num_decoders)]
+        self._encoders = [_Slot() for _ in range(pools.num_encoders)]
+
+    def run(self, on_tick: Callable[[], None]) -> None:
+        """Extract everything; whatever ends it, the videos that are whole by then are written.
+
+        Args:
+            on_tick: called several times a second; look at ``progress``.
+
+        Raises:
+            FeatureSetError: when processes cannot be started.
+            BackboneError: when an encoder cannot load its model.
+        """
+        try:
+            for encoder in self._encoders:
+                self._start_encoder(encoder)
+            for decoder in self._decoders:
+                self._start_decoder(decoder)
+            while True:
+                self._hand_out()
+                if self._books.is_done:
+                    return
+                self._handle_one()
+                self._stop_hung_decoders()
+                self._writer.flush_if_due()
+                on_tick()
+        finally:
+            for slot in (*self._decoders, *self._encoders):
+                if slot.actor is not None:
+                    ray.kill(slot.actor)
+            self._writer.flush()
+
+    def _handle_one(self) -> None:
+        ready, _ = ray.wait(list(self._handlers), num_returns=1, timeout=TICK_S, fetch_local=False)
+        for ref in ready:
+            self._handlers.pop(ref)(ref)
+
+    # Handing out
+
+    def _hand_out(self) -> None:
+        while self._blocks and (free := [slot for slot in self._encoders if _has_room(slot)]):
+            self._encode(min(free, key=lambda slot: len(slot.calls)))
+        for decoder in self._decoders:
+            while _has_room(decoder) and len(self._blocks) < len(self._encoders) and self._ask(decoder):
+                pass
+
+    def _encode(self, slot: _Slot) -> None:
+        work = self._blocks.popleft()
+        sizes = [len(part.frame_index) for part in work.header.parts]
+        self._call(slot, slot.actor.encode.remote(sizes, work.frames), work, self._encoded)
+
+    def _ask(self, slot: _DecoderSlot) -> bool:
+        """Ask for the next block, with more videos where they run out; False where there is nothing to ask for."""
+        more = list(self._books.more(list(slot.in_hand.values())))
+        slot.in_hand.update((planned.task.video_id, planned) for planned in more)
+        if not slot.in_hand:
+            return False
+        if not slot.calls:
+            slot.waiting_since = time.monotonic()
+        tasks = [planned.task for planned in more]
+        header, frames = slot.actor.next_block.options(num_returns=2).remote(tasks)
+        self._call(slot, header, frames, self._decoded)
+        return True
+
+    def _call(self, slot: Any, ref: ray.ObjectRef, about: Any, handler: Callable[[Any, ray.ObjectRef], None]) -> None:
+        slot.calls[ref] = about
+        self._handlers[ref] = partial(handler, slot)
+
+    # What comes back
+
+    def _decoded(self, slot: _DecoderSlot, ref: ray.ObjectRef) -> None:
+        try:
+            header: Decoded = ray.get(ref)
+        except RayError:
+            self._decoder_died(slot)
+            return
+        frames = slot.calls.pop(ref)
+        slot.waiting_since = time.monotonic()
+        self.progress.decoded(header.seconds)
+        if header.parts:
+            self._blocks.append(_Work(header, frames))
+        for ending in header.endings:
+            slot.in_hand.pop(ending.task.video_id, None)
+            self._books.end(ending)
+
+    def _encoded(self, slot: _Slot, ref: ray.ObjectRef) -> None:
+        try:
+            results, seconds = ray.get(ref)
+        except (RayActorError, OutOfMemoryError, NodeDiedError):
+            self._encoder_died(slot)
+            return
+        except RayError:  # the frames are lost with the machine that held them
+            for part in slot.calls.pop(ref).header.parts:
+                self._books.retry(part.task)
+            return
+        work: _Work = slot.calls.pop(ref)
+        self.progress.encode_s += seconds
+        for part, result in zip(work.header.parts, results, strict=True):
+            if isinstance(result, str):
+                self._books.fail(part.task, result, part.source.stamp)
+            else:
+                self._books.receive(part, result.copy())  # the copy lets go of the object store
+
+    # Processes that start, hang and die
+
+    def _start_decoder(self, slot: _DecoderSlot) -> None:
+        slot.is_hung = False
+        memory_bytes = self._pools.decoder_memory_bytes
+        actor = self._remote(Decoder, 0).remote(self._frames, memory_bytes=memory_bytes, import_path=sys.path)
+        self._start(slot, actor, self._start_decoder)
+
+    def _start_encoder(self, slot: _Slot) -> None:
+        num_threads = self._pools.threads_per_encoder
+        kind = self._remote(Encoder, self._pools.gpus_per_encoder)
+        actor = kind.remote(self._backbone, num_threads=num_threads, import_path=sys.path)
+        self._start(slot, actor, self._start_encoder)
+
+    def _remote(self, kind: type, num_gpus: float) -> Any:
+        return ray.remote(kind).options(
+            num_cpus=self._pools.cpus_per_process,
+            num_gpus=num_gpus,
+            scheduling_strategy="SPREAD",
             max_restarts=0,
             max_task_retries=0,
-            fn_constructor_kwargs={
-                "output": output,
-                "backbone": backbone,
-                "sampling": sampling,
-                "decoder": decoder,
-                "device": device,
-            },
         )
-    try:
-        for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-            for row in batch.to_pylist():
-                yield VideoResult(**row)
-    except ray.exceptions.RayTaskError as error:
-        cause = error.cause
-        if isinstance(cause, StorageError):
-            raise cause from error
-        raise
-    except ray.exceptions.RayError as error:
-        raise FeatureSetError(
-            "a process of the extraction died; finished shards are kept, run the same command again to go on "
-            f"({type(error).__name__})"
-        ) from error
 
+    def _start(self, slot: Any, actor: Any, restart: Callable[[Any], None]) -> None:
+        slot.actor, slot.is_ready = actor, False
+        self._handlers[actor.ready.remote()] = partial(self._started, slot, restart)
 
-class _GroupExtractor:
-    def __init__(self, *, output: str, backbone: str, sampling: Sampling, decoder: str, device: str) -> None:
-        self._output, self._sampling, self._decoder = output, sampling, decoder
-        self._backbone = load_backbone(backbone, device=device)
-
-    def __call__(self, group: pa.Table) -> pa.Table:
-        done: dict[str, tuple[str, list[Segment]]] = {}
-        failed: list[dict[str, str]] = []
-        results: list[dict[str, Any]] = []
-        for row in group.to_pylist():
-            started, num_frames, reason = time.perf_counter(), 0, ""
-            try:
-                digest, segments = self._extract(row["uri"])
-            except VideoError as error:
-                reason = str(error)
-                failed.append({**row, "reason": reason})
-            else:
-                done[row["video_id"]] = (digest, segments)
-                num_frames = sum(len(segment.pts_s) for segment in segments)
-            seconds = time.perf_counter() - started
-            results.append(
-                {"video_id": row["video_id"], "num_frames": num_frames, "seconds": seconds, "reason": reason}
-            )
-        if done:
-            store.write_shard(self._output, done)
-        if failed:
-            store.write_failures(self._output, failed)
-        return pa.Table.from_pylist(results)
-
-    def _extract(self, uri: str) -> tuple[str, list[Segment]]:
+    def _started(self, slot: _Slot, restart: Callable[[Any], None], ref: ray.ObjectRef) -> None:
         try:
-            digest = storage.sha256(uri)
-        except StorageError as error:  # a file that vanished is that video's failure, not the job's
-            raise VideoError(str(error)) from error
-        return digest, list(extract_video(uri, backbone=self._backbone, sampling=self._sampling, decoder=self._decoder))
+            ray.get(ref)
+        except RayError as error:
+            if isinstance(error, RayTaskError) and isinstance(error.cause, InputError):
+                raise error.cause from error
+            slot.failed_starts += 1
+            if slot.failed_starts == MAX_DEATHS:
+                text = " ".join(str(error).split())[-300:]
+                raise FeatureSetError(
+                    f"a process of the extraction died {MAX_DEATHS} times while it started: give the cluster more "
+                    f"memory, or start fewer with --decoders and --encoders ({text})"
+                ) from error
+            restart(slot)
+        else:
+            slot.is_ready, slot.failed_starts = True, 0
+
+    def _stop_hung_decoders(self) -> None:
+        now = time.monotonic()
+        for slot in self._decoders:
+            if slot.calls and not slot.is_hung and now - slot.waiting_since > self._pools.time_limit_s:
+                slot.is_hung = True
+                ray.kill(slot.actor)
+
+    def _decoder_died(self, slot: _DecoderSlot) -> None:
+        self._drop_calls(slot)
+        in_hand = list(slot.in_hand.values())
+        slot.in_hand.clear()
+        self._books.decoder_died(in_hand, hung_s=self._pools.time_limit_s if slot.is_hung else None)
+        self._start_decoder(slot)
+
+    def _encoder_died(self, slot: _Slot) -> None:
+        works: list[_Work] = list(slot.calls.values())
+        self._drop_calls(slot)
+        works[0].deaths += 1  # the one it worked on
+        if works[0].deaths == MAX_DEATHS:
+            for part in works.pop(0).header.parts:
+                died = f"{part.task.uri}: the process that encoded its frames died {MAX_DEATHS} times"
+                self._books.fail(part.task, died, part.source.stamp)
+        self._blocks.extendleft(reversed(works))
+        self._start_encoder(slot)
+
+    def _drop_calls(self, slot: _Slot) -> None:
+        for ref in slot.calls:
+            self._handlers.pop(ref, None)
+        slot.calls.clear()
+        ray.kill(slot.actor)
+        self.progress.restarts += 1
+
+
+def _has_room(slot: _Slot) -> bool:
+    return slot.is_ready and len(slot.calls) < CALLS_IN_HAND

@@ -165,7 +165,7 @@ def finished(uri: str) -> dict[str, str]:
 
 
 def failures(uri: str) -> list[dict[str, Any]]:
-    """The failure ledger, by video: rows of ``video_id``, ``uri``, ``reason``, ``source_bytes``, ``source_modified``."""
+    """The failure ledger, by video: rows with the columns of `FAILURE_SCHEMA`."""
     paths = storage.list_files(storage.join(uri, FAILURES), ".parquet")
     rows = [row for path in paths for row in _read(path, FAILURE_SCHEMA.names).to_pylist()]
     return sorted(rows, key=lambda row: row["video_id"])

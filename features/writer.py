@@ -92,7 +92,7 @@ class ShardWriter:
         self._flushed_at = time.monotonic()
 
     def add(self, rows: VideoRows, *, replaces: str = "") -> None:
-        """A whole video; ``replaces`` is the file of the set with its old rows or failure, as `store.known` names it."""
+        """A whole video; ``replaces``: the file of the set with its old rows or failure, as `store.known` names it."""
         self._note(rows.video_id, replaces)
         if rows.num_bytes >= self._shard_bytes:
             self._forget([rows.video_id])

@@ -38,15 +38,20 @@ def num_cpus() -> int:
     return max(1, int(ray.cluster_resources().get("CPU", 1)))
 
 
+def num_gpus() -> int:
+    """GPUs of the connected cluster."""
+    import ray
+
+    return int(ray.cluster_resources().get("GPU", 0))
+
+
 def require_gpus(count: int) -> None:
     """Refuse work that would wait for GPUs forever.
 
     Raises:
         InputError: when the connected cluster has fewer.
     """
-    import ray
-
-    there = int(ray.cluster_resources().get("GPU", 0))
+    there = num_gpus()
     if there < count:
         raise InputError(f"{count} GPU(s) are needed and the Ray cluster has {there}: use a CPU, or another cluster")
 

@@ -1,20 +1,35 @@
 """Decode sampled frames on a Ray cluster and store their CNN features as Parquet shards.
 
-Videos that have features already are not touched, so an interrupted extraction goes on where it stopped.
-Exit code 0: every video has features; 3: some failed and are in the failure ledger; 1: the job itself failed.
+Videos that have features already are not touched, so an interrupted extraction goes on where it stopped; a video whose
+file has changed is extracted anew. Exit code 0: every video has features; 3: some failed and are in the failure ledger;
+1: the job itself failed.
 """
 
-from dataclasses import dataclass
-from typing import Literal
+import io
+import json
+import math
+import time
+from collections.abc import Iterator
+from contextlib import redirect_stdout
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import Any, Literal
+
+import torch
 
 from features import store
-from features.backbones import load_backbone
-from features.errors import FeatureSetError
+from features.extraction import FrameSettings
+from features.planning import Planned, Skipped, plan
+from features.progress import Progress
 from features.recipe import Recipe
-from jobs.cluster import num_cpus, ray_cluster, require_gpus
+from features.schema import Failure
+from features.workers import BackboneSettings
+from features.writer import ShardWriter
+from jobs.cluster import num_cpus, num_gpus, ray_cluster, require_gpus
 from jobs.progress import console, progress_bar
 from pipeline import storage
-from pipeline.manifest import Manifest, VideoEntry, read_manifest
+from pipeline.errors import InputError
+from pipeline.manifest import iterate_manifest, manifest_size
 from pipeline.sampling import Sampling
 
 EXIT_SOME_FAILED = 3
@@ -26,75 +41,189 @@ class Settings:
 
     Attributes:
         manifest: the videos, from skipreel manifest.
-        output: the feature set (a folder; made if missing, gone on with if it has the same recipe).
-        backbone: hf:<directory or hub id of the transformers library>, random:<seed> (a small untrained CNN), or
-            small:<directory> (the demo's small CNN).
+        output: the feature set (a folder or URI; made if missing, gone on with if it has the same recipe).
+        backbone: hf:<directory or hub id of the transformers library>, timm:<name>, module:function (your own),
+            random:<seed> (a small untrained CNN), or small:<directory> (the demo's small CNN).
+        layer: which of the backbone's outputs.
+        dtype: of the backbone's weights and arithmetic; features are stored as float16.
         rate_hz: frames per second of video.
-        decoder: pyav reads everything; decord plain MP4 and Matroska only.
-        num_workers: processes that decode and encode; 0 means one per CPU of the cluster.
+        decoder: pyav reads everything; decord and torchcodec plain MP4 and Matroska; or module:function (your own).
         device: where the backbone runs.
+        compile: compile the backbone; worth it on a GPU for many frames.
+        decoders: processes that decode; 0 means one per CPU of the cluster that no encoder on a GPU needs.
+        encoders: processes that hold the backbone; 0 means one per CPU, or as many as the GPUs take.
+        gpus_per_encoder: share of a GPU for each encoder, with --device cuda.
+        shard_mb: size of a shard in MB, roughly.
+        time_limit_s: a video fails if its next frames do not come within this many seconds.
+        decoder_memory_mb: a video fails if decoding it takes more memory.
+        retry_failed: try the videos in the failure ledger again, not only those whose file has changed.
+        json: print the summary as one JSON object on standard output.
     """
 
     manifest: str
     output: str
     backbone: str
+    layer: str = "pooled"
+    dtype: Literal["float32", "bfloat16"] = "float32"
     rate_hz: float = 6.0
-    decoder: Literal["pyav", "decord"] = "pyav"
-    num_workers: int = 0
+    decoder: str = "pyav"
     device: Literal["cpu", "cuda"] = "cpu"
+    compile: bool = False
+    decoders: int = 0
+    encoders: int = 0
+    gpus_per_encoder: float = 1.0
+    shard_mb: float = 64.0
+    time_limit_s: float = 300.0
+    decoder_memory_mb: int = 2048
+    retry_failed: bool = False
+    json: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("decoders", "encoders"):
+            if getattr(self, name) < 0:
+                raise InputError(
+                    f"--{name} is {getattr(self, name)}, allowed: 1 or more, or 0 to choose by the cluster"
+                )
+        for name in ("gpus_per_encoder", "shard_mb", "time_limit_s", "decoder_memory_mb"):
+            if not 0 < getattr(self, name) < math.inf:
+                flag = name.replace("_", "-")
+                raise InputError(f"--{flag} is {getattr(self, name)}, allowed: a positive number")
+
+    @property
+    def backbone_settings(self) -> BackboneSettings:
+        """How each encoder loads the backbone."""
+        return BackboneSettings(self.backbone, self.device, self.layer, self.dtype, self.compile)
 
 
 def run(settings: Settings) -> int:
     """Extract what is missing and print what became of the videos."""
-    manifest = read_manifest(settings.manifest)
-    backbone = load_backbone(settings.backbone)
+    num_videos = manifest_size(settings.manifest)
+    output = storage.absolute(settings.output)
+    recipe, about, frames = _describe(settings)
+    with store.locked(output):
+        store.create(output, recipe, about=about)
+        skipped = Skipped()
+        known = store.known(output)
+        planned = plan(
+            iterate_manifest(settings.manifest, batch_rows=4096),
+            known,
+            retry_failed=settings.retry_failed,
+            skipped=skipped,
+        )
+        first = next(planned, None)
+        started, progress = time.monotonic(), Progress(1, 1)
+        if first is not None:
+            # Ray says on standard output that a process died; here the failure ledger says what came of it.
+            with redirect_stdout(io.StringIO()), ray_cluster():
+                progress = _extract(chain([first], planned), settings, frames, output, num_videos, skipped)
+        summary = _summary(progress, skipped, num_videos, seconds=time.monotonic() - started)
+        store.write_card(output, {**store.read_card(output), "summary": summary})
+    _report(settings, output, summary)
+    return EXIT_SOME_FAILED if summary["failed"] else 0
+
+
+def _describe(settings: Settings) -> tuple[Recipe, dict[str, str], FrameSettings]:
+    """What a feature set of this will say of itself; the backbone is loaded for it and let go of again."""
+    backbone = BackboneSettings(settings.backbone, layer=settings.layer, dtype=settings.dtype).load()
     console.print(f"backbone: {backbone.about}, {backbone.dim} features a frame")
     sampling = Sampling(rate_hz=settings.rate_hz)
-    recipe = Recipe(backbone.name, backbone.weights_digest, backbone.preprocessing, sampling, backbone.dim)
-    output = storage.absolute(settings.output)
-    store.create(output, recipe, about={"backbone": backbone.about, "decoder": settings.decoder})
-    missing = _missing(manifest, output)
-    if missing:
-        with ray_cluster():
-            require_gpus(1 if settings.device == "cuda" else 0)
-            _extract(missing, settings, output=output, sampling=sampling)
-    return _summarise(manifest, output)
+    on_device = replace(backbone, device=torch.device(settings.device))
+    frames = FrameSettings(sampling, on_device.batch_size, settings.decoder)
+    return backbone.recipe(sampling), {"backbone": backbone.about, "decoder": settings.decoder}, frames
 
 
-def _missing(manifest: Manifest, output: str) -> list[VideoEntry]:
-    done = store.finished(output)
-    for entry in manifest.entries:
-        if entry.video_id in done and storage.exists(entry.uri) and storage.sha256(entry.uri) != done[entry.video_id]:
-            raise FeatureSetError(
-                f"{entry.uri} has changed since its features were extracted: choose another --output for the new file"
-            )
-    return [entry for entry in manifest.entries if entry.video_id not in done]
+def _extract(
+    planned: Iterator[Planned],
+    settings: Settings,
+    frames: FrameSettings,
+    output: str,
+    num_videos: int,
+    skipped: Skipped,
+) -> Progress:
+    from features.stages import Extraction
+
+    with progress_bar() as bar:
+        extraction = Extraction(
+            planned,
+            writer=ShardWriter(output, shard_bytes=int(settings.shard_mb * 1e6)),
+            frames=frames,
+            backbone=settings.backbone_settings,
+            pools=_pools(settings),
+            on_failure=_print_failure,
+        )
+        progress = extraction.progress
+        task = bar.add_task("extracting videos", total=num_videos, note="starting processes")
+
+        def tick() -> None:
+            through = skipped.finished + skipped.failed + progress.ended
+            bar.update(task, completed=through, note=progress.line())
+
+        extraction.run(tick)
+        tick()
+    return progress
 
 
-def _extract(entries: list[VideoEntry], settings: Settings, *, output: str, sampling: Sampling) -> None:
-    from features.stages import extract_on_ray
+def _pools(settings: Settings) -> Any:
+    from features.stages import Pools
 
-    results = extract_on_ray(
-        entries,
-        output=output,
-        backbone=settings.backbone,
-        sampling=sampling,
-        decoder=settings.decoder,
-        num_workers=settings.num_workers or num_cpus(),
-        device=settings.device,
+    cpus = num_cpus()
+    on_gpu = settings.device == "cuda"
+    if on_gpu:
+        require_gpus(math.ceil(settings.gpus_per_encoder))
+        encoders = settings.encoders or int(num_gpus() / settings.gpus_per_encoder)
+        decoders = settings.decoders or max(1, cpus - encoders)
+    else:
+        encoders, decoders = settings.encoders or cpus, settings.decoders or cpus
+    return Pools(
+        decoders,
+        encoders,
+        # Decoders and encoders that share a CPU take turns by themselves: whoever is ahead waits.
+        cpus_per_process=1 / math.ceil((decoders + encoders) / cpus),
+        gpus_per_encoder=settings.gpus_per_encoder if on_gpu else 0,
+        threads_per_encoder=max(1, cpus // encoders),
+        time_limit_s=settings.time_limit_s,
+        decoder_memory_bytes=settings.decoder_memory_mb << 20,
     )
-    with progress_bar() as progress:
-        task = progress.add_task("extracting videos", total=len(entries), note="")
-        failed = 0
-        for result in results:
-            failed += bool(result.reason)
-            progress.update(task, advance=1, note=f"{failed} failed" if failed else "")
 
 
-def _summarise(manifest: Manifest, output: str) -> int:
-    ids = {entry.video_id for entry in manifest.entries}
-    failures = [row for row in store.failures(output) if row["video_id"] in ids]
-    for row in failures:
-        console.print(f"failed: {row['video_id']}: {row['reason']}", markup=False)
-    console.print(f"{output}: {len(ids) - len(failures)} videos with features, {len(failures)} failed")
-    return EXIT_SOME_FAILED if failures else 0
+def _print_failure(failure: Failure) -> None:
+    console.print(f"failed: {failure.video_id}: {failure.reason}", markup=False)
+
+
+def _summary(progress: Progress, skipped: Skipped, num_videos: int, *, seconds: float) -> dict[str, Any]:
+    decoders_busy, encoders_busy = progress.busy
+    return {
+        "videos": num_videos,
+        "finished": skipped.finished + progress.finished + progress.unchanged,
+        "failed": skipped.failed + progress.failed,
+        "this_run": {
+            "finished": progress.finished,
+            "failed": progress.failed,
+            "frames": progress.frames,
+            "video_hours": round(progress.video_s / 3600, 4),
+            "seconds": round(seconds, 2),
+            "startup_seconds": round(seconds - progress.working_s, 2),
+            "frames_per_second": round(progress.frames_per_s, 2),
+            "decoders_busy": round(decoders_busy, 3),
+            "encoders_busy": round(encoders_busy, 3),
+            "restarted_processes": progress.restarts,
+            "advice": progress.advice(),
+        },
+    }
+
+
+def _report(settings: Settings, output: str, summary: dict[str, Any]) -> None:
+    run = summary["this_run"]
+    if run["frames"]:
+        console.print(
+            f"{run['finished']} videos ({run['video_hours']:.2f} hours, {run['frames']} frames) in "
+            f"{run['seconds']:.0f} s, {run['startup_seconds']:.0f} of them to start; "
+            f"{run['frames_per_second']:.0f} frames a second"
+        )
+    if run["advice"]:
+        console.print(run["advice"])
+    console.print(f"{output}: {summary['finished']} videos with features, {summary['failed']} failed", markup=False)
+    if summary["failed"]:
+        console.print(f"skipreel features show {output} names them; --retry-failed tries them again", markup=False)
+    if settings.json:
+        print(json.dumps({"output": output, **summary}))

@@ -1,37 +1,66 @@
+import re
+
 import numpy as np
 import pytest
 
-import features.extraction
 from features.backbones import load_backbone
-from features.extraction import extract_video
+from features.extraction import Block, Ending, FrameSettings, Part, VideoTask, decode, encode, extract_video
 from pipeline.decoding import open_video
+from pipeline.decoding_pyav import PyAVVideo
 from pipeline.errors import VideoError
 from pipeline.sampling import Sampling
 from videos import write_video
 
 
+@pytest.fixture
+def path(tmp_path):
+    return str(write_video(tmp_path / "a.mp4", num_frames=50, fps=25, b_frames=2))
+
+
+def settings(*, rate_hz: float = 25, batch_size: int = 4, decoder: str = "pyav") -> FrameSettings:
+    return FrameSettings(Sampling(rate_hz=rate_hz), batch_size, decoder)
+
+
+def endings(path: str, **changes) -> list[Ending]:
+    return [piece for piece in decode(VideoTask("a", path), settings(**changes)) if isinstance(piece, Ending)]
+
+
 @pytest.mark.parametrize("decoder", ["pyav", "decord"])
-def test_features_belong_to_the_frames_on_screen_at_the_sampled_times(tmp_path, decoder):
-    path = tmp_path / "a.mp4"
-    write_video(path, num_frames=50, fps=25, b_frames=2)
+def test_features_belong_to_the_frames_on_screen_at_the_sampled_times(path, decoder):
     backbone = load_backbone("random:0")
-    (segment,) = extract_video(str(path), backbone=backbone, sampling=Sampling(rate_hz=5), decoder=decoder)
-    assert segment.frame_index.tolist() == list(range(0, 50, 5))
-    np.testing.assert_allclose(segment.pts_s, np.arange(10) / 5)
-    with open_video(str(path)) as video:
-        np.testing.assert_array_equal(segment.features, backbone.encode([video.read(i) for i in segment.frame_index]))
+    ((part, features),) = extract_video(path, backbone=backbone, sampling=Sampling(rate_hz=5), decoder=decoder)
+    assert part.frame_index.tolist() == list(range(0, 50, 5))
+    np.testing.assert_allclose(part.pts_s, np.arange(10) / 5)
+    with open_video(path) as video:
+        np.testing.assert_array_equal(features, encode(backbone, [video.read(i) for i in part.frame_index]))
 
 
-def test_a_long_video_comes_in_segments(tmp_path, monkeypatch):
-    path = tmp_path / "a.mp4"
-    write_video(path, num_frames=30, fps=10)
-    backbone, sampling = load_backbone("random:0"), Sampling(rate_hz=10)
-    (whole,) = extract_video(str(path), backbone=backbone, sampling=sampling)
-    monkeypatch.setattr(features.extraction, "MAX_SEGMENT_FRAMES", 12)
-    parts = list(extract_video(str(path), backbone=backbone, sampling=sampling))
-    assert [part.number for part in parts] == [0, 1, 2]
-    assert [len(part.pts_s) for part in parts] == [12, 12, 6]
-    np.testing.assert_array_equal(np.concatenate([part.frame_index for part in parts]), whole.frame_index)
+def test_parts_are_whole_batches_of_consecutive_frames(path):
+    *pieces, ending = decode(VideoTask("a", path), settings(batch_size=5))
+    parts = [part for part, _ in pieces]
+    assert [len(frames) for _, frames in pieces] == [15, 15, 15, 5]
+    assert [part.first for part in parts] == [0, 15, 30, 45]
+    assert np.concatenate([part.frame_index for part in parts]).tolist() == list(range(50))
+    assert (ending.num_frames, ending.reason, ending.duration_s) == (50, "", pytest.approx(2.0))
+
+
+def test_a_part_of_large_frames_stays_small():
+    full_hd = 1920 * 1080 * 3
+    assert settings(batch_size=64).frames_per_part(full_hd) * full_hd <= 32 << 20
+    assert settings(batch_size=4).frames_per_part(full_hd) == 4
+    assert settings(batch_size=64).frames_per_part(320 * 240 * 3) == 64
+    assert settings().frames_per_part(100 << 20) == 1
+
+
+def test_a_block_is_full_by_frames_and_by_bytes(path):
+    frame = np.zeros((1080, 1920, 3), np.uint8)
+    (_, frames), *_ = decode(VideoTask("a", path), settings(batch_size=8))
+    block = Block(frames=[frame] * 2)
+    assert not block.is_full
+    block.frames += [frame]
+    assert block.is_full
+    assert Block(frames=frames * 4).is_full
+    assert not Block(frames=frames * 3).is_full
 
 
 def test_a_file_that_is_no_video_is_a_video_error(tmp_path):
@@ -39,3 +68,56 @@ def test_a_file_that_is_no_video_is_a_video_error(tmp_path):
     path.write_text("not a video")
     with pytest.raises(VideoError, match=r"a\.mp4"):
         list(extract_video(str(path), backbone=load_backbone("random:0"), sampling=Sampling()))
+
+
+def test_known_content_is_not_decoded_again(path):
+    (part, _), *_ = decode(VideoTask("a", path), settings())
+    (again,) = decode(VideoTask("a", path, known_digest=part.source.digest), settings())
+    assert isinstance(again, Ending)
+    assert again.unchanged
+    assert len(list(decode(VideoTask("a", path, known_digest="0" * 64), settings()))) > 1
+
+
+def test_a_file_that_changes_while_it_is_read_is_not_stored_under_the_old_digest(path):
+    pieces = decode(VideoTask("a", path), settings())
+    assert isinstance(next(pieces)[0], Part)
+    with open(path, "ab") as file:  # noqa: PTH123
+        file.write(b"more")
+    *_, ending = pieces
+    assert "changed while it was read" in ending.reason
+
+
+def test_a_file_deleted_after_it_was_opened_is_still_whole(path, tmp_path):
+    pieces = decode(VideoTask("a", path), settings())
+    next(pieces)
+    (tmp_path / "a.mp4").unlink()
+    *_, ending = pieces
+    assert (ending.num_frames, ending.reason) == (50, "")
+
+
+class _Raising(PyAVVideo):
+    error: Exception = ValueError("no such\nthing")
+
+    def read_many(self, *_):
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (ValueError("no such\nthing"), r"a\.mp4: the decoder raised ValueError: no such thing"),
+        (MemoryError(), r"a\.mp4 needs more memory than a decoder may take; give more with --decoder-memory-mb"),
+        (OSError(12, "Cannot allocate memory"), "--decoder-memory-mb"),
+    ],
+)
+def test_whatever_a_decoder_raises_becomes_the_reason(path, monkeypatch, error, words):
+    monkeypatch.setattr(_Raising, "error", error)
+    (ending,) = endings(path, decoder=f"{__name__}:_Raising")
+    assert re.search(words, ending.reason)
+    assert ending.stamp is not None
+
+
+def test_a_missing_file_has_a_reason_and_no_stamp(tmp_path):
+    (ending,) = endings(str(tmp_path / "nowhere.mp4"))
+    assert "nowhere.mp4" in ending.reason
+    assert ending.stamp is None

@@ -1,9 +1,12 @@
 """Extraction through the command, on a real Ray cluster."""
 
+import contextlib
+import json
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -14,7 +17,9 @@ from features.reader import FeatureSet
 from jobs import cli, extract
 from jobs.cli import main
 from pipeline.manifest import Label, Manifest, VideoEntry, write_manifest
-from videos import write_video
+from videos import write_audio_only, write_video
+
+EDGE = Path(__file__).parents[2] / "shared" / "data" / "edge"
 
 
 @pytest.fixture
@@ -28,9 +33,13 @@ def mixed(tmp_path):
     (tmp_path / "empty.mp4").write_bytes(b"")
     (tmp_path / "text.mp4").write_text("a letter")
     names += ["truncated", "empty", "text", "vanished"]
-    entries = [VideoEntry(name, str(tmp_path / f"{name}.mp4"), "train", None, (Label(0),)) for name in names]
-    write_manifest(Manifest(tuple(entries), ("thing",)), str(tmp_path / "m.parquet"))
+    listing(tmp_path, names)
     return tmp_path
+
+
+def listing(folder, names) -> None:
+    entries = [VideoEntry(name, str(folder / f"{name}.mp4"), "train", None, (Label(0),)) for name in names]
+    write_manifest(Manifest(tuple(entries), ("thing",)), str(folder / "m.parquet"))
 
 
 def command(folder, *more: str) -> list[str]:
@@ -38,13 +47,14 @@ def command(folder, *more: str) -> list[str]:
     return ["extract", "--manifest", str(folder / "m.parquet"), "--output", output, "--backbone", "random:0", *more]
 
 
-def rows(folder) -> list[tuple]:
+def shard_rows(folder) -> list[dict]:
     shards = sorted((folder / "features" / "shards").glob("*.parquet"))
-    return sorted(
-        (row["video_id"], row["segment"], *row["frame_index"], *row["features"])
-        for shard in shards
-        for row in pq.read_table(shard).to_pylist()
-    )
+    return [row for shard in shards for row in pq.read_table(shard).to_pylist()]
+
+
+def rows(folder) -> list[tuple]:
+    found = shard_rows(folder)
+    return sorted((row["video_id"], row["segment"], *row["frame_index"], *row["features"]) for row in found)
 
 
 def test_every_video_ends_in_exactly_one_place(mixed, cluster, capsys):
@@ -63,9 +73,10 @@ def test_every_video_ends_in_exactly_one_place(mixed, cluster, capsys):
 
 
 def test_an_interrupted_extraction_goes_on_where_it_stopped(mixed, cluster):
-    main(command(mixed))
+    main(command(mixed, "--shard-mb", "0.005"))
     complete = rows(mixed)
     shards = sorted((mixed / "features" / "shards").iterdir())
+    assert len(shards) > 2
     shards[0].unlink()
     left = rows(mixed)
     assert 0 < len(left) < len(complete)
@@ -73,23 +84,131 @@ def test_an_interrupted_extraction_goes_on_where_it_stopped(mixed, cluster):
     assert rows(mixed) == complete
 
 
-def test_a_mended_video_is_extracted_on_the_next_run(mixed, cluster):
+def test_a_failed_video_is_left_alone_until_it_is_mended_or_asked_for(mixed, cluster, capsys):
     main(command(mixed))
+    capsys.readouterr()
+    assert main(command(mixed)) == extract.EXIT_SOME_FAILED
+    assert "failed: " not in capsys.readouterr().err  # nothing was tried
+    assert main(command(mixed, "--retry-failed")) == extract.EXIT_SOME_FAILED
+    assert capsys.readouterr().err.count("failed: ") == 4
+    assert len(store.failures(str(mixed / "features"))) == 4
     (mixed / "empty.mp4").write_bytes((mixed / "good00.mp4").read_bytes())
     main(command(mixed))
     assert "empty" in FeatureSet(str(mixed / "features")).video_ids()
     assert "empty" not in {row["video_id"] for row in store.failures(str(mixed / "features"))}
 
 
-def test_a_changed_video_and_another_recipe_are_refused(mixed, cluster, capsys):
+def test_a_changed_video_is_extracted_anew_and_a_touched_one_is_not(mixed, cluster, capsys):
+    main(command(mixed))
+    before = {row[0]: row for row in rows(mixed)}
+    (mixed / "good01.mp4").touch()
+    write_video(mixed / "good00.mp4", num_frames=9, fps=10)
+    (mixed / "good02.mp4").write_text("no video any more")
+    capsys.readouterr()
+    assert main(command(mixed, "--json")) == extract.EXIT_SOME_FAILED
+    summary = json.loads(capsys.readouterr().out)
+    assert (summary["finished"], summary["failed"]) == (11, 5)
+    assert (summary["this_run"]["finished"], summary["this_run"]["failed"]) == (1, 1)
+    after = {row[0]: row for row in rows(mixed)}
+    assert len(after) == len(rows(mixed)) == 11
+    assert after["good00"] != before["good00"]
+    assert all(after[name] == before[name] for name in after if name != "good00")
+    assert "good02" in {row["video_id"] for row in store.failures(str(mixed / "features"))}
+
+
+def test_another_recipe_is_refused_and_nothing_is_touched(mixed, cluster, capsys):
     main(command(mixed))
     before = rows(mixed)
     assert main(command(mixed, "--rate-hz", "2")) == cli.EXIT_ERROR
     assert "another recipe" in capsys.readouterr().err
-    write_video(mixed / "good00.mp4", num_frames=9, fps=10)
-    assert main(command(mixed)) == cli.EXIT_ERROR
-    assert "has changed since" in capsys.readouterr().err
     assert rows(mixed) == before
+
+
+def test_a_second_extraction_into_the_same_set_is_kept_out(mixed, cluster, capsys):
+    with store.locked(str(mixed / "features")):
+        assert main(command(mixed)) == cli.EXIT_ERROR
+    assert "another extraction is writing to" in capsys.readouterr().err
+    assert not (mixed / "features" / "shards").exists()
+
+
+def test_the_summary_is_one_json_object_and_stands_in_the_card(mixed, cluster, capsys):
+    assert main(command(mixed, "--json")) == extract.EXIT_SOME_FAILED
+    summary = json.loads(capsys.readouterr().out)
+    assert (summary["videos"], summary["finished"], summary["failed"]) == (16, 12, 4)
+    run = summary["this_run"]
+    frames = sum(len(row["frame_index"]) for row in shard_rows(mixed))
+    assert run["frames"] == frames
+    assert run["video_hours"] == pytest.approx(sum(2.0 + number / 10 for number in range(12)) / 3600, rel=0.02)
+    assert 0 < run["startup_seconds"] < run["seconds"]
+    card = store.read_card(str(mixed / "features"))
+    assert card["summary"] == {key: value for key, value in summary.items() if key != "output"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--decoder", "vlc"), "no decoder 'vlc'"),
+        (("--decoders", "-1"), "--decoders is -1"),
+        (("--shard-mb", "0"), "--shard-mb is 0"),
+        (("--backbone", "hf:/nowhere"), "hf:/nowhere"),
+    ],
+)
+def test_a_wrong_setting_is_one_line_before_anything_is_made(mixed, capsys, flags, words):
+    with contextlib.suppress(SystemExit):
+        assert main(command(mixed, *flags)) == cli.EXIT_ERROR
+    assert words in capsys.readouterr().err
+    assert not (mixed / "features").exists()
+
+
+def test_what_a_decoder_does_to_its_process_is_that_videos_failure_alone(tmp_path, cluster, capsys):
+    names = ["abort", "hang", "spin", "allocate", "vanish", *(f"good{number}" for number in range(6))]
+    for name in names:
+        write_video(tmp_path / f"{name}.mp4", num_frames=20, fps=10)
+    listing(tmp_path, names)
+    limits = ["--time-limit-s", "4", "--decoder-memory-mb", "600", "--decoder", "poison:open_video"]
+    assert main(command(tmp_path, *limits)) == extract.EXIT_SOME_FAILED
+    reasons = {row["video_id"]: row["reason"] for row in store.failures(str(tmp_path / "features"))}
+    done = set(store.finished(str(tmp_path / "features")))
+    assert done | set(reasons) == set(names)
+    assert not done & set(reasons)
+    assert done >= {name for name in names if name.startswith("good")}
+    assert "the process that decoded it died 3 times" in reasons["abort"]
+    assert "did not come within 4 seconds" in reasons["hang"]
+    assert "did not come within 4 seconds" in reasons["spin"]
+    assert "needs more memory than a decoder may take" in reasons["allocate"]
+    capsys.readouterr()
+    assert main(command(tmp_path, *limits)) == extract.EXIT_SOME_FAILED
+    tried = capsys.readouterr().err.count("failed: ")
+    assert tried <= 1  # the one whose file is gone since; a video that kills is not tried again by itself
+    main(command(tmp_path, "--retry-failed"))  # with a decoder that bears them
+    assert [row["video_id"] for row in store.failures(str(tmp_path / "features"))] == ["vanish"]
+
+
+def test_every_awkward_file_ends_in_one_place_with_a_reason_people_understand(tmp_path, cluster):
+    write_video(tmp_path / "one_frame.mp4", num_frames=1)
+    write_video(tmp_path / "odd.mp4", size=(63, 47))
+    write_audio_only(tmp_path / "audio.mp4")
+    (tmp_path / "folder.mp4").mkdir()
+    (tmp_path / "dangling.mp4").symlink_to(tmp_path / "nowhere.mp4")
+    names = ["one_frame", "odd", "audio", "folder", "dangling"]
+    videos = {name: tmp_path / f"{name}.mp4" for name in names}
+    suffixes = (".mp4", ".mkv", ".mov", ".avi")
+    videos |= {f"{path.parent.name}/{path.stem}": path for path in EDGE.rglob("*") if path.suffix in suffixes}
+    entries = [VideoEntry(name, str(path), "train") for name, path in videos.items()]
+    write_manifest(Manifest(tuple(entries), ()), str(tmp_path / "m.parquet"))
+    assert main(command(tmp_path)) == extract.EXIT_SOME_FAILED
+    failures = {row["video_id"]: row["reason"] for row in store.failures(str(tmp_path / "features"))}
+    done = set(store.finished(str(tmp_path / "features")))
+    assert done | set(failures) == set(videos)
+    assert not done & set(failures)
+    assert done >= {"one_frame", "odd"}
+    assert "no video stream" in failures["audio"]
+    for name, reason in failures.items():
+        assert videos[name].name in reason
+        assert "raised" not in reason
+        assert "\n" not in reason
+    if EDGE.exists():
+        assert set(failures) - set(names) == {"decord/corrupted"}
 
 
 def test_a_disk_that_refuses_is_one_clear_line_and_leaves_no_part(mixed, cluster, capsys):
@@ -110,7 +229,7 @@ def test_a_gpu_that_is_not_there_is_refused_instead_of_waited_for(mixed, cluster
 
 
 def test_ctrl_c_keeps_finished_shards_whole_and_a_rerun_completes_them(mixed, tmp_path):
-    words = [sys.executable, "-m", "jobs.cli", *command(mixed, "--num-workers", "1")]
+    words = [sys.executable, "-m", "jobs.cli", *command(mixed, "--shard-mb", "0.001")]
     shards = mixed / "features" / "shards"
     # Its own process group, as a terminal's Ctrl-C would reach it.
     with subprocess.Popen(words, stderr=subprocess.PIPE, text=True, process_group=0) as process:

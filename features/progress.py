@@ -1,0 +1,90 @@
+"""How an extraction is going: counts, rates of its two stages, and which of them holds the other up."""
+
+import time
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class Progress:
+    """Counts since the start; seconds are wall-clock.
+
+    Attributes:
+        num_decoders, num_encoders: processes of each stage.
+        finished: videos that got features.
+        unchanged: videos whose file was touched but holds the same bytes.
+        failed: videos that went to the failure ledger.
+        restarts: processes that died and were replaced.
+        frames: encoded.
+        video_s: length of the finished videos.
+        decode_s, encode_s: time the processes of a stage worked, summed over them.
+        working_since: when the first frames were decoded; None before.
+    """
+
+    num_decoders: int
+    num_encoders: int
+    finished: int = 0
+    unchanged: int = 0
+    failed: int = 0
+    restarts: int = 0
+    frames: int = 0
+    video_s: float = 0.0
+    decode_s: float = 0.0
+    encode_s: float = 0.0
+    started: float = field(default_factory=time.monotonic)
+    working_since: float | None = None
+
+    def decoded(self, seconds: float) -> None:
+        """Count the time that a decoder worked for a block."""
+        self.decode_s += seconds
+        if self.working_since is None:
+            self.working_since = time.monotonic() - seconds
+
+    @property
+    def ended(self) -> int:
+        """Videos that are through, however."""
+        return self.finished + self.unchanged + self.failed
+
+    @property
+    def working_s(self) -> float:
+        """Seconds since the first frames came."""
+        return time.monotonic() - self.working_since if self.working_since is not None else 0.0
+
+    @property
+    def frames_per_s(self) -> float:
+        """Frames from file to features in a second, on average."""
+        return self.frames / self.working_s if self.working_s else 0.0
+
+    @property
+    def busy(self) -> tuple[float, float]:
+        """Shares of the time since the first frames in which decoders and encoders worked."""
+        elapsed = max(self.working_s, 1e-9)
+        return (
+            min(1.0, self.decode_s / elapsed / self.num_decoders),
+            min(1.0, self.encode_s / elapsed / self.num_encoders),
+        )
+
+    def line(self) -> str:
+        """Rates and shares for a progress display."""
+        if self.working_since is None:
+            return "starting processes"
+        decoders, encoders = self.busy
+        parts = [
+            f"{self.video_s / 3600:.2f} video-hours",
+            f"{self.frames_per_s:.0f} frames/s",
+            f"decoders {decoders:.0%} busy",
+            f"encoders {encoders:.0%} busy",
+        ]
+        parts += [f"{self.failed} failed"] * bool(self.failed)
+        parts += [f"{self.restarts} processes restarted"] * bool(self.restarts)
+        return ", ".join(parts)
+
+    def advice(self) -> str:
+        """Which stage is the bottleneck and what to change; "" while that cannot be told."""
+        decoders, encoders = self.busy
+        if self.working_s < 5 or not self.frames:
+            return ""
+        if decoders < 0.5 and encoders < 0.5:
+            return "neither stage is busy: reading the files or the network is the bottleneck"
+        if encoders >= decoders:
+            return "encoding is the bottleneck: more --encoders on more CPUs, a GPU, or --dtype bfloat16 there"
+        return "decoding is the bottleneck: more --decoders on more CPUs, or a lower --rate-hz"

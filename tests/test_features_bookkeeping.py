@@ -1,0 +1,162 @@
+import random
+from collections import deque
+
+import numpy as np
+import pytest
+
+from features.bookkeeping import MAX_DEATHS, MAX_RETRIES, Bookkeeping
+from features.extraction import Ending, Part, VideoTask
+from features.planning import Planned
+from features.progress import Progress
+from features.schema import Failure, Source
+from pipeline.storage import FileStamp
+
+STAMP = FileStamp(1000, 1)
+
+
+class Writer:
+    """Remembers what it was given: frame numbers by video, and failures."""
+
+    def __init__(self):
+        self.frames: dict[str, list[int]] = {}
+        self.failures: list[Failure] = []
+        self.replaced: list[str] = []
+
+    def add(self, rows, *, replaces=""):
+        assert rows.video_id not in self.frames
+        self.frames[rows.video_id] = [i for table in rows.tables() for i in table["frame_index"][0].as_py()]
+        self.replaced.append(replaces)
+
+    def fail(self, failure, *, replaces=""):
+        self.failures.append(failure)
+        self.replaced.append(replaces)
+
+
+def books(*video_ids: str, replaces: str = "") -> tuple[Bookkeeping, Writer]:
+    writer = Writer()
+    planned = [Planned(VideoTask(video_id, f"{video_id}.mp4"), STAMP, replaces) for video_id in video_ids]
+    made = Bookkeeping(iter(planned), writer=writer, progress=Progress(1, 1), on_failure=lambda _: None)
+    return made, writer
+
+
+def part(task: VideoTask, first: int, count: int) -> tuple[Part, np.ndarray]:
+    numbers = np.arange(first, first + count)
+    made = Part(task, Source("digest", STAMP), first, numbers.astype(np.int32), numbers / 2)
+    return made, np.repeat(numbers[:, None], 3, axis=1).astype(np.float16)
+
+
+def test_parts_and_ending_in_any_order_make_a_whole_video():
+    made, writer = books("a", replaces="shards/x.parquet")
+    (planned,) = made.more([])
+    made.receive(*part(planned.task, 4, 3))
+    made.end(Ending(planned.task, STAMP, num_frames=7))
+    assert not writer.frames
+    made.receive(*part(planned.task, 0, 4))
+    assert writer.frames == {"a": list(range(7))}
+    assert writer.replaced == ["shards/x.parquet"]
+    assert not list(made.more([]))
+    assert made.is_done
+
+
+def test_what_a_given_up_attempt_still_says_does_not_count():
+    made, writer = books("a")
+    (planned,) = made.more([])
+    made.receive(*part(planned.task, 0, 4))
+    made.retry(planned.task)
+    (again,) = made.more([])
+    assert again.task.attempt == 1
+    made.receive(*part(planned.task, 4, 3))
+    made.end(Ending(planned.task, STAMP, reason="too late to matter"))
+    made.receive(*part(again.task, 0, 7))
+    made.end(Ending(again.task, STAMP, num_frames=7))
+    assert writer.frames == {"a": list(range(7))}
+    assert not writer.failures
+
+
+def test_a_failed_video_is_not_begun_again_by_its_late_features():
+    made, writer = books("a")
+    (planned,) = made.more([])
+    made.fail(planned.task, "bad", STAMP)
+    made.receive(*part(planned.task, 0, 4))
+    made.end(Ending(planned.task, STAMP, num_frames=4))
+    assert [failure.reason for failure in writer.failures] == ["bad"]
+    assert not writer.frames
+
+
+def test_a_video_alone_in_hand_is_blamed_at_the_third_death_and_others_never():
+    made, writer = books("good", "bad")
+    in_hand = list(made.more([]))
+    made.decoder_died(in_hand, hung_s=None)
+    (good,) = made.more([])
+    made.receive(*part(good.task, 0, 1))
+    made.end(Ending(good.task, STAMP, num_frames=1))
+    for _ in range(MAX_DEATHS):
+        assert not writer.failures
+        (bad,) = made.more([])
+        made.decoder_died([bad], hung_s=None)
+    assert "bad.mp4: the process that decoded it died 3 times" in writer.failures[0].reason
+    assert writer.failures[0].stamp == STAMP
+    assert made.is_done
+
+
+def test_a_video_that_hangs_alone_fails_at_once():
+    made, writer = books("slow", "other")
+    made.decoder_died(list(made.more([])), hung_s=5.0)
+    assert not writer.failures
+    (slow,) = made.more([])
+    made.decoder_died([slow], hung_s=5.0)
+    assert "within 5 seconds (--time-limit-s)" in writer.failures[0].reason
+
+
+def test_a_video_is_not_retried_for_ever():
+    made, writer = books("a")
+    for _ in range(MAX_RETRIES + 1):
+        assert not writer.failures
+        (planned,) = made.more([])
+        made.retry(planned.task)
+    assert "were lost 10 times" in writer.failures[0].reason
+
+
+def test_a_retried_video_goes_alone():
+    made, _ = books("a", "b")
+    made.decoder_died(list(made.more([])), hung_s=None)
+    (first,) = made.more([])
+    assert not list(made.more([first]))
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_every_video_ends_once_and_whole_whatever_is_lost_on_the_way(seed):
+    """Random decoders and encoders: blocks come late and out of order, processes die, frames vanish."""
+    dice = random.Random(seed)
+    lengths = {f"v{number}": dice.randint(1, 9) for number in range(12)}
+    broken = {f"v{number}" for number in range(12) if dice.random() < 0.2}
+    made, writer = books(*lengths)
+    hands: list[deque[Planned]] = [deque(), deque()]
+    on_the_way: list[tuple[Part, np.ndarray]] = []
+    deaths = 0
+    while not made.is_done:
+        hand = dice.choice(hands)
+        hand.extend(made.more(list(hand)))
+        if on_the_way and dice.random() < 0.6:
+            piece = on_the_way.pop(dice.randrange(len(on_the_way)))
+            if dice.random() < 0.05 and deaths < 4:
+                deaths += 1
+                made.retry(piece[0].task)
+            else:
+                made.receive(*piece)
+        elif hand and dice.random() < 0.15 and deaths < 2:
+            deaths += 1
+            made.decoder_died(list(hand), hung_s=None)
+            hand.clear()
+        elif hand:
+            task = hand.popleft().task
+            if task.video_id in broken:
+                made.end(Ending(task, STAMP, reason="broken"))
+                continue
+            length = lengths[task.video_id]
+            cut = dice.randint(0, length)
+            on_the_way += [part(task, first, last - first) for first, last in ((0, cut), (cut, length)) if last > first]
+            made.end(Ending(task, STAMP, num_frames=length))
+    assert {failure.video_id for failure in writer.failures} == broken
+    assert len(writer.failures) == len(broken)
+    assert writer.frames == {name: list(range(length)) for name, length in lengths.items() if name not in broken}

@@ -1,0 +1,18 @@
+"""Each kind of kill once, seeded; `make drill` goes on for a quarter of an hour."""
+
+import random
+
+import pytest
+
+from drill import SCENARIOS, check, make_corpus
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return make_corpus(tmp_path_factory.mktemp("drill"))
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_whatever_is_killed_the_rows_are_those_of_an_undisturbed_run(corpus, tmp_path, name):
+    SCENARIOS[name](corpus, tmp_path / "features", random.Random(0))
+    check(corpus, tmp_path / "features")
