@@ -17,7 +17,7 @@ class Progress:
         frames: encoded.
         video_s: length of the finished videos.
         decode_s, encode_s: time the processes of a stage worked, summed over them.
-        working_since: when the first frames were decoded; None before.
+        working_since: when the first frames were encoded; None before.
     """
 
     num_decoders: int
@@ -33,9 +33,9 @@ class Progress:
     started: float = field(default_factory=time.monotonic)
     working_since: float | None = None
 
-    def decoded(self, seconds: float) -> None:
-        """Count the time that a decoder worked for a block."""
-        self.decode_s += seconds
+    def encoded(self, seconds: float) -> None:
+        """Count the time that an encoder worked for a block."""
+        self.encode_s += seconds
         if self.working_since is None:
             self.working_since = time.monotonic() - seconds
 
@@ -46,7 +46,7 @@ class Progress:
 
     @property
     def working_s(self) -> float:
-        """Seconds since the first frames came."""
+        """Seconds since the first frames were encoded; what comes before is start-up."""
         return time.monotonic() - self.working_since if self.working_since is not None else 0.0
 
     @property
@@ -56,7 +56,7 @@ class Progress:
 
     @property
     def busy(self) -> tuple[float, float]:
-        """Shares of the time since the first frames in which decoders and encoders worked."""
+        """Shares of that time in which decoders and encoders worked."""
         elapsed = max(self.working_s, 1e-9)
         return (
             min(1.0, self.decode_s / elapsed / self.num_decoders),

@@ -179,7 +179,7 @@ class Extraction:
             return
         frames = slot.calls.pop(ref)
         slot.waiting_since = time.monotonic()
-        self.progress.decoded(header.seconds)
+        self.progress.decode_s += header.seconds
         if header.parts:
             self._blocks.append(_Work(header, frames))
         for ending in header.endings:
@@ -197,7 +197,7 @@ class Extraction:
                 self._books.retry(part.task)
             return
         work: _Work = slot.calls.pop(ref)
-        self.progress.encode_s += seconds
+        self.progress.encoded(seconds)
         for part, result in zip(work.header.parts, results, strict=True):
             if isinstance(result, str):
                 self._books.fail(part.task, result, part.source.stamp)

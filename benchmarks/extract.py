@@ -1,0 +1,302 @@
+"""Extraction beside what it could be at best and what else there is: `python -m benchmarks.extract`.
+
+First that ours and the plain loop store the same features. Then, in turn: the backbone alone on ready tensors and the
+decoder alone (the two limits, with a process per core), a plain loop that decodes, encodes and saves one video after
+another, Ray Data's read_videos with map_batches, and `skipreel extract`. Last, the cost of a video by their number.
+"""
+
+import multiprocessing
+import os
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+import tyro
+
+from benchmarks.clips import write_clip
+from benchmarks.timing import Row, machine, write_json
+from features import store
+from features.backbones import Backbone, load_backbone
+from features.extraction import FrameSettings
+from features.planning import Skipped, plan
+from features.progress import Progress
+from features.reader import FeatureSet
+from features.stages import Extraction, Pools
+from features.workers import BackboneSettings
+from features.writer import ShardWriter
+from jobs.cluster import ray_cluster
+from pipeline.decoding import open_video
+from pipeline.sampling import Sampling
+
+DATA = Path(__file__).parents[2] / "shared" / "data"
+SAMPLING = Sampling(rate_hz=6.0)
+CORES = os.cpu_count() or 1
+TARGET = 0.9
+
+
+@dataclass(frozen=True)
+class Settings:
+    """rounds: turns of everything. quick: one round of short clips, under a minute. fight: the folder of real clips."""
+
+    rounds: int = 3
+    quick: bool = False
+    fight: Path = DATA / "fight"
+    json: Path | None = None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One contender's way through all clips: frames encoded, seconds without start-up, and start-up."""
+
+    frames: int
+    seconds: float
+    startup: float
+
+    @property
+    def rate(self) -> float:
+        return self.frames / self.seconds
+
+
+def main(settings: Settings) -> None:
+    print(machine())
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        resnet = write_resnet50(folder / "resnet50")
+        for clips, files in workloads(settings, folder):
+            for backbone, limit in ((f"hf:{resnet}", "encoder"), ("random:0", "decoder")):
+                rows += compare(clips, files, backbone, limit, settings, folder / "out")
+        rows += flat(folder, counts=(20, 100) if settings.quick else (100, 1000, 10000))
+    if settings.json:
+        write_json(settings.json, rows)
+
+
+def write_resnet50(directory: Path) -> Path:
+    """ResNet-50 with random weights and ImageNet's preprocessing, as a hub directory: as fast as a trained one."""
+    from transformers import ConvNextImageProcessorPil, ResNetConfig, ResNetModel
+
+    torch.manual_seed(0)
+    ResNetModel(ResNetConfig()).save_pretrained(directory)
+    ConvNextImageProcessorPil(size={"shortest_edge": 224}, crop_pct=0.875).save_pretrained(directory)
+    return directory
+
+
+def workloads(settings: Settings, folder: Path) -> Iterator[tuple[str, list[Path]]]:
+    """Names and files of the clips."""
+    for key_distance in (250,) if settings.quick else (12, 250):
+        seconds = 4 if settings.quick else 30
+        first = [
+            write_clip(folder / f"{key_distance}-{seed}.mp4", seconds=seconds, key_distance=key_distance, seed=seed)
+            for seed in range(2)
+        ]
+        copies = [shutil.copy(path, folder / f"again-{path.name}") for path in first]
+        yield f"480p {seconds} s, key frame every {key_distance}", [*first, *map(Path, copies)]
+    if settings.fight.exists() and not settings.quick:
+        yield "fight, 204 clips", sorted(settings.fight.glob("*/*.mp4"))
+
+
+def compare(clips: str, files: list[Path], name: str, limit: str, settings: Settings, output: Path) -> list[Row]:
+    """Prints and returns the rows of one corpus and backbone; ``limit`` names the stage that must dominate."""
+    contenders: dict[str, Callable[[], Measured]] = {
+        "backbone alone": lambda: backbone_alone(name, files[0]),
+        "decoder alone": lambda: decoder_alone(files),
+        "plain loop": lambda: plain_loop(name, files, output / "plain"),
+        "Ray Data, naive": lambda: naive_ray_data(name, files),
+        "skipreel": lambda: ours(name, files, output / "set"),
+    }
+    check_equal(name, files[0], output)
+    found: dict[str, list[Measured]] = {contender: [] for contender in contenders}
+    for _ in range(1 if settings.quick else settings.rounds):
+        for contender, run in contenders.items():
+            found[contender].append(run())
+            shutil.rmtree(output, ignore_errors=True)
+    print(f"\n{clips}; {name.rpartition('/')[2]}\n{'':18}{'frames/s':>10}{'range':>16}{'start-up, s':>13}")
+    for contender, runs in found.items():
+        rates = sorted(run.rate for run in runs)
+        startup = statistics.median(run.startup for run in runs)
+        span = f"{rates[0]:.0f}–{rates[-1]:.0f}"
+        print(f"{contender:18}{statistics.median(rates):10.1f}{span:>16}{startup:13.1f}", flush=True)
+    ceiling = "backbone alone" if limit == "encoder" else "decoder alone"
+    peers = {ceiling: TARGET, "plain loop": 1.0, "Ray Data, naive": None}
+    short = f"extract/{clips.partition(',')[0].replace(' ', '-')}/{clips.rpartition(' ')[2]}/{limit}-bound"
+    return [
+        _row(f"{short}/{peer.replace(' ', '-')}", found["skipreel"], found[peer], target)
+        for peer, target in peers.items()
+    ]
+
+
+def _row(name: str, ours: Sequence[Measured], peer: Sequence[Measured], target: float | None) -> Row:
+    ratios = [mine.rate / theirs.rate for mine, theirs in zip(ours, peer, strict=True)]
+    middle = statistics.median(ratios)
+    verdict = "" if target is None else f"  target {target} {'met' if middle >= target else 'MISSED'}"
+    print(f"  {name}: {middle:.2f} ({min(ratios):.2f}–{max(ratios):.2f}){verdict}", flush=True)
+    rates = [statistics.median(run.rate for run in runs) for runs in (ours, peer)]
+    return Row(name, "frames/s", rates[0], rates[1], middle, target, machine())
+
+
+def check_equal(name: str, file: Path, output: Path) -> None:
+    """Ours against the plain loop on one clip; nothing is timed if they differ."""
+    plain_loop(name, [file], output / "plain")
+    ours(name, [file], output / "set")
+    (sequence,) = FeatureSet(str(output / "set")).load([file.stem])
+    expected = np.load(output / "plain" / f"{file.stem}.npy")
+    # The loop encodes in larger batches: float32 sums in another order, then rounding to float16.
+    if not np.allclose(sequence.features, expected, rtol=2e-2, atol=2e-3):
+        raise SystemExit(f"features of {file} differ from the plain loop's: nothing is timed")
+    shutil.rmtree(output)
+
+
+# Each core a process with one thread: no faster way is known to use a CPU for either stage.
+
+_loaded: dict[str, Any] = {}
+
+
+def _load(name: str) -> None:
+    torch.set_num_threads(1)
+    _loaded["backbone"] = load_backbone(name)
+
+
+def _encode_ready(file: Path, seconds: float) -> int:
+    backbone: Backbone = _loaded["backbone"]
+    with open_video(str(file)) as video:
+        frame = video.read(0)
+    images = backbone.prepare(torch.from_numpy(np.stack([frame] * backbone.batch_size)))
+    count, started = 0, time.perf_counter()
+    with torch.inference_mode():
+        while time.perf_counter() - started < seconds:
+            backbone.network(images)
+            count += len(images)
+    return count
+
+
+def backbone_alone(name: str, file: Path, seconds: float = 5.0) -> Measured:
+    """The forward pass on tensors that are there already."""
+    started = time.perf_counter()
+    with _pool(_load, name) as pool:
+        list(pool.map(_encode_ready, [file] * CORES, [0.5] * CORES))
+        startup = time.perf_counter() - started
+        frames = sum(pool.map(_encode_ready, [file] * CORES, [seconds] * CORES))
+    return Measured(frames, seconds, startup)
+
+
+def _decode(file: Path) -> int:
+    with open_video(str(file)) as video:
+        wanted = SAMPLING.select(video.pts_seconds).tolist()
+        return sum(1 for _ in video.read_many(wanted))
+
+
+def decoder_alone(files: Sequence[Path]) -> Measured:
+    """The sampled frames as RGB, and nothing done with them."""
+    started = time.perf_counter()
+    with _pool(None) as pool:
+        list(pool.map(_decode, files[:CORES]))
+        ready = time.perf_counter()
+        frames = sum(pool.map(_decode, files))
+        return Measured(frames, time.perf_counter() - ready, ready - started)
+
+
+def _pool(initializer: Callable[..., None] | None, *arguments: str) -> ProcessPoolExecutor:
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(CORES, mp_context=context, initializer=initializer, initargs=arguments)
+
+
+def plain_loop(name: str, files: Sequence[Path], output: Path) -> Measured:
+    """One process, torch's own threads, one video after the other: decode all its frames, encode them, np.save."""
+    started = time.perf_counter()
+    backbone = load_backbone(name)
+    output.mkdir(parents=True)
+    ready, count = time.perf_counter(), 0
+    for file in files:
+        with open_video(str(file)) as video:
+            frames = list(video.read_many(SAMPLING.select(video.pts_seconds).tolist()))
+        batches = [frames[first : first + 32] for first in range(0, len(frames), 32)]
+        np.save(output / f"{file.stem}.npy", np.concatenate([backbone.encode(batch) for batch in batches]))
+        count += len(frames)
+    return Measured(count, time.perf_counter() - ready, ready - started)
+
+
+class _NaiveEncoder:
+    def __init__(self, name: str) -> None:
+        torch.set_num_threads(1)
+        self._backbone = load_backbone(name)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        return {"path": batch["path"], "features": self._backbone.encode(list(batch["frame"]))}
+
+
+def naive_ray_data(name: str, files: Sequence[Path]) -> Measured:
+    """As its documentation shows it: whole videos by decord, a row for each frame, every fifth goes to the model."""
+    import ray
+
+    started = time.perf_counter()
+    with redirect_stdout(StringIO()), ray_cluster():
+        frames = ray.data.read_videos([str(file) for file in files], include_paths=True)
+        sampled = frames.filter(lambda row: row["frame_index"] % 5 == 0)
+        encoded = sampled.map_batches(
+            _NaiveEncoder,
+            fn_constructor_args=(name,),
+            batch_size=32,
+            compute=ray.data.ActorPoolStrategy(size=CORES),
+            num_cpus=0.5,
+        )
+        count = sum(len(batch["path"]) for batch in encoded.iter_batches(batch_size=None))
+    return Measured(count, time.perf_counter() - started, 0.0)
+
+
+def ours(name: str, files: Sequence[Path], output: Path) -> Measured:
+    """The stages of `skipreel extract`, with a decoder and an encoder on each core."""
+    started = time.perf_counter()
+    progress = extract(name, [(file.stem, str(file)) for file in files], str(output))
+    seconds = progress.working_s
+    return Measured(progress.frames, seconds, time.perf_counter() - started - seconds)
+
+
+def extract(name: str, videos: Sequence[tuple[str, str]], output: str) -> Progress:
+    backbone = load_backbone(name)
+    store.create(output, backbone.recipe(SAMPLING), about={})
+    batch = pa.record_batch({"video_id": [video[0] for video in videos], "uri": [video[1] for video in videos]})
+    planned = plan([batch], store.known(output), retry_failed=False, skipped=Skipped())
+    with redirect_stdout(StringIO()), ray_cluster():
+        extraction = Extraction(
+            planned,
+            writer=ShardWriter(output, shard_bytes=64 << 20),
+            frames=FrameSettings(SAMPLING, backbone.batch_size),
+            backbone=BackboneSettings(name),
+            pools=Pools(CORES, CORES, cpus_per_process=0.5),
+            on_failure=_refuse,
+        )
+        extraction.run(lambda: None)
+        return extraction.progress
+
+
+def _refuse(failure: object) -> None:
+    raise SystemExit(f"{failure}: nothing is timed with failures")
+
+
+def flat(folder: Path, counts: Sequence[int]) -> list[Row]:
+    """Seconds per video of many short ones, after start-up."""
+    clip = write_clip(folder / "short.mp4", size=(160, 120), seconds=2)
+    print(f"\nvideos of 2 s, 160×120; {'number':>8}{'ms a video':>12}")
+    costs = []
+    for count in counts:
+        progress = extract("random:0", [(f"v{number}", str(clip)) for number in range(count)], str(folder / f"{count}"))
+        costs.append(progress.working_s / count)
+        print(f"{'':24}{count:8}{1e3 * costs[-1]:12.2f}", flush=True)
+    ratio, name = costs[0] / costs[-1], f"extract/flat/{counts[0]}-to-{counts[-1]}"
+    print(f"  {name}: {ratio:.2f}  target {TARGET} {'met' if ratio >= TARGET else 'MISSED'}")
+    return [Row(name, "s/video", costs[-1], costs[0], ratio, TARGET, machine())]
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Settings))
