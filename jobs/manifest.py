@@ -1,7 +1,9 @@
 """List the videos of a corpus with their splits and labels, as one Parquet file."""
 
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -9,8 +11,9 @@ from jobs.progress import console
 from pipeline.charades import build_charades
 from pipeline.errors import ManifestError
 from pipeline.folders import build_folder
-from pipeline.manifest import Built, write_manifest
+from pipeline.manifest import Built, RowProblem, VideoEntry, write_rows
 from pipeline.tables import build_table
+from pipeline.ucf101 import build_ucf101
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +67,31 @@ class Charades:
 
 
 @dataclass(frozen=True, slots=True)
+class Ucf101:
+    """The official UCF-101 lists: classInd.txt, trainlist01.txt and testlist01.txt (or 02, 03), and the videos.
+
+    Attributes:
+        root: the folder that holds the class folders with the videos.
+        splits: the folder of the lists.
+        split_number: which of the three splits.
+        output: where the manifest is written (Parquet).
+        skip_bad: leave bad lines and unlisted videos out instead of stopping at them.
+    """
+
+    root: str
+    splits: str
+    split_number: Literal[1, 2, 3] = 1
+    output: str = "manifest.parquet"
+    skip_bad: bool = False
+
+    def build(self) -> Built:
+        """Read the lists."""
+        return build_ucf101(self.root, self.splits, self.split_number)
+
+
+@dataclass(frozen=True, slots=True)
 class Table:
-    """A CSV or JSONL file with the columns uri and labels, and optionally video_id, split and duration_s.
+    """A CSV, JSONL or Parquet file with the columns uri and labels, and optionally video_id, split and duration_s.
 
     Attributes:
         path: the file.
@@ -95,6 +121,7 @@ class Settings:
     source: (
         Annotated[Folder, tyro.conf.subcommand("folder")]
         | Annotated[Charades, tyro.conf.subcommand("charades")]
+        | Annotated[Ucf101, tyro.conf.subcommand("ucf101")]
         | Annotated[Table, tyro.conf.subcommand("table")]
     )
 
@@ -103,16 +130,24 @@ def run(settings: Settings) -> int:
     """Build and write the manifest; problems are listed by file and line, and are fatal unless skip_bad is set."""
     source = settings.source
     built = source.build()
-    for problem in built.problems:
-        console.print(f"{problem.file}:{problem.line}: {problem.reason}", markup=False)
-    if built.problems and not source.skip_bad:
-        raise ManifestError(
-            f"{len(built.problems)} bad rows (listed above), nothing written: mend them or give --skip-bad"
-        )
-    manifest = built.manifest
-    if not manifest.entries:
-        raise ManifestError("no usable video is left, nothing written")
-    write_manifest(manifest, source.output)
-    sizes = ", ".join(f"{len(manifest.only(split).entries)} {split}" for split in sorted(manifest.splits))
-    console.print(f"{source.output}: {len(manifest.entries)} videos ({sizes}), {len(manifest.class_names)} classes")
+    sizes: Counter[str] = Counter()
+    write_rows(_good(built, source.skip_bad, sizes), built.class_names, source.output)
+    shares = ", ".join(f"{size} {split}" for split, size in sorted(sizes.items()))
+    console.print(f"{source.output}: {sizes.total()} videos ({shares}), {len(built.class_names)} classes")
     return 0
+
+
+def _good(built: Built, skip_bad: bool, sizes: Counter[str]) -> Iterator[VideoEntry]:
+    """The usable videos, counted by split; problems are printed as they come, and end it after the last one."""
+    num_problems = 0
+    for row in built.rows:
+        if isinstance(row, RowProblem):
+            num_problems += 1
+            console.print(str(row), markup=False)
+        else:
+            sizes[row.split] += 1
+            yield row
+    if num_problems and not skip_bad:
+        raise ManifestError(f"{num_problems} bad rows (listed above), nothing written: mend them or give --skip-bad")
+    if not sizes:
+        raise ManifestError("no usable video is left, nothing written")

@@ -25,24 +25,32 @@ def build_charades(train_csv: str, test_csv: str, classes_file: str, videos_dir:
     videos = {name for name in storage.list_tree(folder) if name.endswith(".mp4") and "/" not in name}
     if not videos:
         raise ManifestError(f"no .mp4 file in {videos_dir}; give the folder that holds the Charades videos")
-    entries: dict[str, VideoEntry] = {}
-    problems: list[RowProblem] = []
-    for split, file in (("train", train_csv), ("test", test_csv)):
-        for line, row in read_csv(file, _COLUMNS):
+    files = {split: (file, read_csv(file, _COLUMNS)) for split, file in (("train", train_csv), ("test", test_csv))}
+    return Built(classes.names, _outcomes(files, classes, folder, videos))
+
+
+def _outcomes(
+    files: dict[str, tuple[str, Iterator[tuple[int, dict[str, str]]]]],
+    classes: ClassList,
+    folder: str,
+    videos: set[str],
+) -> Iterator[VideoEntry | RowProblem]:
+    seen = set()
+    for split, (file, rows) in files.items():
+        for line, row in rows:
             video_id, length_s = row["id"], duration(row["length"])
-            if video_id in entries:
-                problems.append(RowProblem(file, line, f"id {video_id!r} is there already; ids must be unique"))
+            if video_id in seen:
+                yield RowProblem(file, line, f"id {video_id!r} is there already; ids must be unique")
             elif f"{video_id}.mp4" not in videos:
-                problems.append(RowProblem(file, line, f"no video {video_id}.mp4 in {videos_dir}"))
+                yield RowProblem(file, line, f"no video {video_id}.mp4 in {folder}")
             elif length_s is None:
-                problems.append(RowProblem(file, line, f"length {row['length']!r} is not a positive number of seconds"))
+                yield RowProblem(file, line, f"length {row['length']!r} is not a positive number of seconds")
             else:
-                uri = storage.join(folder, f"{video_id}.mp4")
+                seen.add(video_id)
                 outcomes = list(_labels(row["actions"], classes))
+                yield from (RowProblem(file, line, reason) for reason in outcomes if isinstance(reason, str))
                 labels = tuple(label for label in outcomes if isinstance(label, Label))
-                entries[video_id] = VideoEntry(video_id, uri, split, length_s, labels)
-                problems += [RowProblem(file, line, reason) for reason in outcomes if isinstance(reason, str)]
-    return Built(classes.names, (*entries.values(), *problems))
+                yield VideoEntry(video_id, storage.join(folder, f"{video_id}.mp4"), split, length_s, labels)
 
 
 def _labels(actions: str, classes: ClassList) -> Iterator[Label | str]:

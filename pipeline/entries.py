@@ -3,10 +3,9 @@
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from ctypes import c_float
 from dataclasses import dataclass
 from functools import cached_property
-
-import numpy as np
 
 from pipeline.errors import ManifestError
 
@@ -24,8 +23,7 @@ class Label:
     end_s: float = math.inf
 
     def __post_init__(self) -> None:
-        with np.errstate(over="ignore"):
-            start_s, end_s = float(np.float32(self.start_s)), float(np.float32(self.end_s))
+        start_s, end_s = c_float(self.start_s).value, c_float(self.end_s).value
         if not 0 <= start_s <= end_s or math.isinf(start_s):  # NaN fails the comparison too
             raise ManifestError(f"label times must be 0 <= start <= end in seconds, got {self.start_s} to {self.end_s}")
         object.__setattr__(self, "start_s", start_s)

@@ -2,6 +2,8 @@
 
 import hashlib
 import math
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import PurePosixPath
 
 from pipeline import storage
@@ -30,18 +32,21 @@ def build_folder(root: str, splits: str | None = None, test_fraction: float = 0.
         split_of, found = _read_splits(splits, set(files.values()))
         problems += found
     names = sorted({_class_of(file) for file in files.values()})
-    entries = []
+    return Built(tuple(names), chain(problems, _entries(storage.absolute(root), files, split_of, names, splits)))
+
+
+def _entries(
+    root: str, files: dict[str, str], split_of: dict[str, str], names: list[str], splits: str | None
+) -> Iterator[VideoEntry | RowProblem]:
     for video_id, file in files.items():
-        uri = storage.join(storage.absolute(root), file)
-        label = Label(names.index(_class_of(file)))
+        uri = storage.join(root, file)
         if file not in split_of:
-            problems.append(RowProblem(uri, 0, f"this video is not in {splits}"))
+            yield RowProblem(uri, 0, f"this video is not in {splits}")
             continue
         try:
-            entries.append(VideoEntry(video_id, uri, split_of[file], labels=(label,)))
+            yield VideoEntry(video_id, uri, split_of[file], labels=(Label(names.index(_class_of(file))),))
         except ManifestError as error:  # a file name that makes no id
-            problems.append(RowProblem(uri, 0, str(error)))
-    return Built(tuple(names), (*entries, *problems))
+            yield RowProblem(uri, 0, str(error))
 
 
 def _videos(root: str) -> tuple[dict[str, str], list[RowProblem]]:

@@ -16,6 +16,7 @@ import pyarrow.fs as pafs
 
 from pipeline.errors import StorageError
 
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]+://")
 # Their paths are bucket/key and their folders exist only as parts of keys.
 _OBJECT_STORES = {"s3": "s3", "gs": "gcs"}
 
@@ -70,9 +71,17 @@ def join(uri: str, *parts: str) -> str:
     return "/".join([base.rstrip("/"), *names]) + mark + query
 
 
+def parent(uri: str) -> str:
+    """The folder that a file lies in, absolute, its query kept."""
+    if not has_scheme(uri):
+        return str(Path(uri).absolute().parent)
+    base, mark, query = uri.partition("?")
+    return base.rpartition("/")[0] + mark + query
+
+
 def has_scheme(uri: str) -> bool:
     """Whether `uri` starts with a scheme and `://`."""
-    return re.match(r"[A-Za-z][A-Za-z0-9+.\-]+://", uri) is not None
+    return _SCHEME.match(uri) is not None
 
 
 @contextmanager

@@ -2,12 +2,25 @@
 
 import csv
 import io
+import json
 import math
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
+from pathlib import PurePosixPath
+from typing import Any, TextIO, TypeVar
+
+import pyarrow as pa
 
 from pipeline import storage
 from pipeline.errors import ManifestError, StorageError
+from pipeline.locations import explained
+
+_BATCH_ROWS = 4096
+Row = TypeVar("Row")
+Rows = Iterator[tuple[int, dict[str, Any] | str]]
 
 
 @dataclass(frozen=True)
@@ -18,45 +31,123 @@ class ClassList:
     ids: dict[str, int]
 
 
-def read_text(uri: str) -> str:
-    """A whole UTF-8 file, a byte order mark removed; ManifestError where it is missing, empty or not text."""
+@contextmanager
+def open_text(uri: str, newline: str = "") -> Iterator[TextIO]:
+    """Open a UTF-8 file for reading, without its byte order mark; ManifestError where it is missing or not text.
+
+    `newline` is that of `open`: "" leaves line ends to the csv module, a character is the only line end there is.
+    """
     try:
-        text = storage.read_bytes(uri).decode("utf-8-sig")
+        with (
+            explained("read", uri),
+            storage.open_input(uri) as stream,
+            io.TextIOWrapper(stream, "utf-8-sig", newline=newline) as text,
+        ):
+            yield text
     except StorageError as error:
         raise ManifestError(str(error)) from error
     except UnicodeDecodeError as error:
-        raise ManifestError(f"{uri} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
-    if not text.strip():
-        raise ManifestError(f"{uri} is empty; give a file with a row for every video")
-    return text
+        raise ManifestError(f"{uri} is not UTF-8 text ({error.reason}); save it as UTF-8") from error
 
 
-def read_csv(uri: str, required: tuple[str, ...]) -> list[tuple[int, dict[str, str]]]:
+def read_lines(uri: str) -> list[tuple[int, str]]:
+    """The lines of a text file, stripped, each with its number; blank ones are left out, ManifestError if all are."""
+    with open_text(uri) as text:
+        lines = [(number, line.strip()) for number, line in enumerate(text.read().splitlines(), start=1)]
+    lines = [(number, line) for number, line in lines if line]
+    if not lines:
+        raise _empty(uri)
+    return lines
+
+
+def read_csv(uri: str, required: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
     """The rows of a CSV file with a header, each with the line it starts on; blank lines are left out.
 
-    Cells are stripped; a cell missing at a row's end is "". ManifestError where the file cannot be read, lacks one of
-    the `required` columns or has no row.
+    Cells are stripped; a cell missing at a row's end is "". Rows are read when they are asked for; ManifestError at
+    once where the file cannot be read, lacks one of the `required` columns or has no row.
     """
-    # newline="" leaves line breaks inside quotes to the csv module.
-    reader = csv.reader(io.StringIO(read_text(uri), newline=""))
-    try:
-        header = [name.strip() for name in next(reader)]
-        missing = [name for name in required if name not in header]
-        if missing:
-            raise ManifestError(
-                f"{uri} has no column {missing[0]}; needed: {', '.join(required)}, found: {', '.join(header)}"
-            )
-        rows, line = [], reader.line_num + 1
-        for cells in reader:
-            if any(cell.strip() for cell in cells):
-                padded = [*(cell.strip() for cell in cells), *[""] * (len(header) - len(cells))]
-                rows.append((line, dict(zip(header, padded, strict=False))))
+    return at_least_one(_csv_rows(uri, required), f"{uri} has a header but no row; give a row for every video")
+
+
+def at_least_one(rows: Iterator[Row], otherwise: str) -> Iterator[Row]:
+    """`rows`, of which the first is read now, so that its errors come now; ManifestError `otherwise` where none is."""
+    for first in rows:
+        return chain([first], rows)
+    raise ManifestError(otherwise)
+
+
+def read_rows(uri: str, columns: tuple[str, ...]) -> Rows:
+    """The rows of a .csv, .jsonl or .parquet table, of which the first of `columns` must be there and others may.
+
+    Each comes with its line (in Parquet its number), read when it is asked for; one that is no JSON object comes as its
+    text. ManifestError at once where the table cannot be read or has no row.
+    """
+    suffix = PurePosixPath(storage.resolve(uri)[1]).suffix.lower()
+    if suffix == ".csv":
+        return read_csv(uri, columns[:1])
+    if suffix == ".jsonl":
+        return at_least_one(_json_rows(uri), f"{uri} is empty; give a row for every video")
+    if suffix == ".parquet":
+        return at_least_one(_parquet_rows(uri, columns), f"{uri} has no row; give a row for every video")
+    raise ManifestError(f"{uri} has the suffix {suffix!r}; allowed: .csv, .jsonl, .parquet")
+
+
+def _csv_rows(uri: str, required: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
+    with open_text(uri) as text:
+        reader = csv.reader(text)
+        try:
+            header = next(([name.strip() for name in names] for names in reader if any(map(str.strip, names))), None)
+            if header is None:
+                raise _empty(uri)
+            missing = [name for name in required if name not in header]
+            if missing:
+                raise ManifestError(
+                    f"{uri} has no column {missing[0]}; needed: {', '.join(required)}, found: {', '.join(header)}"
+                )
             line = reader.line_num + 1
-    except csv.Error as error:
-        raise ManifestError(f"{uri}:{reader.line_num}: not CSV ({error}); save it as CSV") from error
-    if not rows:
-        raise ManifestError(f"{uri} has a header but no row; give a row for every video")
-    return rows
+            for cells in reader:
+                if any(map(str.strip, cells)):
+                    padded = [*map(str.strip, cells), *[""] * (len(header) - len(cells))]
+                    yield line, dict(zip(header, padded, strict=False))
+                line = reader.line_num + 1
+        except csv.Error as error:
+            raise ManifestError(f"{uri}:{reader.line_num}: not CSV ({error}); save it as CSV") from error
+
+
+def _json_rows(uri: str) -> Rows:
+    with open_text(uri, newline="\n") as lines:
+        for line, text in enumerate(lines, start=1):
+            if text.strip():
+                yield line, _json_object(text)
+
+
+def _json_object(text: str) -> dict[str, Any] | str:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    return value if isinstance(value, dict) else text
+
+
+def _parquet_rows(uri: str, columns: tuple[str, ...]) -> Rows:
+    import pyarrow.parquet as pq
+
+    try:
+        with storage.open_input(uri) as stream:
+            file = pq.ParquetFile(stream)
+            found = file.schema_arrow.names
+            if columns[0] not in found:
+                raise ManifestError(f"{uri} has no column {columns[0]}; found: {', '.join(found)}")
+            batches = file.iter_batches(_BATCH_ROWS, columns=[name for name in columns if name in found])
+            yield from enumerate((row for batch in batches for row in batch.to_pylist()), start=1)
+    except StorageError as error:
+        raise ManifestError(str(error)) from error
+    except (pa.ArrowException, OSError) as error:
+        raise ManifestError(f"{uri} is not Parquet ({' '.join(str(error).split())}); write it again") from error
+
+
+def _empty(uri: str) -> ManifestError:
+    return ManifestError(f"{uri} is empty; give a file with a row for every video")
 
 
 def read_classes(uri: str) -> ClassList:
@@ -66,10 +157,7 @@ def read_classes(uri: str) -> ClassList:
     """
     names: list[str] = []
     ids: dict[str, int] = {}
-    for number, line in enumerate(read_text(uri).splitlines(), start=1):
-        text = line.strip()
-        if not text:
-            continue
+    for number, text in read_lines(uri):
         keyed = re.fullmatch(r"(c\d{3,})\s+(.+)", text)
         for key in keyed.groups() if keyed else (text,):
             if key in ids:

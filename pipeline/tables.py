@@ -1,22 +1,26 @@
-"""Any CSV or JSON-lines table of videos as a manifest.
+"""Any CSV, JSON-lines or Parquet table of videos as a manifest.
 
 Columns or keys: `uri` (relative to the table's folder, or absolute), `labels`, and optionally `video_id` (default: the
-uri without suffix), `split` (default "train") and `duration_s`. Labels in CSV are `fight` (the whole video) or
-`name start end;name start end` in seconds; in JSON a list of names and of `{"class": name, "start_s": , "end_s": }`.
+uri without suffix), `split` (default "train") and `duration_s`. Labels are text, `fight` (the whole video) or
+`name start end;name start end` in seconds, or a list of names and of `{"class": name, "start_s": , "end_s": }`.
 """
 
-import json
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import PurePosixPath
 from typing import Any
 
 from pipeline import storage
 from pipeline.errors import InputError, ManifestError
 from pipeline.manifest import Built, Label, RowProblem, VideoEntry
-from pipeline.rows import ClassList, duration, read_classes, read_csv, read_text, seconds
+from pipeline.rows import ClassList, Rows, duration, read_classes, read_rows, seconds
+
+_CHUNK_ROWS = 4096
+_COLUMNS = ("uri", "labels", "video_id", "split", "duration_s")
 
 
 class _BadRowError(InputError):
@@ -33,90 +37,103 @@ class _Span:
     problem: str | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Video:
+    """A row that can be read; `written` is its uri in the table."""
+
     line: int
-    entry: VideoEntry
-    spans: list[_Span]
+    video_id: str
+    uri: str
+    written: str
+    split: str
+    duration_s: float | None
+    spans: tuple[_Span, ...]
 
 
 def build_table(path: str, classes_file: str | None = None) -> Built:
-    """The videos of a .csv or .jsonl table.
+    """The videos of a .csv, .jsonl or .parquet table (whose problems are listed by row number), read in pieces.
 
     Classes come from `classes_file` (one per line; in a line such as `c000 Text` both count as names) or else are the
-    names seen, sorted. A bad row (no uri, repeated id, missing video, unreadable duration) is left out whole, of a bad
-    label (unknown class, unreadable times, an end at or before the start) only that label; both are listed as problems.
-    ManifestError where a file as a whole cannot be used.
+    names seen in readable rows, sorted. A bad row (no uri, repeated id, missing video, unreadable duration) is left out
+    whole, of a bad label (unknown class, unreadable times, an end at or before the start) only that label; both are
+    listed as problems. ManifestError where a file as a whole cannot be used; StorageError while the rows are read where
+    no place of a piece's videos answers.
     """
-    classes = read_classes(classes_file) if classes_file is not None else None
-    videos: dict[str, _Video] = {}
-    problems: list[RowProblem] = []
-    for line, row in _rows(path):
-        try:
-            video = _video(path, line, row, classes)
-            if video.entry.video_id in videos:
-                raise _BadRowError(f"video_id {video.entry.video_id!r} is there already; ids must be unique")
-        except InputError as error:
-            problems.append(RowProblem(path, line, str(error)))
-        else:
-            videos[video.entry.video_id] = video
-    if classes is None:
-        names = sorted({span.name for video in videos.values() for span in video.spans if not span.problem})
-        classes = ClassList(tuple(names), {name: number for number, name in enumerate(names)})
-    entries = []
-    for video in videos.values():
-        labels = []
-        for span in video.spans:
-            if span.problem:
-                problems.append(RowProblem(path, video.line, span.problem))
-            elif span.name not in classes.ids:
-                reason = f"label {span.name!r} has a class that is not in the classes file"
-                problems.append(RowProblem(path, video.line, reason))
+    rows = read_rows(path, _COLUMNS)
+    if classes_file is not None:
+        classes = read_classes(classes_file)
+        return Built(classes.names, _outcomes(path, rows, classes, declared=classes))
+    names = sorted(_names(rows))
+    classes = ClassList(tuple(names), {name: number for number, name in enumerate(names)})
+    return Built(classes.names, _outcomes(path, read_rows(path, _COLUMNS), classes, declared=None))
+
+
+def _names(rows: Rows) -> set[str]:
+    names: set[str] = set()
+    for _, row in rows:
+        with suppress(_BadRowError):  # it is listed when the rows are read for good
+            labels = row.get("labels") if isinstance(row, dict) else None
+            names.update(span.name for span in _spans(labels, None) if not span.problem)
+    return names
+
+
+def _outcomes(
+    path: str, rows: Rows, classes: ClassList, *, declared: ClassList | None
+) -> Iterator[VideoEntry | RowProblem]:
+    folder, seen = storage.parent(path), set[str]()
+    while chunk := list(islice(rows, _CHUNK_ROWS)):
+        read = [_read(path, folder, line, row, declared) for line, row in chunk]
+        stamps = iter(storage.stamps([video.uri for video in read if isinstance(video, _Video)]))
+        for video in read:
+            if isinstance(video, RowProblem):
+                yield video
+            elif next(stamps) is None:
+                yield RowProblem(path, video.line, f"no video {video.written!r} (looked for {video.uri})")
+            elif video.video_id in seen:
+                reason = f"video_id {video.video_id!r} is there already; ids must be unique"
+                yield RowProblem(path, video.line, reason)
             else:
-                labels.append(Label(classes.ids[span.name], span.start_s, span.end_s))
-        entries.append(replace(video.entry, labels=tuple(labels)))
-    problems.sort(key=lambda problem: problem.line)
-    return Built(classes.names, (*entries, *problems))
+                seen.add(video.video_id)
+                yield from _labelled(path, video, classes)
 
 
-def _rows(path: str) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    """Line and row; a row that is no JSON object comes as its text."""
-    suffix = PurePosixPath(path).suffix.lower()
-    if suffix == ".csv":
-        yield from read_csv(path, ("uri",))
-    elif suffix == ".jsonl":
-        for line, text in enumerate(read_text(path).split("\n"), start=1):
-            if text.strip():
-                yield line, _json_object(text)
-    else:
-        raise ManifestError(f"{path} has the suffix {suffix!r}; allowed: .csv, .jsonl")
-
-
-def _json_object(text: str) -> dict[str, Any] | str:
+def _labelled(path: str, video: _Video, classes: ClassList) -> Iterator[VideoEntry | RowProblem]:
+    labels = []
+    for span in video.spans:
+        if span.problem:
+            yield RowProblem(path, video.line, span.problem)
+        elif span.name not in classes.ids:
+            yield RowProblem(path, video.line, f"label {span.name!r} has a class that is not in the classes file")
+        else:
+            labels.append(Label(classes.ids[span.name], span.start_s, span.end_s))
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return text
-    return value if isinstance(value, dict) else text
+        yield VideoEntry(video.video_id, video.uri, video.split, video.duration_s, tuple(labels))
+    except ManifestError as error:  # an id that would escape
+        yield RowProblem(path, video.line, str(error))
 
 
-def _video(path: str, line: int, row: dict[str, Any] | str, classes: ClassList | None) -> _Video:
-    if isinstance(row, str):
-        raise _BadRowError(f"not a JSON object: {row.strip()[:60]!r}")
-    written = _text(row, "uri")
-    if not written:
-        raise _BadRowError("no uri; give every row the place of its video")
-    uri = _absolute(path, written)
-    if not storage.exists(uri):
-        raise _BadRowError(f"no video {written!r} (looked for {uri})")
-    length = row.get("duration_s")
-    duration_s = duration(length)
-    if duration_s is None and length not in (None, ""):
-        raise _BadRowError(f"duration_s {length!r} is not a positive number of seconds")
-    video_id = _text(row, "video_id") or _default_id(written)
-    labels = row.get("labels")
-    spans = list(_text_spans(labels, classes) if isinstance(labels, str) else _listed_spans(labels))
-    return _Video(line, VideoEntry(video_id, uri, _text(row, "split") or "train", duration_s), spans)
+def _read(
+    path: str, folder: str, line: int, row: dict[str, Any] | str, declared: ClassList | None
+) -> _Video | RowProblem:
+    try:
+        if isinstance(row, str):
+            raise _BadRowError(f"not a JSON object: {row.strip()[:60]!r}")
+        spans = tuple(_spans(row.get("labels"), declared))
+        written = _text(row, "uri")
+        if not written:
+            raise _BadRowError("no uri; give every row the place of its video")
+        length = row.get("duration_s")
+        duration_s = duration(length)
+        if duration_s is None and length not in (None, ""):
+            raise _BadRowError(f"duration_s {length!r} is not a positive number of seconds")
+        video_id, split = _text(row, "video_id") or _default_id(written), _text(row, "split") or "train"
+        return _Video(line, video_id, _absolute(folder, written), written, split, duration_s, spans)
+    except InputError as error:
+        return RowProblem(path, line, str(error))
+
+
+def _spans(labels: Any, declared: ClassList | None) -> Iterator[_Span]:
+    return _text_spans(labels, declared) if isinstance(labels, str) else _listed_spans(labels)
 
 
 def _text(row: dict[str, Any], key: str) -> str:
@@ -126,10 +143,13 @@ def _text(row: dict[str, Any], key: str) -> str:
     return (value or "").strip()
 
 
-def _absolute(path: str, written: str) -> str:
+def _absolute(folder: str, written: str) -> str:
     if "://" in written or written.startswith("/"):
         return written
-    folder = storage.absolute(path).rpartition("/")[0]
+    if storage.local_path(folder) is None:  # an object store knows no ".."
+        written = str(PurePosixPath(written))
+        while written.startswith("../"):
+            folder, written = storage.parent(folder), written.removeprefix("../")
     return storage.join(folder, written)
 
 
@@ -161,7 +181,8 @@ def _listed_spans(labels: Any) -> Iterator[_Span]:
         if isinstance(label, str):
             yield _span(label)
         elif isinstance(label, dict) and isinstance(label.get("class"), str):
-            yield _span(label["class"], label.get("start_s", 0.0), label.get("end_s", math.inf))
+            start, end = label.get("start_s"), label.get("end_s")  # Parquet has a null where JSON has no key
+            yield _span(label["class"], 0.0 if start is None else start, math.inf if end is None else end)
         else:
             raise _BadRowError(f"label {label!r} must be a class name or an object with class, start_s and end_s")
 
