@@ -47,6 +47,24 @@ def write_clip(
     return path
 
 
+def repeat(source: Path, target: Path, times: int) -> Path:
+    """Copy the packets of a clip so often behind each other, without encoding anything."""
+    with av.open(str(source)) as before, av.open(str(target), "w") as after:
+        stream = before.streams.video[0]
+        copy = after.add_stream_from_template(stream)
+        packets = [packet for packet in before.demux(stream) if packet.size]
+        length = stream.duration
+        assert length is not None, "clips of ours say how long they are"
+        moments = [(packet.pts, packet.dts, bytes(packet), packet.is_keyframe) for packet in packets]
+        for number in range(times):
+            for pts, dts, content, is_key in moments:
+                packet = av.Packet(content)
+                packet.pts, packet.dts = pts + number * length, dts + number * length
+                packet.is_keyframe, packet.time_base, packet.stream = is_key, stream.time_base, copy
+                after.mux(packet)
+    return target
+
+
 def _texture(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     """(height, width, 3) uint8: noise of several scales."""
     image = np.zeros((height, width, 3))

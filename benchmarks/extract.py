@@ -2,7 +2,8 @@
 
 First that ours and the plain loop store the same features. Then, in turn: the backbone alone on ready tensors and the
 decoder alone (the two limits, with a process per core), a plain loop that decodes, encodes and saves one video after
-another, Ray Data's read_videos with map_batches, and `skipreel extract`. Last, the cost of a video by their number.
+another, Ray Data's read_videos with map_batches, and `skipreel extract`. Last, the cost of a video by their number
+and the memory by number and length.
 """
 
 import multiprocessing
@@ -10,10 +11,11 @@ import os
 import shutil
 import statistics
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -24,11 +26,11 @@ import pyarrow as pa
 import torch
 import tyro
 
-from benchmarks.clips import write_clip
+from benchmarks.clips import repeat, write_clip
 from benchmarks.timing import Row, machine, write_json
 from features import store
 from features.backbones import Backbone, load_backbone
-from features.extraction import FrameSettings
+from features.extraction import BLOCK_BYTES, PART_BYTES, FrameSettings
 from features.planning import Skipped, plan
 from features.progress import Progress
 from features.reader import FeatureSet
@@ -43,6 +45,11 @@ DATA = Path(__file__).parents[2] / "shared" / "data"
 SAMPLING = Sampling(rate_hz=6.0)
 CORES = os.cpu_count() or 1
 TARGET = 0.9
+PROCESSES = {"driver": "driver", "decoder": "ray::Decoder", "encoder": "ray::Encoder"}
+MEMORY_COLUMNS = "".join(f"{f'{kind}, MB':>12}" for kind in (*PROCESSES, "shared"))
+# Two blocks of frames a decoder and three an encoder, each at most a part beyond full; and 500 MB a process, which
+# is libraries, one shard being collected, the index of a long video and, in the encoder, a small backbone.
+MEMORY_BOUND = 5 * CORES * (BLOCK_BYTES + PART_BYTES) + 3 * (500 << 20)
 
 
 @dataclass(frozen=True)
@@ -78,6 +85,7 @@ def main(settings: Settings) -> None:
             for backbone, limit in ((f"hf:{resnet}", "encoder"), ("random:0", "decoder")):
                 rows += compare(clips, files, backbone, limit, settings, folder / "out")
         rows += flat(folder, counts=(20, 100) if settings.quick else (100, 1000, 10000))
+        rows += length(folder, minutes=(1, 3) if settings.quick else (2, 120))
     if settings.json:
         write_json(settings.json, rows)
 
@@ -285,17 +293,82 @@ def _refuse(failure: object) -> None:
 
 
 def flat(folder: Path, counts: Sequence[int]) -> list[Row]:
-    """Seconds per video of many short ones, after start-up."""
+    """Seconds per video of many short ones, after start-up, and the memory that they take."""
     clip = write_clip(folder / "short.mp4", size=(160, 120), seconds=2)
-    print(f"\nvideos of 2 s, 160×120; {'number':>8}{'ms a video':>12}")
-    costs = []
+    print(f"\nvideos of 2 s, 160×120\n{'number':>10}{'ms a video':>12}{MEMORY_COLUMNS}")
+    costs, peaks = [], []
     for count in counts:
-        progress = extract("random:0", [(f"v{number}", str(clip)) for number in range(count)], str(folder / f"{count}"))
+        videos = [(f"v{number}", str(clip)) for number in range(count)]
+        with PeakMemory() as memory:
+            progress = extract("random:0", videos, str(folder / f"{count}"))
         costs.append(progress.working_s / count)
-        print(f"{'':24}{count:8}{1e3 * costs[-1]:12.2f}", flush=True)
-    ratio, name = costs[0] / costs[-1], f"extract/flat/{counts[0]}-to-{counts[-1]}"
+        peaks.append(memory.total)
+        print(f"{count:10}{1e3 * costs[-1]:12.2f}{memory}", flush=True)
+    name = f"extract/flat/{counts[0]}-to-{counts[-1]}"
+    ratio = costs[0] / costs[-1]
     print(f"  {name}: {ratio:.2f}  target {TARGET} {'met' if ratio >= TARGET else 'MISSED'}")
-    return [Row(name, "s/video", costs[-1], costs[0], ratio, TARGET, machine())]
+    return [Row(name, "s/video", costs[-1], costs[0], ratio, TARGET, machine()), _bounded(name, max(peaks))]
+
+
+def length(folder: Path, minutes: Sequence[int]) -> list[Row]:
+    """The memory that one video takes, by its length."""
+    clip = write_clip(folder / "minute.mp4", size=(320, 240), seconds=60)
+    print(f"\none video, 320×240\n{'minutes':>10}{'s':>12}{MEMORY_COLUMNS}")
+    peaks = []
+    for count in minutes:
+        long = repeat(clip, folder / f"{count}-minutes.mp4", count)
+        with PeakMemory() as memory:
+            progress = extract("random:0", [("long", str(long))], str(folder / f"{count}-minutes"))
+        peaks.append(memory.total)
+        print(f"{count:10}{progress.working_s:12.1f}{memory}", flush=True)
+    return [_bounded(f"extract/{minutes[-1]}-minutes", max(peaks))]
+
+
+def _bounded(name: str, peak: int) -> Row:
+    ratio = MEMORY_BOUND / peak
+    print(f"  {name}/memory: {peak / 1e6:.0f} of {MEMORY_BOUND / 1e6:.0f} MB {'met' if ratio >= 1 else 'MISSED'}")
+    return Row(f"{name}/memory", "bytes", peak, MEMORY_BOUND, ratio, 1.0, machine())
+
+
+class PeakMemory:
+    """Peak bytes that the largest process of each kind has for itself, and what they share through Ray. Linux alone."""
+
+    def __init__(self) -> None:
+        self._peaks = dict.fromkeys((*PROCESSES, "shared"), 0)
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> "PeakMemory":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped.set()
+        self._thread.join()
+
+    @property
+    def total(self) -> int:
+        """All of it together."""
+        return sum(self._peaks.values())
+
+    def __str__(self) -> str:
+        return "".join(f"{peak / 1e6:12.0f}" for peak in self._peaks.values())
+
+    def _watch(self) -> None:
+        while not self._stopped.wait(0.1):
+            for process in Path("/proc").iterdir():
+                if process.name.isdecimal():
+                    with suppress(OSError):  # it may end meanwhile
+                        self._note(process)
+
+    def _note(self, process: Path) -> None:
+        title = "driver" if int(process.name) == os.getpid() else (process / "cmdline").read_text()
+        for kind, start in PROCESSES.items():
+            if title.startswith(start):
+                lines = (line.split() for line in (process / "status").read_text().splitlines())
+                sizes = {line[0]: int(line[1]) << 10 for line in lines if line[0] in ("RssAnon:", "RssShmem:")}
+                self._peaks[kind] = max(self._peaks[kind], sizes["RssAnon:"])
+                self._peaks["shared"] = max(self._peaks["shared"], sizes["RssShmem:"])
 
 
 if __name__ == "__main__":
