@@ -2,12 +2,18 @@
 
 import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from pipeline.charades import build_charades
 from pipeline.errors import ManifestError
 from pipeline.manifest import Built, Label
+
+if TYPE_CHECKING:
+    from s3 import S3Folder
+
+pytest_plugins = ("s3",)
 
 HEADER = "id,subject,scene,quality,relevance,verified,script,objects,descriptions,actions,length\n"
 CLASSES = "c000 Holding some clothes\nc001 Putting clothes somewhere\nc002 Taking a bath\n"
@@ -112,3 +118,21 @@ def test_class_listed_twice_is_refused(tmp_path: Path) -> None:
 def test_infinite_end_is_a_label_to_the_end(tmp_path: Path) -> None:
     built = build(tmp_path, row("A", "c000 3 inf"))
     assert built.manifest.entries[0].labels == (Label(0, 3.0, math.inf),)
+
+
+def test_annotations_and_videos_may_be_on_s3(s3: "S3Folder") -> None:
+    files = {
+        "train.csv": HEADER + row("A", "c002 11.90 21.20") + row("X"),
+        "test.csv": HEADER + row("T"),
+        "classes.txt": CLASSES,
+        "videos/A.mp4": "",
+        "videos/T.mp4": "",
+    }
+    for name, text in files.items():
+        s3.write(name, text.encode())
+    built = build_charades(*(s3.join(name) for name in ("train.csv", "test.csv", "classes.txt", "videos")))
+    assert [(entry.uri, entry.labels) for entry in built.manifest.entries] == [
+        (s3.join("videos/A.mp4"), (Label(2, 11.9, 21.2),)),
+        (s3.join("videos/T.mp4"), ()),
+    ]
+    assert [(problem.file, problem.line) for problem in built.problems] == [(s3.join("train.csv"), 3)]

@@ -1,6 +1,7 @@
 """A folder per class: ids, classes, splits, and problems with file and line."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given, settings
@@ -9,6 +10,11 @@ from hypothesis import strategies as st
 from pipeline.errors import ManifestError
 from pipeline.folders import _stratified, build_folder
 from pipeline.manifest import Label
+
+if TYPE_CHECKING:
+    from s3 import S3Folder
+
+pytest_plugins = ("s3",)
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.exists(), reason="real clips (../shared/data) are not here")
@@ -106,6 +112,29 @@ def test_unusable_folder_or_options_are_refused(tmp_path: Path) -> None:
     splits.write_text("file\nrun/a.mp4\n")
     with pytest.raises(ManifestError, match="no column split"):
         build_folder(root, str(splits))
+
+
+def test_folder_on_s3_is_listed_as_one_on_disk(s3: "S3Folder", tmp_path: Path) -> None:
+    files = ("clips/run/a b.mp4", "clips/run/b.mp4", "clips/jump/c.avi", "clips/jump/note.txt")
+    root = touch(tmp_path, *files) / "clips"
+    for file in files:
+        s3.write(file)
+    local, remote = build_folder(str(root)), build_folder(s3.join("clips"))
+    assert [(entry.video_id, entry.split, entry.labels) for entry in remote.manifest.entries] == [
+        (entry.video_id, entry.split, entry.labels) for entry in local.manifest.entries
+    ]
+    assert [entry.uri for entry in remote.manifest.entries] == [
+        s3.join("clips", file) for file in ("jump/c.avi", "run/a b.mp4", "run/b.mp4")
+    ]
+    splits = s3.write("splits.csv", b"file,split\nrun/b.mp4,train\nrun/gone.mp4,test\n")
+    built = build_folder(s3.join("clips"), splits)
+    assert [str(problem).partition(": ")[0] for problem in built.problems] == [
+        f"{splits}:3",
+        s3.join("clips/jump/c.avi"),
+        s3.join("clips/run/a b.mp4"),
+    ]
+    with pytest.raises(ManifestError, match="no class folder"):
+        build_folder(s3.join("gone"))
 
 
 @needs_data

@@ -6,11 +6,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
+from jobs.cli import main
 from pipeline import storage
 from pipeline.decoding import open_video
-from pipeline.errors import StorageError
+from pipeline.errors import ManifestError, StorageError
+from pipeline.manifest import (
+    ROWS_PER_GROUP,
+    Label,
+    VideoEntry,
+    from_table,
+    iterate_manifest,
+    manifest_size,
+    read_manifest,
+    write_rows,
+)
 from videos import write_video
 
 if TYPE_CHECKING:
@@ -130,3 +142,28 @@ def test_video_decodes_as_from_disk_in_few_requests(s3: "S3Folder", tmp_path: Pa
         for frame, right in zip(video.read_many(wanted), expected, strict=True):
             np.testing.assert_array_equal(frame, right)
     assert len(s3.requests) - start < 12
+
+
+def test_manifest_is_written_and_streamed_in_few_requests(s3: "S3Folder") -> None:
+    uri, num_rows = s3.join("m.parquet"), 3 * ROWS_PER_GROUP
+    write_rows((VideoEntry(f"v{n}", "/x.mp4", "train", labels=(Label(0),)) for n in range(num_rows)), ("run",), uri)
+    assert storage.list_tree(s3.uri) == ["m.parquet"]
+    assert manifest_size(uri) == num_rows
+    start = len(s3.requests)
+    batches = list(iterate_manifest(uri))
+    assert len(s3.requests) - start < 15
+    assert [batch.num_rows for batch in batches] == [ROWS_PER_GROUP] * 3
+    assert from_table(pa.Table.from_batches(batches)) == read_manifest(uri)
+    with pytest.raises(ManifestError, match=r"gone\.parquet.*or build a manifest first"):
+        next(iterate_manifest(s3.join("gone.parquet")))
+
+
+def test_command_lists_a_folder_of_the_bucket_into_the_bucket(s3: "S3Folder") -> None:
+    for name in ("run/a b.mp4", "run/c.mp4", "jump/d.mp4"):
+        s3.write(f"clips/{name}")
+    output = s3.join("lists/m.parquet")
+    assert main(["manifest", "folder", s3.join("clips"), "--output", output]) == 0
+    assert [entry.video_id for entry in read_manifest(output).entries] == ["jump/d", "run/a b", "run/c"]
+    table = s3.write("table.csv", b"uri,labels\nclips/run/a b.mp4,run\nclips/gone.mp4,run\n")
+    assert main(["manifest", "table", table, "--output", s3.join("lists/t.parquet")]) != 0
+    assert storage.list_tree(s3.join("lists")) == ["m.parquet"]
