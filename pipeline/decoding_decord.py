@@ -10,7 +10,8 @@ from typing import Any
 
 from pipeline import storage
 from pipeline.decoding import Frame, Video
-from pipeline.decoding_index import FrameIndex, Opened, index_by_demuxing, open_container
+from pipeline.decoding_container import Opened, open_container
+from pipeline.decoding_index import FrameIndex, index_by_demuxing
 from pipeline.errors import VideoError
 
 _FORMATS = {"mp4", "matroska"}

@@ -1,7 +1,11 @@
 """Decoding: what is read, in whatever order, equals the plain sequential decode pixel for pixel, or is a VideoError."""
 
+import platform
 import random
+import resource
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
@@ -15,9 +19,10 @@ from hypothesis import strategies as st
 
 from pipeline import storage
 from pipeline.decoding import DECODERS, Frame, open_video
+from pipeline.decoding_container import open_container
 from pipeline.decoding_index import _is_hidden
 from pipeline.errors import VideoError
-from videos import frame_number, trim, write_audio_only, write_video
+from videos import frame_number, hide_reordering, trim, write_audio_only, write_video
 
 EDGE = Path(__file__).parents[2] / "shared" / "data" / "edge"
 EDGE_FILES = sorted(path for path in EDGE.glob("*/*") if path.suffix in (".mp4", ".mkv", ".mov", ".avi"))
@@ -41,11 +46,11 @@ def sequential(path: Path, num_frames: int | None = None) -> list[Frame]:
     return frames
 
 
+PYRAMID = {"x264-params": "b-pyramid=normal:ref=4:b-adapt=0"}
+FRAGMENTED = {"movflags": "frag_keyframe+empty_moov"}
 KINDS: dict[str, Callable[[Path], Path]] = {
     "b-frames.mp4": lambda path: write_video(path, num_frames=50),
-    "pyramid.mp4": lambda path: write_video(
-        path, num_frames=60, key_distance=30, b_frames=6, options={"x264-params": "b-pyramid=normal:ref=4"}
-    ),
+    "pyramid.mp4": lambda path: write_video(path, num_frames=60, key_distance=30, b_frames=6, options=PYRAMID),
     "no-b-frames.mkv": lambda path: write_video(path, num_frames=40, b_frames=0),
     "variable.mp4": lambda path: write_video(path, num_frames=40, times_ms=[n * 33 + n % 3 * 9 for n in range(40)]),
     "one-frame.mp4": lambda path: write_video(path, num_frames=1),
@@ -56,7 +61,10 @@ KINDS: dict[str, Callable[[Path], Path]] = {
     "intra-refresh.mp4": lambda path: write_video(
         path, num_frames=40, b_frames=0, options={"x264-params": "intra-refresh=1"}
     ),
-    "fragmented.mp4": lambda path: write_video(path, container_options={"movflags": "frag_keyframe+empty_moov"}),
+    "fragmented.mp4": lambda path: write_video(path, container_options=FRAGMENTED),
+    "no-hints.mp4": lambda path: hide_reordering(
+        write_video(path, num_frames=60, b_frames=4, options=PYRAMID, container_options=FRAGMENTED)
+    ),
     "b-frames.avi": lambda path: write_video(path),
     "b-frames.ts": lambda path: write_video(path),
     "mpeg4.mkv": lambda path: write_video(path, codec="mpeg4"),
@@ -304,6 +312,33 @@ def test_abandoned_iterator_does_not_spoil_what_is_read_next(tmp_path: Path) -> 
             np.testing.assert_array_equal(video.read(index), expected[index])
         np.testing.assert_array_equal(next(frames), expected[55])
         assert video.num_decoded < 50
+
+
+def test_opening_an_mp4_decodes_nothing(folder: Path) -> None:
+    path = str(made(folder, "b-frames.mp4"))
+    for quick, pixel_format in ((True, None), (False, "yuv420p")):
+        opened = open_container(path, quick=quick)
+        assert opened.stream.codec_context.pix_fmt == pixel_format
+        opened.close()
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="is about glibc's allocator")
+def test_memory_of_pictures_is_used_again(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mp4", num_frames=60, size=(640, 480), key_distance=60)
+    script = (
+        "import resource, sys\n"
+        "from pipeline.decoding import open_video\n"
+        "with open_video(sys.argv[1]) as video:\n"
+        "    for index, frame in enumerate(video.read_many(range(60))):\n"
+        "        if index == 20:\n"
+        "            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)\n"
+    )
+    root = Path(__file__).parents[1]  # a new process: its allocator has not learnt from other tests
+    words = [sys.executable, "-c", script, str(path)]
+    done = subprocess.run(words, cwd=root, capture_output=True, text=True, check=True)
+    pages_of_a_picture = 640 * 480 * 3 // resource.getpagesize()
+    assert int(done.stdout) < 39 * pages_of_a_picture // 10
 
 
 def test_returned_frames_are_independent(folder: Path) -> None:

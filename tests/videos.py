@@ -100,3 +100,44 @@ def write_audio_only(path: Path) -> Path:
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return path
+
+
+def hide_reordering(path: Path) -> Path:
+    """Take the hints from the H.264 header of an MP4 that x264 wrote: it no longer says that frames are reordered."""
+    content = bytearray(path.read_bytes())
+    at = content.index(b"\x67\x64", content.index(b"avcC"))  # the sequence parameter set, of High profile
+    end = at + int.from_bytes(content[at - 2 : at], "big")
+    bits = "".join(f"{byte:08b}" for byte in content[at:end])
+    place = _skip_sequence_parameters(bits)
+    assert bits[place] == "1"  # hints follow
+    cleared = (bits[:place] + "01").ljust(len(bits), "0")  # none, then the stop bit
+    content[at:end] = int(cleared, 2).to_bytes(end - at, "big")
+    path.write_bytes(content)
+    return path
+
+
+def _skip_sequence_parameters(bits: str) -> int:
+    """Where in a sequence parameter set (H.264, 7.3.2.1.1) the flag stands that says whether hints (VUI) follow."""
+    place = 32  # kind, profile, constraints, level
+
+    def number() -> int:
+        nonlocal place
+        zeros = bits.index("1", place) - place
+        place += 2 * zeros + 1
+        return int(bits[place - zeros - 1 : place], 2) - 1
+
+    number()  # id
+    assert (number(), number(), number()) == (1, 0, 0)  # 4:2:0 of 8 bits
+    place += 2  # no transform bypass, no scaling matrix
+    number()  # frame numbers
+    if number() == 0:  # order counts
+        number()
+    number()  # reference frames
+    place += 1  # gaps
+    number(), number()  # size
+    place += 2  # progressive, direct prediction
+    if bits[place] == "1":  # cropping
+        place += 1
+        number(), number(), number(), number()
+        return place
+    return place + 1

@@ -1,0 +1,125 @@
+"""Opening a video file for one decoding thread, or saying in one line why it is none."""
+
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+from pipeline import storage
+from pipeline.errors import StorageError, VideoError
+
+# FFmpeg guesses the format from the content. Left to itself it would read a playlist, which opens further files and
+# addresses, or draw a text file as pictures.
+_FORMATS = "mov,matroska,avi,mpegts,mpeg,mpegvideo,m4v,flv,asf,ogg"
+_EBML_ID, _SEGMENT_ID = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
+_BULKY = {b"mdat", b"moov", b"moof", b"RIFF", _SEGMENT_ID}
+
+
+@dataclass
+class Opened:
+    """An open container, its video stream, and the Python file under it for URIs that FFmpeg does not read itself."""
+
+    container: Any
+    stream: Any
+    file: Any = None
+    quick: bool = False  # nothing was decoded to learn more than the header says
+
+    def close(self) -> None:
+        """Close container and file; an unclosed container holds a thread and a descriptor."""
+        self.container.close()
+        if self.file is not None:
+            self.file.close()
+
+
+def open_container(uri: str, *, quick: bool = False) -> Opened:
+    """Open a video file for one decoding thread; VideoError, with a reason a person understands, where it is none.
+
+    FFmpeg decodes the first frames to learn what the header leaves out, which takes most of the time. `quick` forbids
+    it for MP4, where packets state all their times: an H.264 stream then does not know its pixel format and, where its
+    own header does not say how far its frames are reordered, may lose frames.
+    """
+    import av
+
+    file = None
+    try:
+        path = storage.local_path(uri)
+        with storage.open_input(uri) as probe:
+            head = probe.read(16)
+            size = probe.seek(0, 2)
+            missing = _missing_bytes(probe, size)
+        if not size:
+            raise VideoError(f"{uri} is empty (0 bytes); copy or record it again")
+        if missing:
+            raise VideoError(
+                f"{uri} is cut off: {missing} of {size + missing} bytes are missing; copy or record it again"
+            )
+        file = None if path is not None else storage.open_input(uri)
+        options = {"format_whitelist": _FORMATS}
+        quick = quick and head[4:8] == b"ftyp"
+        if quick:
+            options |= {"skip_frame": "all", "analyzeduration": "1"}  # for the decoders that probe; ours is made later
+        container = av.open(file or str(path), options=options)
+    except StorageError as error:
+        raise VideoError(str(error)) from error
+    except (av.FFmpegError, OSError) as error:
+        if file is not None:
+            file.close()
+        raise VideoError(f"{uri} {_why_unreadable(head)}") from error
+    opened = Opened(container, container.streams.best("video"), file, quick)
+    try:
+        _prepare(uri, opened)
+    except BaseException:
+        opened.close()
+        raise
+    return opened
+
+
+def _why_unreadable(head: bytes) -> str:
+    if head[4:8] == b"ftyp":
+        return "is cut off: the index at the end of this MP4/MOV file is missing; copy or record it again"
+    return "is not a video, or is damaged at its start; give a file such as MP4, MKV, AVI or MPEG"
+
+
+def _prepare(uri: str, opened: Opened) -> None:
+    import av
+
+    stream = opened.stream
+    if stream is None or stream.disposition & av.stream.Disposition.attached_pic:
+        kinds = ", ".join(sorted({other.type for other in opened.container.streams})) or "nothing"
+        raise VideoError(f"{uri} has no video stream, only {kinds}; give a file with pictures")
+    if stream.codec_context is None:
+        raise VideoError(f"{uri} uses a codec that this FFmpeg cannot decode; convert it, for example to H.264")
+    stream.thread_type = "NONE"
+    stream.codec_context.thread_count = 1
+    # Stop at the first corrupt frame instead of handing out garbage.
+    stream.codec_context.options = {"err_detect": "explode"}
+
+
+def _missing_bytes(file: BinaryIO, size: int) -> int:
+    """How many bytes the outermost elements of an MP4, Matroska or AVI file claim beyond its end: 0 for an intact file.
+
+    FFmpeg plays a file that was cut off as if it were a shorter one.
+    """
+    at, end = 0, 0
+    while at + 16 <= size:
+        file.seek(at)
+        kind, length = _element(file.read(16))
+        if length is None:
+            break
+        at += length
+        end = at if kind in _BULKY else end
+    return max(end - size, 0)
+
+
+def _element(head: bytes) -> tuple[bytes, int | None]:
+    """Kind and whole length in bytes of the element that starts with these 16 bytes; None where that is left open."""
+    if head[:4] in (_EBML_ID, _SEGMENT_ID):
+        width = 9 - head[4].bit_length()  # the leading zero bits give the number of bytes of the length
+        open_ended = (1 << 7 * width) - 1  # all ones: a live recording
+        length = int.from_bytes(head[4 : 4 + width], "big") & open_ended
+        return head[:4], None if length == open_ended else 4 + width + length
+    if head[:4] == b"RIFF":
+        length = int.from_bytes(head[4:8], "little")
+        return head[:4], 8 + length + length % 2 if 0 < length < 0xFFFFFFF0 else None
+    length = int.from_bytes(head[:4], "big")
+    if length == 1:
+        length = int.from_bytes(head[8:16], "big")
+    return head[4:8], length if length >= 8 else None
