@@ -16,6 +16,7 @@ import pyarrow.fs as pafs
 
 from pipeline.errors import StorageError
 
+_SPACE = {"write": " and has space left", "copy": " and the folder of temporary files (TMPDIR) has space left"}
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]+://")
 # Their paths are bucket/key and their folders exist only as parts of keys.
 _OBJECT_STORES = {"s3": "s3", "gs": "gcs"}
@@ -98,7 +99,7 @@ def explained(action: str, uri: str) -> Iterator[None]:
         elif "is a directory" in text.lower():  # pyarrow raises a plain OSError
             advice = "give a file, not a folder"
         else:
-            advice = "check that the place is reachable" + (" and has space left" if action == "write" else "")
+            advice = "check that the place is reachable" + _SPACE.get(action, "")
         raise StorageError(f"cannot {action} {uri}: {text}; {advice}") from error
 
 

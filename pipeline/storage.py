@@ -9,7 +9,6 @@ import io
 import os
 import stat
 import tempfile
-import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -20,9 +19,10 @@ from typing import Any, BinaryIO, cast
 import pyarrow as pa
 import pyarrow.fs as pafs
 
+from pipeline.atomic import replace_local, replace_remote
 from pipeline.errors import StorageError
 from pipeline.locations import absolute as absolute
-from pipeline.locations import explained, has_scheme, is_object_store
+from pipeline.locations import explained, has_scheme
 from pipeline.locations import join as join
 from pipeline.locations import local_path as local_path
 from pipeline.locations import parent as parent
@@ -144,7 +144,7 @@ def open_atomic(uri: str) -> Iterator[BinaryIO]:
     ends in `.tmp`. An OSError inside the context counts as one of the writing: StorageError.
     """
     path = local_path(uri)
-    with explained("write", uri), _replace_remote(uri) if path is None else _replace_local(path) as stream:
+    with explained("write", uri), replace_remote(*resolve(uri)) if path is None else replace_local(path) as stream:
         yield stream
 
 
@@ -177,50 +177,6 @@ def remove_temporaries(uri: str) -> None:
     for name in _names_below(uri, recursive=False):
         if name.startswith(".") and name.endswith(".tmp"):
             delete(join(uri, name))
-
-
-@contextmanager
-def _replace_local(path: Path) -> Iterator[BinaryIO]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(_temporary_name(path.name))
-    try:
-        with temporary.open("wb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    # Without this the rename itself can be lost in a power cut. Mounts that cannot sync a folder keep the file anyway.
-    with suppress(OSError):
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-
-@contextmanager
-def _replace_remote(uri: str) -> Iterator[BinaryIO]:
-    filesystem, path = resolve(uri)
-    folder, _, name = path.rpartition("/")
-    temporary = f"{folder}/{_temporary_name(name)}"
-    if not is_object_store(filesystem):
-        filesystem.create_dir(folder, recursive=True)
-    try:
-        # Closing publishes what was written, even half of it: hence the other name, also where an upload is atomic.
-        with filesystem.open_output_stream(temporary) as stream:
-            yield stream
-        filesystem.move(temporary, path)
-    except BaseException:
-        with suppress(OSError):
-            filesystem.delete_file(temporary)
-        raise
-
-
-def _temporary_name(name: str) -> str:
-    return f".{name}.{uuid.uuid4().hex[:8]}.tmp"
 
 
 def _names_below(uri: str, *, recursive: bool) -> list[str]:

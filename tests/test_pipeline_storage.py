@@ -176,6 +176,19 @@ def _enter(uri: str) -> None:
         pass
 
 
+def test_copy_that_finds_no_space_says_where(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("fsspec")
+    uri = f"fsspec+memory:///{uuid.uuid4().hex}/a.bin"
+    storage.write_atomic(uri, b"123")
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("tempfile.NamedTemporaryFile", full)
+    with pytest.raises(StorageError, match=r"cannot copy .*No space left.*TMPDIR"):
+        _enter(uri)
+
+
 @pytest.mark.parametrize("read", [storage.open_input, storage.sha256, storage.delete, _enter])
 def test_pipe_and_device_are_refused_without_waiting(tmp_path: Path, read: object) -> None:
     os.mkfifo(tmp_path / "pipe")

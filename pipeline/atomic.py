@@ -1,0 +1,58 @@
+"""Replacing a file whole: a stream into a temporary file beside it, which takes its name when the context ends well.
+
+The callers are in `pipeline.storage`.
+"""
+
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from pipeline.locations import is_object_store
+
+
+@contextmanager
+def replace_local(path: Path) -> Iterator[BinaryIO]:
+    """A stream into a file on this machine."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(_temporary_name(path.name))
+    try:
+        with temporary.open("wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    # Without this the rename itself can be lost in a power cut. Mounts that cannot sync a folder keep the file anyway.
+    with suppress(OSError):
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+@contextmanager
+def replace_remote(filesystem: Any, path: str) -> Iterator[BinaryIO]:
+    """A stream into a file on any other pyarrow file system."""
+    folder, _, name = path.rpartition("/")
+    temporary = f"{folder}/{_temporary_name(name)}"
+    if not is_object_store(filesystem):
+        filesystem.create_dir(folder, recursive=True)
+    try:
+        # Closing publishes what was written, even half of it: hence the other name, also where an upload is atomic.
+        with filesystem.open_output_stream(temporary) as stream:
+            yield stream
+        filesystem.move(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            filesystem.delete_file(temporary)
+        raise
+
+
+def _temporary_name(name: str) -> str:
+    return f".{name}.{uuid.uuid4().hex[:8]}.tmp"
