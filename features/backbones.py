@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from features.backbones_hugging_face import load_hugging_face
 from features.backbones_module import load_module
-from features.backbones_network import Network, Prepare
+from features.backbones_network import Network, Prepare, reason_of
 from features.backbones_timm import load_timm
 from features.errors import BackboneError
 from features.preprocessing import Preprocessing
@@ -60,7 +60,7 @@ class Backbone:
     @property
     def batch_size(self) -> int:
         """Frames to encode at once: few on a CPU, whose caches large activations overflow (MobileNet, one thread:
-        16 ms a frame in fours, 47 ms in thirty-twos), many on a GPU.
+        13 ms a frame in fours, 20 to 30 ms in thirty-twos), many on a GPU.
         """
         return 4 if self.device.type == "cpu" else 64
 
@@ -155,8 +155,7 @@ def _dim(name: str, network: Callable[[Tensor], Tensor], prepare: Prepare, devic
         with torch.inference_mode():
             first, again = (network(prepare(noise)) for _ in range(2))
     except (RuntimeError, TypeError, ValueError, AttributeError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise BackboneError(f"backbone {name} cannot encode a frame of 128×96: {reason}") from error
+        raise BackboneError(f"backbone {name} cannot encode a frame of 128×96: {reason_of(error)}") from error
     if first.ndim != 2 or len(first) != len(noise):
         raise BackboneError(
             f"backbone {name} gives {tuple(first.shape)} for {len(noise)} frames, not (frames, features)"
@@ -171,12 +170,12 @@ def _load_random(argument: str) -> Network:
     if not argument.isdecimal():
         raise BackboneError(f"random:{argument} needs a whole number as its seed, for example random:0")
     about = f"a small CNN with random weights (seed {argument}), not trained on anything"
-    return Network(SmallCNN(seed=int(argument)), SMALL_INPUT, about)
+    return Network(SmallCNN(seed=int(argument)), SMALL_INPUT, about, SMALL_INPUT.to_json())
 
 
 def _load_small(directory: str) -> Network:
     network, about = load_small_cnn(directory)
-    return Network(network, SMALL_INPUT, about)
+    return Network(network, SMALL_INPUT, about, SMALL_INPUT.to_json())
 
 
 def _digest(module: nn.Module) -> str:

@@ -6,6 +6,7 @@ Letters: T frames of one size, L tokens, D feature length, h and w of the input,
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,9 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from features.backbones_network import Network
+from features.backbones_network import Network, preparing, reason_of
 from features.errors import BackboneError
-from features.preprocessing import Interpolation, Preprocessing, says_all
+from features.preprocessing import Interpolation, Preprocessing
 
 # Pillow's numbers for filters that torch has on every device.
 INTERPOLATIONS: dict[int, Interpolation] = {2: "bilinear", 3: "bicubic"}
@@ -25,39 +26,32 @@ def load_hugging_face(source: str) -> Network:
     """The model, or a two-tower model's image tower, with its image processor.
 
     Raises:
-        BackboneError: when it cannot be loaded, or its weights do not say all that is needed.
+        BackboneError: when it cannot be loaded, or its file has not all of its weights.
     """
     try:
         with _quiet():
             model, missing, processor = _load(source)
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
+        settings = processor.to_dict()
+        plain = json.loads(json.dumps({key: setting for key, setting in settings.items() if _is_plain(setting)}))
+        prepare, preprocessing = preparing(_translate(settings), partial(_call, processor), plain)
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError, SafetensorError) as error:
         raise BackboneError(
-            f"cannot load backbone hf:{source}: {reason} (give a hub id, or a directory with config.json, "
+            f"cannot load backbone hf:{source}: {reason_of(error)} (give a hub id, or a directory with config.json, "
             "model.safetensors and preprocessor_config.json)"
         ) from error
     unfilled = sorted(name for name in missing if not name.startswith("pooler."))
     if unfilled:
         raise BackboneError(
-            f"backbone hf:{source}: the weights lack {len(unfilled)} of the model's tensors ({unfilled[0]}, …)"
+            f"backbone hf:{source}: its file lacks {len(unfilled)} of the model's weights, or has them in another "
+            f"shape ({unfilled[0]}, …)"
         )
     if missing:  # transformers fills in random numbers; the layers before it are trained
         model.pooler = None
-    about = f"{type(model).__name__} with the weights in {source}"
-    settings = processor.to_dict()
-    translated = _translate(settings)
-    if translated is not None and says_all(translated, lambda frame: _call(processor, frame[None])):
-        return Network(_Layers(model), translated, about)
-
-    def prepare(frames: Tensor) -> Tensor:
-        return _call(processor, frames.cpu().numpy()).to(frames.device)
-
-    plain = json.loads(json.dumps({key: settings[key] for key in settings if _is_plain(settings[key])}))
-    return Network(_Layers(model), prepare, about, plain)
+    return Network(_Layers(model), prepare, f"{type(model).__name__} with the weights in {source}", preprocessing)
 
 
 def _load(source: str) -> tuple[Any, set[str], Any]:
-    """The model, the names of its tensors that the file has not, the image processor."""
+    """The model, the names of its tensors that the file has not or in another shape, the image processor."""
     from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
     config = AutoConfig.from_pretrained(source, trust_remote_code=False)
@@ -68,10 +62,11 @@ def _load(source: str) -> tuple[Any, set[str], Any]:
         use_safetensors=True,  # and no code from the hub: nothing that is loaded can run
         trust_remote_code=False,
         output_loading_info=True,
+        ignore_mismatched_sizes=True,  # reported below, where it can be said in one line
     )
     # Pillow's, so that what is compared with and fallen back to does not depend on torchvision being there.
     processor = AutoImageProcessor.from_pretrained(source, trust_remote_code=False, backend="pil")
-    return model, set(report["missing_keys"]), processor
+    return model, {*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])}, processor
 
 
 @contextmanager

@@ -33,11 +33,13 @@ def load_module(name: str) -> Network:
     returned = function()
     match returned:
         case (nn.Module() as network, prepare) if callable(prepare):
-            about = f"{type(network).__name__} from {name}"
             if isinstance(prepare, Preprocessing):
-                return Network(network, prepare, about)
-            prepare_name = f"{prepare.__module__}:{getattr(prepare, '__qualname__', type(prepare).__qualname__)}"
-            return Network(network, prepare, about, {"function": prepare_name})
+                settings = prepare.to_json()
+            else:
+                settings = {
+                    "function": f"{prepare.__module__}:{getattr(prepare, '__qualname__', type(prepare).__name__)}"
+                }
+            return Network(network, prepare, f"{type(network).__name__} from {name}", settings)
     raise BackboneError(
         f"backbone {name} returned {type(returned).__name__}: return a torch module and a Preprocessing (or a function "
         "from (T, H, W, 3) uint8 to (T, 3, h, w) float32)"

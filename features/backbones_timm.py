@@ -3,6 +3,7 @@
 Letters: T frames of one size, D feature length, h and w of the input.
 """
 
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -10,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from features.backbones_network import Network
+from features.backbones_network import Network, preparing, reason_of
 from features.errors import BackboneError
-from features.preprocessing import INTERPOLATIONS, Preprocessing, says_all
+from features.preprocessing import INTERPOLATIONS, Preprocessing
 
 
 def load_timm(name: str) -> Network:
@@ -30,22 +31,14 @@ def load_timm(name: str) -> Network:
     try:
         model = timm.create_model(name, pretrained=True, num_classes=0)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
         raise BackboneError(
-            f"cannot load backbone timm:{name}: {reason} (timm.list_pretrained() has the names)"
+            f"cannot load backbone timm:{name}: {reason_of(error)} (timm.list_pretrained() has the names)"
         ) from error
-    about = f"{type(model).__name__} with timm's weights for {name}"
-    module = _Layers(model, has_fc7=isinstance(model, timm.models.vgg.VGG))
     config = timm.data.resolve_model_data_config(model)
     transform = timm.data.create_transform(**config, is_training=False)
-    translated = _translate(config)
-    if translated is not None and says_all(translated, lambda frame: _call(transform, frame[None])):
-        return Network(module, translated, about)
-
-    def prepare(frames: Tensor) -> Tensor:
-        return _call(transform, frames.cpu().numpy()).to(frames.device)
-
-    return Network(module, prepare, about, {"transform": str(transform)})
+    prepare, settings = preparing(_translate(config), partial(_call, transform), {"transform": str(transform)})
+    module = _Layers(model, has_fc7=isinstance(model, timm.models.vgg.VGG))
+    return Network(module, prepare, f"{type(model).__name__} with timm's weights for {name}", settings)
 
 
 class _Layers(nn.Module):

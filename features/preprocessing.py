@@ -10,11 +10,13 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
 Interpolation = Literal["bilinear", "bicubic"]
 INTERPOLATIONS = get_args(Interpolation)
+Images = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,20 +86,20 @@ def _crop(images: Tensor, size: tuple[int, int], *, half_even: bool) -> Tensor:
     return functional.pad(images, margins)
 
 
-def says_all(preprocessing: Preprocessing, reference: Callable[[np.ndarray[Any, Any]], Tensor]) -> bool:
+def says_all(preprocessing: Preprocessing, library: Callable[[Images], Tensor]) -> bool:
     """Whether ``preprocessing``, translated from a library's settings, is all that the library does.
 
     Compared on noise: a pixel's offset, another channel order or another size of crop differs by tens of levels of 255,
     while the rounding of Pillow and of torch differ by less than half a level on average.
 
     Args:
-        reference: the library's own, from one (H, W, 3) uint8 frame to (3, h, w) or (1, 3, h, w).
+        library: its own, from (T, H, W, 3) uint8 to (T, 3, h, w) float32.
     """
     generator = np.random.default_rng(0)
     level = torch.tensor(preprocessing.std)[:, None, None] / preprocessing.scale
-    for shape in ((301, 400), (457, 300), (40, 64)):
-        frame = generator.integers(0, 256, (*shape, 3), dtype=np.uint8)
-        ours, theirs = preprocessing(torch.from_numpy(frame)[None])[0], reference(frame).squeeze(0)
-        if ours.shape != theirs.shape or ((ours - theirs) * level).abs().mean() > 1:
+    for shape in ((301, 400), (459, 300), (40, 64)):
+        frame = generator.integers(0, 256, (1, *shape, 3), dtype=np.uint8)
+        ours, theirs = preprocessing(torch.from_numpy(frame)), library(frame)
+        if ours.shape != theirs.shape or ((ours - theirs) * level).abs().mean((0, 2, 3)).max() > 1:
             return False
     return True

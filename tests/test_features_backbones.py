@@ -1,29 +1,20 @@
+import json
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
-from transformers import ResNetConfig, ResNetModel, ViTImageProcessorPil
 
-from feature_sets import two_class_corpus  # noqa: F401
+from backbone_models import frames, saved_models  # noqa: F401
 from features.backbones import load_backbone
 from features.errors import BackboneError
+from features.recipe import Recipe
 from features.small_cnn import load_small_cnn, train_small_cnn
 from pipeline.manifest import Label, Manifest, VideoEntry
+from pipeline.sampling import Sampling
 from videos import write_video
 
-
-def frames(count: int, *, height: int = 60, width: int = 80) -> list[np.ndarray]:
-    return list(np.random.default_rng(0).integers(0, 256, (count, height, width, 3), dtype=np.uint8))
-
-
-@pytest.fixture(scope="module")
-def resnet(tmp_path_factory):
-    """A tiny transformers model with its image processor, saved as a hub directory is."""
-    torch.manual_seed(0)
-    directory = tmp_path_factory.mktemp("resnet")
-    config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
-    ResNetModel(config).save_pretrained(directory)
-    ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(directory)
-    return directory
+BFLOAT16_TOLERANCE = 0.05  # a share of the features' norm: 8 bits of mantissa, through a few layers
 
 
 def test_random_weights_follow_from_the_seed():
@@ -32,22 +23,14 @@ def test_random_weights_follow_from_the_seed():
     np.testing.assert_array_equal(first.encode(frames(3)), again.encode(frames(3)))
 
 
-def test_a_frame_is_encoded_the_same_alone_and_in_a_batch():
-    backbone = load_backbone("random:0")
-    together = backbone.encode(frames(5))
+@pytest.mark.parametrize("family", [None, "ResNet", "CLIP"])
+def test_a_frame_is_encoded_the_same_alone_and_in_a_batch_of_any_sizes(family, saved):
+    backbone = load_backbone(f"hf:{saved(family)}" if family else "random:0")
+    mixed = [*frames(2), *frames(2, height=48, width=64), *frames(1)]
+    together = backbone.encode(mixed)
     assert together.shape == (5, backbone.dim)
-    assert together.dtype == np.float16
-    alone = np.concatenate([backbone.encode([frame]) for frame in frames(5)])
+    alone = np.concatenate([backbone.encode([frame]) for frame in mixed])
     np.testing.assert_allclose(alone.astype(float), together.astype(float), rtol=2e-3, atol=1e-3)
-
-
-def test_hugging_face_features_are_the_librarys_own(resnet):
-    backbone = load_backbone(f"hf:{resnet}")
-    model, processor = ResNetModel.from_pretrained(resnet).eval(), ViTImageProcessorPil.from_pretrained(resnet)
-    with torch.no_grad():
-        expected = model(**processor(frames(3), return_tensors="pt")).pooler_output.flatten(1)
-    assert backbone.dim == 16
-    np.testing.assert_allclose(backbone.encode(frames(3)), expected.numpy(), rtol=1e-3, atol=1e-3)
 
 
 def test_a_trained_small_cnn_is_saved_and_learns_its_frames(tmp_path):
@@ -66,15 +49,55 @@ def test_a_trained_small_cnn_is_saved_and_learns_its_frames(tmp_path):
     assert not network.training
 
 
+@pytest.mark.parametrize("family", ["ResNet", "ViT"])
+def test_bfloat16_is_close_and_another_recipe(family, saved):
+    exact, rounded = (load_backbone(f"hf:{saved(family)}", dtype=dtype) for dtype in ("float32", "bfloat16"))
+    wanted = exact.encode(frames(3)).astype(float)
+    difference = np.linalg.norm(rounded.encode(frames(3)) - wanted) / np.linalg.norm(wanted)
+    assert 1e-3 < difference < BFLOAT16_TOLERANCE  # float16 alone would be below a thousandth
+    assert rounded.weights_digest == exact.weights_digest
+    recipes = [backbone.recipe(Sampling(rate_hz=2.0)) for backbone in (exact, rounded)]
+    assert recipes[0].feature_set_id != recipes[1].feature_set_id
+
+
+def test_compiled_features_are_the_same(saved, monkeypatch):
+    graphs = []
+    # Traced, but not turned into C++, which takes most of a minute.
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=lambda graph, _: graphs.append(1) or graph))
+    eager, compiled = (load_backbone(f"hf:{saved('ResNet')}", compile=compile) for compile in (False, True))
+    np.testing.assert_allclose(compiled.encode(frames(3)), eager.encode(frames(3)), rtol=2e-3, atol=1e-3)
+    assert graphs
+    assert compiled.recipe(Sampling(2.0)) == eager.recipe(Sampling(2.0))
+
+
+def test_a_layer_is_part_of_the_recipe_and_json_brings_it_back(saved):
+    backbones = [load_backbone(f"hf:{saved('ViT')}", layer=layer) for layer in ("pooled", "cls")]
+    recipes = [backbone.recipe(Sampling(rate_hz=2.0)) for backbone in backbones]
+    assert recipes[0].feature_set_id != recipes[1].feature_set_id
+    assert recipes[1].layer == "cls"
+    assert [Recipe.from_json(json.loads(json.dumps(recipe.to_json()))) for recipe in recipes] == recipes
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
         ("resnet50", "give one of hf:…, timm:…, small:…, random:…, module:function"),
+        ("resnet:50", "unknown backbone 'resnet:50'"),
+        ("no_such_module:function", "cannot import backbone no_such_module:function: No module named"),
         ("random:x", "whole number"),
         ("hf:/nowhere", "cannot load backbone hf:/nowhere"),
         ("small:/nowhere", "/nowhere holds no small CNN"),
     ],
 )
 def test_a_backbone_that_is_not_there_is_one_clear_line(name, message):
-    with pytest.raises(BackboneError, match=message):
+    with pytest.raises(BackboneError, match=message) as raised:
         load_backbone(name)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_device_or_dtype_that_is_not_there_is_one_clear_line():
+    with pytest.raises(BackboneError, match="torch sees none here; give device cpu"):
+        load_backbone("random:0", device="cuda")
+    with pytest.raises(BackboneError, match="'float16' is not one of float32, bfloat16"):
+        load_backbone("random:0", dtype="float16")
