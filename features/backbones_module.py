@@ -36,9 +36,8 @@ def load_module(name: str) -> Network:
             if isinstance(prepare, Preprocessing):
                 settings = prepare.to_json()
             else:
-                settings = {
-                    "function": f"{prepare.__module__}:{getattr(prepare, '__qualname__', type(prepare).__name__)}"
-                }
+                called = getattr(prepare, "__qualname__", type(prepare).__name__)
+                settings = {"function": f"{prepare.__module__}:{called}"}
             return Network(network, prepare, f"{type(network).__name__} from {name}", settings)
     raise BackboneError(
         f"backbone {name} returned {type(returned).__name__}: return a torch module and a Preprocessing (or a function "
