@@ -52,10 +52,15 @@ class Batch:
 
 
 def frame_targets(labels: SequenceOf[Label], pts_s: NDArray[np.float64], *, num_classes: int) -> NDArray[np.float32]:
-    """(T, C) of {0, 1}: a class is positive at time t if start <= t <= end of one of its labels (Charades' rule)."""
+    """(T, C) of {0, 1}: a class is positive at time t if start <= t <= end of one of its labels (Charades' rule).
+
+    ``pts_s`` (T,) ascends.
+    """
     targets = np.zeros((len(pts_s), num_classes), np.float32)
-    for label in labels:
-        targets[(label.start_s <= pts_s) & (pts_s <= label.end_s), label.class_id] = 1
+    firsts = np.searchsorted(pts_s, [label.start_s for label in labels], side="left")
+    ends = np.searchsorted(pts_s, [label.end_s for label in labels], side="right")
+    for label, first, end in zip(labels, firsts, ends, strict=True):
+        targets[first:end, label.class_id] = 1
     return targets
 
 

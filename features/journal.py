@@ -22,7 +22,7 @@ from pipeline.locations import explained
 
 SHARDS = "shards"
 JOURNAL = "compaction.json"
-_HIDDEN_SUFFIX = ".merged"
+HIDDEN_SUFFIX = ".merged"
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,12 +105,12 @@ def recover(uri: str) -> None:
             _rename(hidden_uri(uri, journal.new), storage.join(uri, SHARDS, journal.new))
         _write(uri, Journal(journal.number + 1))
     for name in _names(uri):
-        if name.endswith(_HIDDEN_SUFFIX):
+        if name.endswith(HIDDEN_SUFFIX):
             storage.delete(storage.join(uri, SHARDS, name))
 
 
 def _hidden(name: str) -> str:
-    return f".{name}{_HIDDEN_SUFFIX}"
+    return f".{name}{HIDDEN_SUFFIX}"
 
 
 def _rename(uri: str, target: str) -> None:

@@ -20,6 +20,7 @@ from pipeline.errors import InputError
 COMMANDS = {
     "manifest": "list the videos of a corpus with their splits and labels",
     "extract": "decode sampled frames and store their CNN features as Parquet shards",
+    "features": "look into features, check them, merge small shards, build them from arrays",
     "train": "train one Skip RNN, dense RNN or baseline on them with Ray Train",
     "sweep": "train a whole trade-off curve: several λ, and the controls at matched budgets",
     "evaluate": "measure a checkpoint: the task's metric and the updates per video",

@@ -64,3 +64,17 @@ def test_an_unknown_split_is_named_with_those_there_are(tmp_path):
     manifest, features = two_class_corpus(tmp_path)
     with pytest.raises(FeatureSetError, match=r"'validation'.*test, train"):
         load_examples(FeatureSet(features), read_manifest(manifest), split="validation", task="frames")
+
+
+@given(
+    st.lists(st.floats(0, 20), min_size=1, max_size=30).map(sorted),
+    st.lists(st.tuples(st.integers(0, 2), st.integers(0, 20), st.integers(0, 20) | st.just(float("inf"))), max_size=6),
+)
+def test_targets_are_what_the_rule_says_of_each_time(times, spans):
+    labels = [Label(class_id, min(ends), max(ends)) for class_id, *ends in spans]
+    pts = np.array(times)
+    expected = [
+        [any(label.class_id == c and label.start_s <= t <= label.end_s for label in labels) for c in range(3)]
+        for t in times
+    ]
+    np.testing.assert_array_equal(frame_targets(labels, pts, num_classes=3), expected)

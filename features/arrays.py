@@ -1,0 +1,154 @@
+"""Sequences that are not video: arrays of features with labels become a feature set and a manifest.
+
+The rest of the project then treats them as videos of which T frames were sampled, ``1 / rate_hz`` seconds apart.
+Letters: N sequences, T steps, D feature length.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from features import store
+from features.arrays_files import ArraySequence, read_sequences
+from features.errors import FeatureSetError
+from features.journal import name_of
+from features.recipe import Recipe
+from features.schema import MAX_SEGMENT_FRAMES, Source
+from features.writer import ShardWriter, VideoRows
+from pipeline import storage
+from pipeline.manifest import Label, Manifest, VideoEntry
+from pipeline.sampling import Sampling
+
+BACKBONE = "arrays"
+# Beyond this step float32, in which manifests keep times, no longer tells one step from the next.
+_MAX_STEPS = 1 << 22
+Watch = Callable[[Sequence[str], str], Iterable[str]]
+
+
+def build_from_arrays(
+    files: Sequence[str],
+    *,
+    output: str,
+    rate_hz: float,
+    class_names: Sequence[str] | None = None,
+    test_splits: Sequence[str] = (),
+    shard_bytes: int = 64 << 20,
+    watch: Watch = lambda items, _: items,
+) -> Manifest:
+    """Write the sequences of ``files`` (see `features.arrays_files`) as a feature set; what is there already stays.
+
+    Everything is checked before anything is written. Holds one file in memory (of Parquet, one row group).
+
+    Args:
+        output: URI of the feature set.
+        rate_hz: steps per second.
+        class_names: of the labels 0, 1, …; None: these numbers.
+        test_splits: sequences of these splits become split ``test``, all others ``train``; without any, splits keep
+            their names.
+        watch: passes the files on, to show how far this is.
+
+    Returns:
+        The manifest: labels of steps as spans in seconds, label -1 as none.
+
+    Raises:
+        FeatureSetError, ManifestError: when a file, a label, an id or a value cannot be used; it is named.
+    """
+    digests = {file: storage.sha256(file) for file in files}
+    listed = []
+    for file in files:
+        for sequence in read_sequences(file):
+            as_stored(sequence)
+            listed.append((_entry(sequence, file, rate_hz), sequence.features.shape[1]))
+    if not listed:
+        raise FeatureSetError(f"{', '.join(files) or 'no file given'}: no sequence to build from")
+    dims = sorted({dim for _, dim in listed})
+    if len(dims) > 1:
+        raise FeatureSetError(f"features are of different lengths, {dims[0]} and {dims[-1]}: build a set of each")
+    entries = _split_anew([entry for entry, _ in listed], test_splits)
+    highest = max((label.class_id for entry in entries for label in entry.labels), default=-1)
+    names = tuple(str(number) for number in range(highest + 1)) if class_names is None else tuple(class_names)
+    manifest = Manifest(entries, names)
+    whole = hashlib.sha256("".join(sorted(digests.values())).encode()).hexdigest()
+    recipe = Recipe(BACKBONE, whole, {}, Sampling(rate_hz), dims[0], layer="values")
+    with store.locked(output):
+        store.create(output, recipe, about={"files": {name_of(file): digests[file] for file in files}})
+        _write(files, digests, output=output, rate_hz=rate_hz, shard_bytes=shard_bytes, watch=watch)
+    return manifest
+
+
+def as_stored(sequence: ArraySequence) -> NDArray[np.float16]:
+    """(T, D) float16.
+
+    Raises:
+        FeatureSetError: when a value is NaN, infinite or too large for it.
+    """
+    with np.errstate(over="ignore"):
+        stored = sequence.features.astype(np.float16)
+    bad = np.argwhere(~np.isfinite(stored))
+    if len(bad):
+        step, place = bad[0].tolist()
+        raise FeatureSetError(
+            f"{sequence.where}: feature {place} of step {step} is {sequence.features[step, place]}, it must be a "
+            f"number of at most {np.finfo(np.float16).max:.0f} in size (float16): mend or scale the features"
+        )
+    return stored
+
+
+def _entry(sequence: ArraySequence, file: str, rate_hz: float) -> VideoEntry:
+    num_steps = len(sequence.features)
+    if num_steps > _MAX_STEPS:
+        raise FeatureSetError(
+            f"{sequence.where} has {num_steps} steps, at most {_MAX_STEPS} are allowed: cut it in pieces"
+        )
+    labels: tuple[Label, ...] = ()
+    if sequence.labels is not None and sequence.labels.ndim:
+        labels = _spans(sequence.labels, rate_hz)
+    elif sequence.labels is not None and sequence.labels >= 0:
+        labels = (Label(int(sequence.labels)),)
+    uri = storage.absolute(file)
+    return VideoEntry(sequence.sequence_id, uri, sequence.split, num_steps / rate_hz, labels)
+
+
+def _spans(labels: NDArray[np.int64], rate_hz: float) -> tuple[Label, ...]:
+    """Runs of equal labels as spans that end half-way between steps: safe from any rounding of times."""
+    starts = np.flatnonzero(np.diff(labels, prepend=labels[0] - 1))
+    ends = np.append(starts[1:], len(labels))
+    return tuple(
+        Label(int(labels[start]), max(0.0, (start - 0.5) / rate_hz), (end - 0.5) / rate_hz)
+        for start, end in zip(starts.tolist(), ends.tolist(), strict=True)
+        if labels[start] >= 0
+    )
+
+
+def _split_anew(entries: Sequence[VideoEntry], test_splits: Sequence[str]) -> tuple[VideoEntry, ...]:
+    splits = sorted({entry.split for entry in entries})
+    unknown = [name for name in test_splits if name not in splits]
+    if unknown:
+        raise FeatureSetError(f"there is no split {unknown[0]!r} to test on; allowed: {', '.join(splits)}")
+    if not test_splits:
+        return tuple(entries)
+    return tuple(replace(entry, split="test" if entry.split in test_splits else "train") for entry in entries)
+
+
+def _write(
+    files: Sequence[str], digests: dict[str, str], *, output: str, rate_hz: float, shard_bytes: int, watch: Watch
+) -> None:
+    done = store.finished(output)
+    writer = ShardWriter(output, shard_bytes=shard_bytes)
+    for file in watch(files, "writing sequences"):
+        (stamp,) = storage.stamps([file])
+        source = Source(digests[file], stamp or storage.FileStamp(0, 0))
+        for sequence in read_sequences(file):
+            if sequence.sequence_id in done:
+                continue
+            features = as_stored(sequence)
+            index = np.arange(len(features), dtype=np.int32)
+            rows = VideoRows(sequence.sequence_id, source)
+            for start in range(0, len(features), MAX_SEGMENT_FRAMES):
+                part = slice(start, start + MAX_SEGMENT_FRAMES)
+                rows.append(index[part], index[part] / rate_hz, features[part])
+            writer.add(rows)
+    writer.flush()

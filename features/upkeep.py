@@ -1,0 +1,85 @@
+"""What a feature set holds, in numbers."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from features import store
+from features.reader import FeatureSet
+from features.shard_files import open_parquet
+from pipeline import storage
+
+
+@dataclass(frozen=True, slots=True)
+class FailureGroup:
+    """Videos that failed for one reason, file names in it left out; the first few by name."""
+
+    reason: str
+    num_videos: int
+    video_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """A feature set at a glance.
+
+    Attributes:
+        card: the data card.
+        num_videos, num_frames, num_shards: how many; failed videos not counted.
+        video_hours: from each video's first to its last frame.
+        num_bytes: of all shards.
+        num_failed: videos in the failure ledger.
+        failures: by reason, the most frequent first.
+    """
+
+    card: dict[str, Any]
+    num_videos: int
+    num_frames: int
+    video_hours: float
+    num_shards: int
+    num_bytes: int
+    num_failed: int
+    failures: tuple[FailureGroup, ...]
+
+
+def summarise(uri: str, *, num_named: int = 3) -> Summary:
+    """Count what is in a feature set, from its small columns; ``num_named`` videos are named for each kind of failure.
+
+    Raises:
+        FeatureSetError: when there is none, or a shard is damaged.
+    """
+    feature_set = FeatureSet(uri)
+    num_frames = feature_set.catalogue.num_frames()
+    shards = [layout.uri for layout in feature_set.catalogue.layouts]
+    groups = _failure_groups(uri, num_named)
+    return Summary(
+        card=store.read_card(uri),
+        num_videos=len(num_frames),
+        num_frames=int(num_frames.sum()),
+        video_hours=sum(_seconds(shard) for shard in shards) / 3600,
+        num_shards=len(shards),
+        num_bytes=sum(stamp.num_bytes for stamp in storage.stamps(shards) if stamp),
+        num_failed=sum(group.num_videos for group in groups),
+        failures=groups,
+    )
+
+
+def _seconds(shard: str) -> float:
+    """From the first to the last frame of each video, summed."""
+    with open_parquet(shard) as (_, parquet):
+        table = parquet.read(columns=["segment", "pts_s"])
+    lists = table["pts_s"].combine_chunks()
+    offsets, times = lists.offsets.to_numpy(), lists.values.to_numpy()
+    first_rows = np.flatnonzero(table["segment"].to_numpy() == 0)
+    starts, ends = offsets[first_rows], offsets[[*first_rows[1:], len(lists)]] - 1
+    return float((times[ends] - times[starts]).sum())
+
+
+def _failure_groups(uri: str, num_named: int) -> tuple[FailureGroup, ...]:
+    by_reason: dict[str, list[str]] = {}
+    for row in store.failures(uri):
+        reason = row["reason"].replace(row["uri"], "…").replace(row["video_id"], "…")
+        by_reason.setdefault(reason, []).append(row["video_id"])
+    groups = [FailureGroup(reason, len(ids), tuple(ids[:num_named])) for reason, ids in by_reason.items()]
+    return tuple(sorted(groups, key=lambda group: (-group.num_videos, group.reason)))
