@@ -5,13 +5,17 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DEMO := skipreel-demo
 
-.PHONY: demo test check install lock mlflow clean
+.PHONY: demo test check drill install lock mlflow clean
 
 demo: $(INSTALLED)
 	$(BIN)/skipreel demo --output $(DEMO)
 
 test: check
 	$(BIN)/python -m pytest
+
+# Kills extractions for a quarter of an hour and prints the table of docs/reliability.md.
+drill: $(INSTALLED)
+	PYTHONPATH=. $(BIN)/python tests/drill.py --minutes 15
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

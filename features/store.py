@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from features import journal
 from features.errors import FeatureSetError
 from features.recipe import Recipe
 from features.schema import (
@@ -41,7 +42,7 @@ _KNOWN = pa.schema(
 def create(uri: str, recipe: Recipe, *, about: Mapping[str, Any]) -> None:
     """Write the data card of a new feature set, or go on with an existing one of the same recipe.
 
-    Half-written files of killed writers are removed: hold `locked` while calling.
+    What a killed writer left half-written is removed, and its compaction ended: hold `locked` while calling.
 
     Args:
         about: what a reader should know beyond the recipe, such as the backbone's description.
@@ -57,6 +58,7 @@ def create(uri: str, recipe: Recipe, *, about: Mapping[str, Any]) -> None:
                 f"{existing['recipe']['backbone']}; asked for id {recipe.feature_set_id}, backbone {recipe.backbone}): "
                 "choose another --output"
             )
+        journal.recover(uri)
         for folder in (SHARDS, FAILURES):
             storage.remove_temporaries(storage.join(uri, folder))
         return

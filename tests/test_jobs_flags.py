@@ -13,8 +13,13 @@ FLAGS = Path(__file__).with_name("flags.txt")
 COMMANDS = (
     "manifest folder",
     "manifest charades",
+    "manifest ucf101",
     "manifest table",
     "extract",
+    "features show",
+    "features verify",
+    "features compact",
+    "features build",
     "train",
     "sweep",
     "evaluate",
