@@ -101,7 +101,7 @@ FAMILIES = {
     ),
     "SegFormer": (
         lambda: SegformerModel(SegformerConfig(hidden_sizes=[8] * 4, depths=[1] * 4, num_attention_heads=[1] * 4)),
-        lambda: SegformerImageProcessorPil(size=IMAGE),
+        lambda: SegformerImageProcessorPil(size={"height": 64, "width": 64}),  # to a map of 2×2
     ),
     "MobileViT": (
         lambda: MobileViTModel(MobileViTConfig(hidden_sizes=[12, 16, 24], neck_hidden_sizes=[8] * 7, image_size=32)),
