@@ -61,7 +61,6 @@ class BatchPlan:
         self._make_divisible(batches)
         steps = [batches[start : start + self.world_size] for start in range(0, len(batches), self.world_size)]
         if rng is not None:
-            steps = [[step[place] for place in rng.permutation(self.world_size)] for step in steps]
             steps = [steps[place] for place in rng.permutation(len(steps))]
         return [step[self.rank] for step in steps]
 

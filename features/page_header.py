@@ -11,14 +11,14 @@ _PLAIN = 0
 def values_offset(file: BinaryIO, column: Any, *, num_values: int, value_bytes: int) -> int | None:
     """The byte in the file where a list column's values begin, or None where they do not lie there as they are.
 
-    They do if the chunk is one uncompressed page of plain values without a null or an empty list among them: then
-    header, levels and ``num_values`` values of ``value_bytes`` each fill it to the byte.
+    They do if the chunk begins with an uncompressed page of plain values, and this page's header and levels and
+    ``num_values`` values of ``value_bytes`` each fill the chunk to the byte: then there is no other page, no
+    dictionary, and no null or empty list among the values.
 
     Args:
         column: the chunk's metadata, as pyarrow gives it.
     """
-    plain = column.compression == "UNCOMPRESSED" and not column.has_dictionary_page and column.num_values == num_values
-    if not plain:
+    if column.compression != "UNCOMPRESSED":
         return None
     start = column.data_page_offset
     file.seek(start)
@@ -26,17 +26,16 @@ def values_offset(file: BinaryIO, column: Any, *, num_values: int, value_bytes: 
     try:
         page, levels_at = _struct(head, 0)
         if page[1] == _DATA_PAGE:
-            fields = page[5]
+            encoding = page[5][2]
             values_at = _skip_sized(head, _skip_sized(head, levels_at))
         elif page[1] == _DATA_PAGE_V2:
-            fields = {1: page[8][1], 2: page[8][4]}
+            encoding = page[8][4]
             values_at = levels_at + page[8][5] + page[8][6]
         else:
             return None
-        whole = fields[1] == num_values and fields[2] == _PLAIN
     except (IndexError, KeyError, TypeError):  # another kind of page, or levels beyond what was read
         return None
-    if not whole or values_at + num_values * value_bytes != column.total_compressed_size:
+    if encoding != _PLAIN or values_at + num_values * value_bytes != column.total_compressed_size:
         return None
     return int(start + values_at)
 

@@ -63,7 +63,7 @@ def read_layout(uri: str, *, dim: int) -> tuple[Layout, pa.Table]:
         offsets = np.empty(len(num_frames), np.int64)
         for group, rows in enumerate(slice(*pair) for pair in pairwise(ends)):
             found = _row_offsets(file, parquet, group, num_frames[rows] * dim)
-            if found is None or not num_frames[rows].all():
+            if found is None:
                 raise FeatureSetError(
                     f"{uri} has rows whose features are not of length frames × {dim} (row group {group}): "
                     "delete it and run skipreel extract again"
@@ -114,7 +114,7 @@ class ShardFile:
     def _runs(self, first_row: int, counts: NDArray[np.int64]) -> Iterator[slice]:
         """Rows, counted from ``first_row``, whose values follow each other in the file; else one at a time."""
         offsets = self._layout.offsets[first_row : first_row + len(counts)]
-        follows = (offsets[:-1] >= 0) & (offsets[:-1] + counts[:-1] * _VALUE_BYTES == offsets[1:])
+        follows = offsets[:-1] + counts[:-1] * _VALUE_BYTES == offsets[1:]
         starts = np.flatnonzero(np.concatenate([[True], ~follows]))
         for start, stop in zip(starts, [*starts[1:], len(counts)], strict=True):
             yield slice(int(start), int(stop))
@@ -177,13 +177,11 @@ def _row_offsets(
     metadata = parquet.metadata.row_group(group)
     paths = [metadata.column(number).path_in_schema for number in range(metadata.num_columns)]
     (number,) = (number for number, path in enumerate(paths) if path.startswith("features."))
-    column, kind = metadata.column(number), parquet.schema.column(number)
+    column = metadata.column(number)
     total = int(num_values.sum())
     if column.num_values != total:
         return None
-    start = None
-    if kind.physical_type == "FIXED_LEN_BYTE_ARRAY" and kind.length == _VALUE_BYTES:
-        start = values_offset(file, column, num_values=total, value_bytes=_VALUE_BYTES)
+    start = values_offset(file, column, num_values=total, value_bytes=_VALUE_BYTES)
     if start is None:
         return np.full(len(num_values), -1, np.int64)
     return np.asarray(start + (np.cumsum(num_values) - num_values) * _VALUE_BYTES)

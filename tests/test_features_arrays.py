@@ -160,6 +160,9 @@ def test_building_again_adds_nothing(tmp_path):
     before = {path: path.read_bytes() for path in (tmp_path / "set" / "shards").iterdir()}
     build([file], tmp_path)
     assert {path: path.read_bytes() for path in (tmp_path / "set" / "shards").iterdir()} == before
+    (shard,) = before
+    shard.rename(shard.with_name("elsewhere.parquet"))  # as a compaction does
+    build([file], tmp_path)
 
 
 def test_other_contents_do_not_go_into_the_same_set(tmp_path):

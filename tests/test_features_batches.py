@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -78,3 +80,13 @@ def test_targets_are_what_the_rule_says_of_each_time(times, spans):
         for t in times
     ]
     np.testing.assert_array_equal(frame_targets(labels, pts, num_classes=3), expected)
+
+
+@pytest.mark.parametrize("classes", [(), (0, 1)])
+def test_task_video_wants_one_class_for_each_video(tmp_path, classes):
+    listing, features = two_class_corpus(tmp_path)
+    manifest = read_manifest(listing)
+    labels = tuple(Label(class_id) for class_id in classes)
+    entries = (*manifest.entries[:-1], replace(manifest.entries[-1], labels=labels))
+    with pytest.raises(FeatureSetError, match=rf"'video17' has {len(classes)}: use --task frames"):
+        load_examples(FeatureSet(features), replace(manifest, entries=entries), split="test", task="video")

@@ -43,6 +43,13 @@ def test_no_batch_is_larger_than_allowed(num_frames, options):
             assert len(batch) * num_frames[batch].max() <= options["max_frames"]
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_nor_is_one_where_a_longer_video_comes_before_a_shorter_one(seed):
+    num_frames = np.random.default_rng(seed).integers(95, 106, 200)
+    for batch in BatchPlan(batch_size=100, max_frames=1020, seed=seed).batches(num_frames):
+        assert len(batch) * num_frames[batch].max() <= 1020
+
+
 def test_without_a_seed_batches_are_as_full_as_they_may_be():
     batches = BatchPlan(batch_size=3, max_frames=20).batches(np.array([9, 5, 6, 50, 4, 7]))
     assert [batch.tolist() for batch in batches] == [[4, 1, 2], [5, 0], [3]]

@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -72,9 +73,13 @@ def test_segments_out_of_order_are_refused(uri):
     (name,) = (row["shard"] for row in FeatureSet(uri).index().to_pylist() if row["video_id"] == "b")
     path = Path(uri) / "shards" / name
     table = pq.read_table(path)
-    for rows in ([1, 0, 2], [0, 2], [1, 2], [0, 1, 2, 0, 1, 2]):
+    for rows in ([1, 0, 2], [0, 2], [1, 2], [1, 0], [0, 1, 2, 0, 1, 2]):
         pq.write_table(table.take(rows), path)
         with pytest.raises(FeatureSetError, match="holds video 'b' twice or with gaps: extract it again"):
             FeatureSet(uri).video_ids()
+    others = pq.read_table(path.parent, filters=[("video_id", "=", "c")])
+    pq.write_table(pa.concat_tables([others.take([0]), table.take([1])]), path)  # goes on as if it were another video
+    with pytest.raises(FeatureSetError, match="holds video 'b' twice or with gaps"):
+        FeatureSet(uri).video_ids()
     pq.write_table(table.take([0, 1]), path)  # a last segment that is missing cannot be told from a shorter video
     assert FeatureSet(uri).video_ids() == set(LENGTHS)

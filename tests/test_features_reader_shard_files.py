@@ -19,6 +19,8 @@ from pipeline.errors import StorageError
 from pipeline.storage import FileStamp
 
 DIM = 5
+SOURCE = Source("digest", FileStamp(1, 1))
+NO_FRAME = Segment(0, np.empty(0, np.int32), np.empty(0), np.empty((0, DIM), np.float16))
 LENGTHS = {"a": 3, "b": 1, "c": 40}
 
 
@@ -30,7 +32,7 @@ def rows_of(video_id: str, features: np.ndarray, *, segment_frames: int = 15) ->
     places = np.arange(len(features), dtype=np.int32)
     parts = [slice(start, start + segment_frames) for start in range(0, len(features), segment_frames)]
     segments = [Segment(number, places[part], places[part] / 2, features[part]) for number, part in enumerate(parts)]
-    return shard_table(video_id, Source("digest", FileStamp(1, 1)), segments)
+    return shard_table(video_id, SOURCE, segments)
 
 
 @pytest.fixture
@@ -92,6 +94,19 @@ def test_elements_that_could_be_null_are_read_all_the_same(shard):
     assert_all_come_back(shard)
 
 
+def test_a_null_among_the_features_is_not_read_as_what_lies_there(shard):
+    """With as many places for values as there should be, one of them takes no bytes."""
+    table = pq.read_table(shard)
+    lists = table["features"].combine_chunks()
+    values = pa.array([None, *lists.values.to_pylist()[1:]], pa.float16())
+    nullable = pa.ListArray.from_arrays(lists.offsets, values)
+    pq.write_table(table.set_column(4, "features", nullable), shard, **PLAIN)
+    assert not is_read_directly(shard)
+    (sequence,) = FeatureSet(str(shard.parent.parent)).load(["a"])
+    assert np.isnan(sequence.features[0, 0])
+    np.testing.assert_array_equal(sequence.features[1:], features_of("a")[1:])
+
+
 def test_a_shard_rewritten_by_duckdb_gives_the_same(shard):
     copy = shard.with_suffix(".copy")
     duckdb.sql(f"COPY (FROM '{shard}') TO '{copy}' (FORMAT parquet)")
@@ -122,8 +137,13 @@ def test_nan_with_any_bits_comes_back_as_it_is(tmp_path):
     np.testing.assert_array_equal(sequence.features.view(np.uint16), bits)
 
 
-def test_features_of_another_length_are_refused(shard):
-    pq.write_table(rows_of("a", np.ones((3, DIM + 1), np.float16)), shard)
+@pytest.mark.parametrize(
+    "table",
+    [rows_of("a", np.ones((3, DIM + 1), np.float16)), shard_table("a", SOURCE, [NO_FRAME])],
+    ids=["another length", "no frame"],
+)
+def test_features_that_do_not_fit_their_frames_are_refused(shard, table):
+    pq.write_table(table, shard)
     with pytest.raises(FeatureSetError, match=r"not of length frames × 5 .*delete it and run skipreel extract"):
         FeatureSet(str(shard.parent.parent)).index()
 

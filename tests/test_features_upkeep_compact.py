@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from feature_sets import recipe, write_sequence
-from features import journal, store
+from features import catalogue, journal, store
 from features.errors import FeatureSetError
 from features.reader import FeatureSet
 from features.upkeep_compact import compact
@@ -81,10 +81,21 @@ def test_only_small_shards_are_merged_and_none_becomes_larger_than_the_target(ur
     assert_whole(uri)
 
 
+def test_shards_of_half_the_target_or_more_stay(tmp_path):
+    store.create(str(tmp_path), recipe(64), about={})
+    for name, num_frames in (("a", 800), ("b", 800), ("large", 1100), ("c", 800), ("d", 800), ("e", 800)):
+        write_sequence(str(tmp_path), name, np.zeros((num_frames, 64)))
+    (large,) = (path for path in shards(str(tmp_path)) if path.stat().st_size > 130_000)
+    assert compact(str(tmp_path), shard_bytes=250_000).after == 4
+    assert large in shards(str(tmp_path))
+    assert sorted(round(path.stat().st_size, -5) for path in shards(str(tmp_path))) == [1e5, 1e5, 2e5, 2e5]
+    assert len(FeatureSet(str(tmp_path)).video_ids()) == 6
+
+
 # Dies after so many effects: files written, deleted, renamed, or rows read for the merged shard.
 KILLED = """
 import os, sys
-from features import journal, store, upkeep_compact
+from features import catalogue, journal, store, upkeep_compact
 from pipeline import storage
 
 left = int(sys.argv[2])
@@ -179,6 +190,36 @@ def test_readers_see_every_video_once_while_it_runs(uri):
         reader.join()
     assert len(seen) > 2
     assert all(names == NAMES for names in seen)
+
+
+def test_a_listing_during_which_a_compaction_ran_is_not_believed(uri, monkeypatch):
+    names, calls = journal._names, []
+
+    def half_listed(folder: str) -> list[str]:
+        found = names(folder)
+        if not calls:
+            calls.append(1)
+            compact(uri)
+            return found[3:]
+        return found
+
+    monkeypatch.setattr(journal, "_names", half_listed)
+    assert_whole(uri)
+    assert calls
+
+
+def test_a_compaction_between_listing_and_opening_is_noticed(uri, monkeypatch):
+    read_layout, calls = catalogue.read_layout, []
+
+    def late(shard: str, *, dim: int) -> object:
+        if not calls:
+            calls.append(1)
+            compact(uri)
+        return read_layout(shard, dim=dim)
+
+    monkeypatch.setattr(catalogue, "read_layout", late)
+    assert_whole(uri)
+    assert calls
 
 
 @pytest.mark.parametrize("what", ["the end is cut off", "a bit of a feature is flipped"])
