@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -191,7 +192,7 @@ def _encode_ready(file: Path, seconds: float) -> int:
 def backbone_alone(name: str, file: Path, seconds: float = 5.0) -> Measured:
     """The forward pass on tensors that are there already."""
     started = time.perf_counter()
-    with _pool(_load, name) as pool:
+    with _pool(partial(_load, name)) as pool:
         list(pool.map(_encode_ready, [file] * CORES, [0.5] * CORES))
         startup = time.perf_counter() - started
         frames = sum(pool.map(_encode_ready, [file] * CORES, [seconds] * CORES))
@@ -214,9 +215,8 @@ def decoder_alone(files: Sequence[Path]) -> Measured:
         return Measured(frames, time.perf_counter() - ready, ready - started)
 
 
-def _pool(initializer: Callable[..., None] | None, *arguments: str) -> ProcessPoolExecutor:
-    context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(CORES, mp_context=context, initializer=initializer, initargs=arguments)
+def _pool(initializer: Callable[[], None] | None) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(CORES, mp_context=multiprocessing.get_context("spawn"), initializer=initializer)
 
 
 def plain_loop(name: str, files: Sequence[Path], output: Path) -> Measured:

@@ -59,10 +59,8 @@ class Backbone:
 
     @property
     def batch_size(self) -> int:
-        """Frames to encode at once: few on a CPU, whose caches large activations overflow (MobileNet, one thread:
-        13 ms a frame in fours, 20 to 30 ms in thirty-twos), many on a GPU.
-        """
-        return 4 if self.device.type == "cpu" else 64
+        """Frames to encode at once."""
+        return batch_size_on(self.device.type)
 
     def recipe(self, sampling: Sampling) -> Recipe:
         """What makes the features of frames that are sampled so."""
@@ -88,6 +86,13 @@ class Backbone:
                 f"backbone {self.name} gives features that are no float16 numbers (nan, or above 65504)"
             )
         return encoded
+
+
+def batch_size_on(device: str) -> int:
+    """Frames to encode at once on ``cpu`` or ``cuda``: few on a CPU, whose caches large activations overflow
+    (MobileNet, one thread: 13 ms a frame in fours, 20 to 30 ms in thirty-twos), many on a GPU.
+    """
+    return 4 if device == "cpu" else 64
 
 
 def load_backbone(

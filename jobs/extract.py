@@ -11,13 +11,12 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import redirect_stdout
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Literal
 
-import torch
-
 from features import store
+from features.backbones import batch_size_on
 from features.extraction import FrameSettings
 from features.planning import Planned, Skipped, plan
 from features.progress import Progress
@@ -127,8 +126,7 @@ def _describe(settings: Settings) -> tuple[Recipe, dict[str, str], FrameSettings
     backbone = BackboneSettings(settings.backbone, layer=settings.layer, dtype=settings.dtype).load()
     console.print(f"backbone: {backbone.about}, {backbone.dim} features a frame")
     sampling = Sampling(rate_hz=settings.rate_hz)
-    on_device = replace(backbone, device=torch.device(settings.device))
-    frames = FrameSettings(sampling, on_device.batch_size, settings.decoder)
+    frames = FrameSettings(sampling, batch_size_on(settings.device), settings.decoder)
     return backbone.recipe(sampling), {"backbone": backbone.about, "decoder": settings.decoder}, frames
 
 
