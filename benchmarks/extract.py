@@ -27,6 +27,7 @@ import pyarrow as pa
 import torch
 import tyro
 
+from benchmarks.backbone import write_resnet50
 from benchmarks.clips import repeat, write_clip
 from benchmarks.timing import Row, machine, write_json
 from features import store
@@ -89,16 +90,6 @@ def main(settings: Settings) -> None:
         rows += length(folder, minutes=(1, 3) if settings.quick else (2, 120))
     if settings.json:
         write_json(settings.json, rows)
-
-
-def write_resnet50(directory: Path) -> Path:
-    """ResNet-50 with random weights and ImageNet's preprocessing, as a hub directory: as fast as a trained one."""
-    from transformers import ConvNextImageProcessorPil, ResNetConfig, ResNetModel
-
-    torch.manual_seed(0)
-    ResNetModel(ResNetConfig()).save_pretrained(directory)
-    ConvNextImageProcessorPil(size={"shortest_edge": 224}, crop_pct=0.875).save_pretrained(directory)
-    return directory
 
 
 def workloads(settings: Settings, folder: Path) -> Iterator[tuple[str, list[Path]]]:

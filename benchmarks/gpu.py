@@ -1,6 +1,7 @@
-"""The layers on a GPU against the reference, and then against cuDNN: `python -m benchmarks.gpu [rows.json]`.
+"""All that runs on a GPU, checked and then timed: `python -m benchmarks.gpu [rows.json]`.
 
-Needs torch alone, with Triton for its kernels. Runs in float32 and then with TF32 allowed, which cuDNN uses too.
+A backbone from frames in host memory to features; the layers against the reference, and then against cuDNN, in float32
+and then with TF32 allowed, which cuDNN uses too. Needs torch, transformers and pyarrow, with Triton for its kernels.
 
 Letters: B batch, T steps, D features, H hidden.
 """
@@ -8,6 +9,7 @@ Letters: B batch, T steps, D features, H hidden.
 import functools
 import statistics
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -15,6 +17,7 @@ from typing import Final, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from benchmarks import backbone
 from benchmarks.timing import Row, paired, ratio, write_json
 from benchmarks.workloads import SHARES, TRAINING, Cell, Layer, Mode, Size, make_dense, make_skip, step, with_backend
 from models.recurrence import Backend
@@ -148,8 +151,11 @@ def main() -> int:
     if not torch.cuda.is_available():
         print("benchmarks.gpu needs a CUDA device and a torch built for CUDA; there is none here", file=sys.stderr)
         return 1
-    rows = []
+    rows: list[Row] = []
     name = f"{torch.cuda.get_device_name()}, torch {torch.__version__}, CUDA {torch.version.cuda}"
+    with tempfile.TemporaryDirectory() as place:
+        resnet = backbone.write_resnet50(Path(place) / "resnet50")
+        rows += backbone.compare(f"hf:{resnet}", "cuda", rounds=5, label=name)
     for tf32 in (False, True):
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
         label = f"{name}, {'TF32' if tf32 else 'float32'}"

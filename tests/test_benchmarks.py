@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import gpu, layers
+from benchmarks import backbone, gpu, layers
 from benchmarks.workloads import Cell, Mode, Size
 from models.kernels import event
 
@@ -50,6 +50,16 @@ def test_what_the_gpu_benchmark_does(cell: Cell, mode: Mode, capsys: pytest.Capt
         f"gpu/here/{mode}/tiny/{cell}/event/{share}" for share in (1.0, 0.5, 0.25, 0.1, 0.03)
     ]
     assert all(row.ours > 0 and row.ratio > 0 for row in rows)
+
+
+def test_a_backbone_from_frame_to_feature(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = backbone.compare("random:0", "cpu", rounds=1, label="here")
+    assert [row.name for row in rows] == ["gpu/here/random:0/float32", "gpu/here/random:0/bfloat16"]
+    assert all(0 < row.ratio < 1.5 for row in rows)
+    assert "float32: largest difference from the CPU's float32 0.0000" in capsys.readouterr().out
+    monkeypatch.setattr(backbone, "TOLERANCE", {"float32": -1.0, "bfloat16": -1.0})
+    with pytest.raises(SystemExit, match="differs from the CPU"):
+        backbone.compare("random:0", "cpu", rounds=1, label="here")
 
 
 @pytest.mark.parametrize("factor", [1.01, torch.nan])

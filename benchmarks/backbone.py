@@ -1,0 +1,70 @@
+"""A backbone from frames in host memory to features, against its forward pass alone: part of `benchmarks.gpu`."""
+
+import statistics
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.timing import Row, paired, ratio
+from features.backbones import batch_size_on, load_backbone
+from features.recipe import Dtype
+
+FRAME = (480, 854, 3)
+TARGET = 0.9
+# Relative to the largest feature: sums in another order, and a resize in floats where the CPU's is in integers.
+TOLERANCE = {"float32": 2e-2, "bfloat16": 1e-1}
+
+
+def write_resnet50(directory: Path) -> Path:
+    """ResNet-50 with random weights and ImageNet's preprocessing, as a hub directory: as fast as a trained one."""
+    from transformers import ConvNextImageProcessorPil, ResNetConfig, ResNetModel
+
+    torch.manual_seed(0)
+    ResNetModel(ResNetConfig()).save_pretrained(directory)
+    ConvNextImageProcessorPil(size={"shortest_edge": 224}, crop_pct=0.875).save_pretrained(directory)
+    return directory
+
+
+def compare(name: str, device: str, *, rounds: int, label: str) -> list[Row]:
+    """Prints and returns, by dtype, the share of the forward pass's own rate that is left from frame to feature.
+
+    SystemExit where features differ from those of the CPU in float32.
+    """
+    rng = np.random.default_rng(0)
+    frames = list(rng.integers(0, 256, (batch_size_on(device), *FRAME), np.uint8))
+    expected = load_backbone(name).encode(frames[:4]).astype(np.float32)
+    rows = []
+    for dtype in get_args(Dtype):
+        backbone = load_backbone(name, device=device, dtype=dtype)
+        found = backbone.encode(frames).astype(np.float32)[:4]
+        worst = float(np.abs(found - expected).max() / np.abs(expected).max())
+        print(f"{name} {dtype}: largest difference from the CPU's float32 {worst:.4f}")
+        if not worst <= TOLERANCE[dtype]:
+            raise SystemExit(f"{name} in {dtype} differs from the CPU: nothing is timed")
+        pixels = torch.from_numpy(np.stack(frames)).to(device)
+        functions: dict[str, Callable[[], object]] = {
+            "forward": partial(_inference, backbone.network, backbone.prepare(pixels)),
+            "prepare": partial(_inference, backbone.prepare, pixels),
+            "encode": partial(backbone.encode, frames),
+        }
+        times = paired(functions, rounds=rounds, wait=torch.cuda.synchronize if device == "cuda" else lambda: None)
+        rates = {part: len(frames) / statistics.median(seconds) for part, seconds in times.items()}
+        share, low, high = ratio(times["forward"], times["encode"])
+        print(
+            f"  frames/s: {rates['encode']:.0f} from host memory, {rates['forward']:.0f} forward alone, "
+            f"{rates['prepare']:.0f} resized alone; share {share:.2f} ({low:.2f}–{high:.2f}), target {TARGET}",
+            flush=True,
+        )
+        key = f"gpu/{label}/{name.rpartition('/')[2]}/{dtype}"
+        rows.append(Row(key, "frames/s", rates["encode"], rates["forward"], share, TARGET, label))
+    return rows
+
+
+def _inference(function: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    with torch.inference_mode():
+        return function(images)
