@@ -75,16 +75,26 @@ def _open_decord(uri: str) -> Video:
     return DecordVideo(uri)
 
 
-DECODERS: dict[str, Callable[[str], Video]] = {"pyav": _open_pyav, "decord": _open_decord}
+def _open_torchcodec(uri: str) -> Video:
+    from pipeline.decoding_torchcodec import TorchcodecVideo
+
+    return TorchcodecVideo(uri)
+
+
+DECODERS: dict[str, Callable[[str], Video]] = {
+    "pyav": _open_pyav,
+    "decord": _open_decord,
+    "torchcodec": _open_torchcodec,
+}
 
 
 def open_video(uri: str, decoder: str = "pyav") -> Video:
     """Open the video at `uri` and list its frames.
 
     `decoder` is a name in `DECODERS`, or `module:function` for one of your own, called with the URI and returning a
-    `Video`. pyav reads everything FFmpeg reads, exactly and skipping what is not wanted; decord reads plain local MP4
-    and MKV files only and does not notice damaged frames. VideoError, with a reason, where the file cannot be opened
-    or `decoder` is unknown or refuses it.
+    `Video`. pyav reads everything FFmpeg reads, exactly and skipping what is not wanted; decord and torchcodec (an
+    extra) read plain local MP4 and MKV files only and do not notice all damaged frames. VideoError, with a reason,
+    where the file cannot be opened or `decoder` is unknown or refuses it.
     """
     open_with = DECODERS.get(decoder) or _find_function(decoder)
     return open_with(uri)

@@ -5,6 +5,7 @@ from typing import Any, BinaryIO
 
 from pipeline import storage
 from pipeline.errors import StorageError, VideoError
+from pipeline.locations import explained
 
 # FFmpeg guesses the format from the content. Left to itself it would read a playlist, which opens further files and
 # addresses, or draw a text file as pictures.
@@ -36,40 +37,51 @@ def open_container(uri: str, *, quick: bool = False) -> Opened:
     it for MP4, where packets state all their times: an H.264 stream then does not know its pixel format and, where its
     own header does not say how far its frames are reordered, may lose frames.
     """
-    import av
-
-    file = None
     try:
-        path = storage.local_path(uri)
-        with storage.open_input(uri) as probe:
-            head = probe.read(16)
-            size = probe.seek(0, 2)
-            missing = _missing_bytes(probe, size)
-        if not size:
-            raise VideoError(f"{uri} is empty (0 bytes); copy or record it again")
-        if missing:
-            raise VideoError(
-                f"{uri} is cut off: {missing} of {size + missing} bytes are missing; copy or record it again"
-            )
-        file = None if path is not None else storage.open_input(uri)
-        options = {"format_whitelist": _FORMATS}
+        head = _checked_head(uri)
         quick = quick and head[4:8] == b"ftyp"
-        if quick:
-            options |= {"skip_frame": "all", "analyzeduration": "1"}  # for the decoders that probe; ours is made later
-        container = av.open(file or str(path), options=options)
+        opened = _open(uri, head, quick=quick)
+        if quick and len(opened.container.streams.video) > 1:  # FFmpeg chooses one by what it found out about them
+            opened.close()
+            opened = _open(uri, head, quick=False)
     except StorageError as error:
         raise VideoError(str(error)) from error
-    except (av.FFmpegError, OSError) as error:
-        if file is not None:
-            file.close()
-        raise VideoError(f"{uri} {_why_unreadable(head)}") from error
-    opened = Opened(container, container.streams.best("video"), file, quick)
     try:
         _prepare(uri, opened)
     except BaseException:
         opened.close()
         raise
     return opened
+
+
+def _checked_head(uri: str) -> bytes:
+    """The first 16 bytes of a file that has all the bytes that its outermost elements claim."""
+    with explained("read", uri), storage.open_input(uri) as probe:
+        head = probe.read(16)
+        size = probe.seek(0, 2)
+        missing = _missing_bytes(probe, size)
+    if not size:
+        raise VideoError(f"{uri} is empty (0 bytes); copy or record it again")
+    if missing:
+        raise VideoError(f"{uri} is cut off: {missing} of {size + missing} bytes are missing; copy or record it again")
+    return head
+
+
+def _open(uri: str, head: bytes, *, quick: bool) -> Opened:
+    import av
+
+    options = {"format_whitelist": _FORMATS}
+    if quick:
+        options |= {"skip_frame": "all", "analyzeduration": "1"}  # for the decoders that probe; ours is made later
+    path = storage.local_path(uri)
+    file = None if path is not None else storage.open_input(uri)
+    try:
+        container = av.open(file or str(path), options=options)
+    except (av.FFmpegError, OSError) as error:
+        if file is not None:
+            file.close()
+        raise VideoError(f"{uri} {_why_unreadable(head)}") from error
+    return Opened(container, container.streams.best("video"), file, quick)
 
 
 def _why_unreadable(head: bytes) -> str:

@@ -99,7 +99,7 @@ class PyAVVideo(Video):
         self._wanted, self._last_wanted = wanted, last_wanted
         if index != self._position or self._current is None:
             found = self._find(index)
-            while not found and (self._opened.quick or self._shortcuts):
+            while not found and self._shortcuts:
                 self._shortcuts = self._shortcuts and self._opened.quick
                 self._restart(None)
                 found = self._find(index)

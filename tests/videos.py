@@ -42,39 +42,56 @@ def write_video(
     fps: int = 30,
     times_ms: Sequence[int] | None = None,
     size: tuple[int, int] = (64, 48),
+    pix_fmt: str | None = None,
+    full_range: bool = False,
     key_distance: int = 12,
     b_frames: int = 2,
     codec: str = "libx264",
     options: dict[str, str] | None = None,
     container_options: dict[str, str] | None = None,
     rotation: int = 0,
+    silence: bool = False,
 ) -> Path:
     """Write numbered frames to `path` (the suffix picks the container) and return it.
 
     `times_ms` gives each frame's presentation time for a variable frame rate; `size` is (width, height), and odd sizes
-    are written as yuv444p because yuv420p cannot hold them; `rotation` is in degrees, counter-clockwise, and only
-    marked in the container, so pixels are stored unrotated.
+    are written as yuv444p where no `pix_fmt` is given; `rotation` is in degrees, counter-clockwise, and only marked in
+    the container, so pixels are stored unrotated; `silence` adds a sound track.
     """
     width, height = size
     with av.open(str(path), "w", options=container_options or {}) as container:
         stream = container.add_stream(codec, rate=fps)
         stream.width, stream.height = size
-        stream.pix_fmt = "yuv444p" if width % 2 or height % 2 else "yuv420p"
+        stream.pix_fmt = pix_fmt or ("yuv444p" if width % 2 or height % 2 else "yuv420p")
+        if full_range:
+            stream.codec_context.color_range = av.video.reformatter.ColorRange.JPEG
         stream.codec_context.gop_size = key_distance
         stream.codec_context.max_b_frames = b_frames
-        x264 = {"preset": "veryfast", "crf": "20", "sc_threshold": "0"} if codec == "libx264" else {}
-        stream.options = {"threads": "1", **x264, **(options or {})}
+        stream.options = {"threads": "1", **_QUICK.get(codec, {}), **(options or {})}
         time_base = Fraction(1, 1000) if times_ms is not None else Fraction(1, fps)
         stream.time_base = stream.codec_context.time_base = time_base
         if rotation:
             stream.set_display_rotation(rotation)
+        sound = container.add_stream("aac", rate=16000) if silence else None
         for number in range(num_frames):
-            frame = av.VideoFrame.from_ndarray(numbered_frame(number, width, height), format="rgb24")
+            image = numbered_frame(number, width, height)
+            # Each picture is converted here: the encoder's own conversion starts threads.
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24").reformat(format=stream.pix_fmt, threads=1)
             frame.pts = number if times_ms is None else times_ms[number]
             frame.time_base = time_base
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
+        if sound is not None:
+            _add_silence(container, sound, num_frames / fps)
     return path
+
+
+_QUICK = {
+    "libx264": {"preset": "veryfast", "crf": "20", "sc_threshold": "0"},
+    "libx265": {"preset": "ultrafast", "x265-params": "log-level=none:pools=none:frame-threads=1:open-gop=0"},
+    "libvpx-vp9": {"deadline": "good", "cpu-used": "8", "lag-in-frames": "12", "auto-alt-ref": "1"},
+    "libsvtav1": {"preset": "12", "svtav1-params": "lp=1"},
+}
 
 
 def trim(source: Path, target: Path, num_frames: int) -> Path:
@@ -90,16 +107,52 @@ def trim(source: Path, target: Path, num_frames: int) -> Path:
     return target
 
 
+def join(first: Path, second: Path, target: Path) -> Path:
+    """Copy the packets of two videos behind each other, as one stream that starts anew, at another size, halfway."""
+    with av.open(str(first)) as one, av.open(str(second)) as other, av.open(str(target), "w") as after:
+        copy = after.add_stream_from_template(one.streams.video[0])
+        shift = 0
+        for before in (one, other):
+            end = 0
+            for packet in before.demux(video=0):
+                if packet.size and packet.pts is not None and packet.dts is not None:
+                    end = max(end, packet.pts + (packet.duration or 0))
+                    packet.pts, packet.dts, packet.stream = packet.pts + shift, packet.dts + shift, copy
+                    after.mux(packet)
+            shift += end
+    return target
+
+
+def write_two_streams(path: Path, options: dict[str, str]) -> Path:
+    """Write a fragmented MP4 with two video streams; players show the second, as the first is still: fewer bits."""
+    with av.open(str(path), "w", options={"movflags": "frag_keyframe+empty_moov"}) as container:
+        streams = [container.add_stream("libx264", rate=30, options={"threads": "1", **options}) for _ in range(2)]
+        for stream in streams:
+            stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+            stream.disposition = av.stream.Disposition.default
+        for number in range(30):
+            for stream, drawn in zip(streams, (255, number), strict=True):
+                frame = av.VideoFrame.from_ndarray(numbered_frame(drawn, 64, 48), format="rgb24")
+                frame.pts, frame.time_base = number, Fraction(1, 30)
+                container.mux(stream.encode(frame))
+        for stream in streams:
+            container.mux(stream.encode(None))
+    return path
+
+
 def write_audio_only(path: Path) -> Path:
     """Write 0.2 s of silence without any video stream."""
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("aac", rate=16000)
-        for start in range(0, 3200, 1024):
-            frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), dtype=np.float32), format="fltp", layout="mono")
-            frame.sample_rate, frame.pts = 16000, start
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
+        _add_silence(container, container.add_stream("aac", rate=16000), 0.2)
     return path
+
+
+def _add_silence(container: av.container.OutputContainer, stream: av.AudioStream, seconds: float) -> None:
+    for start in range(0, round(seconds * 16000), 1024):
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), dtype=np.float32), format="fltp", layout="mono")
+        frame.sample_rate, frame.pts = 16000, start
+        container.mux(stream.encode(frame))
+    container.mux(stream.encode(None))
 
 
 def hide_reordering(path: Path) -> Path:

@@ -1,0 +1,132 @@
+"""What the adapters of decord and torchcodec share: they are right on plain local files and refuse all others.
+
+Both return other frames or other pixels than PyAV, without a word, on some files: see docs/decoding.md. What such a
+file is can be told from its packets and its first frame. Damage inside frames cannot: where it may occur, use pyav.
+"""
+
+from abc import abstractmethod
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pipeline import storage
+from pipeline.decoding import Frame, Video
+from pipeline.decoding_container import Opened, open_container
+from pipeline.decoding_index import FrameIndex, index_by_demuxing
+from pipeline.errors import VideoError
+
+_FORMATS = {"mp4", "matroska"}
+# Of other pixel formats, and of 4:2:0 at odd heights, FFmpeg interpolates the colours: each decoder asks it for another
+# filter.
+_PIXEL_FORMATS = {"yuv420p", "yuvj420p"}
+
+
+class PlainVideo(Video):
+    """A local file read on one thread; VideoError where it cannot be opened or is not plain.
+
+    Attributes:
+        _decoder: the decoder's name.
+        _codecs: FFmpeg's names of the codecs that it gets right.
+        _turns: whether it turns pictures by quarters as the file asks; otherwise such files are refused.
+    """
+
+    _decoder: ClassVar[str]
+    _codecs: ClassVar[frozenset[str]]
+    _turns: ClassVar[bool]
+
+    def __init__(self, uri: str) -> None:
+        self._uri = uri
+        path = storage.local_path(uri)
+        if path is None:
+            raise self._refused("it is not a local file")
+        self._index = self._inspect()
+        self._reader: Any = self._open(path)
+        if len(self._reader) != len(self._index.seconds):
+            raise self._refused(f"the decoder sees {len(self._reader)} frames in place of {len(self._index.seconds)}")
+        self.pts_seconds = self._index.seconds
+        self.duration_s = self._index.duration_s
+        self._num_decoded = 0
+        self._position = -1
+
+    @abstractmethod
+    def _open(self, path: Path) -> Any:
+        """The decoder's own reader, whose `len` is the number of frames."""
+
+    @abstractmethod
+    def _decode(self, index: int) -> Frame | None:
+        """Frame `index` as `Video.read` returns it, or None where the decoder reports an error."""
+
+    @property
+    def num_decoded(self) -> int:
+        """Counted by the decoders' rule, as they do not tell: all from the last frame read or the nearer key frame."""
+        return self._num_decoded
+
+    def read(self, index: int) -> Frame:
+        """See `Video.read`."""
+        index = self._checked(index)
+        if self._reader is None:
+            raise ValueError(f"{self._uri} is closed")
+        image = self._decode(index)
+        if image is None:
+            raise VideoError(
+                f"{self._uri}: frame {index} of {len(self.pts_seconds)} could not be decoded; "
+                f"the file is damaged or cut off there"
+            )
+        key = self._index.key_before(index)
+        start = key[0] if key is not None else 0
+        if start <= self._position < index:
+            start = self._position + 1
+        self._num_decoded += index - start + 1
+        self._position = index
+        return image
+
+    def close(self) -> None:
+        """See `Video.close`."""
+        self._reader = None
+
+    def _inspect(self) -> FrameIndex:
+        opened = open_container(self._uri, quick=True)
+        try:
+            if len(opened.container.streams.video) > 1:
+                raise self._refused("it has several video streams")
+            formats, codec = set(opened.container.format.name.split(",")), opened.stream.codec_context.name
+            if not formats & _FORMATS or codec not in self._codecs:
+                raise self._refused(f"{codec} in {opened.container.format.name} is not among what it gets right")
+            index = index_by_demuxing(self._uri, opened)
+            if index is None or not index.plain:
+                raise self._refused("it has an edit list, open groups of pictures or unclear frame times")
+            why = _odd_picture(_first_frame(self._uri, opened, index), self._turns)
+            if why is not None:
+                raise self._refused(why)
+            return index
+        finally:
+            opened.close()
+
+    def _refused(self, why: str) -> VideoError:
+        return VideoError(f"{self._uri} is refused with decoder {self._decoder}: {why}; use decoder pyav")
+
+
+def _first_frame(uri: str, opened: Opened, index: FrameIndex) -> Any:
+    import av
+
+    try:
+        opened.container.seek(index.keys[0][1], stream=opened.stream)
+        return next(opened.container.decode(opened.stream))
+    except (av.FFmpegError, StopIteration) as error:
+        raise VideoError(f"{uri}: frame 0 of {len(index.seconds)} could not be decoded; the file is damaged") from error
+
+
+def _odd_picture(frame: Any, turns: bool) -> str | None:
+    """What it is about a picture that the decoders get wrong, or None."""
+    from av.video.reformatter import ColorRange
+
+    if frame.format.name not in _PIXEL_FORMATS:
+        return f"its pixel format {frame.format.name} is not 8-bit 4:2:0"
+    if frame.height % 2:
+        return f"its height {frame.height} is odd"
+    if frame.interlaced_frame:
+        return "its pictures are interlaced"
+    if frame.rotation % 90 or (frame.rotation and not turns):
+        return f"its pictures are to be turned by {frame.rotation} degrees"
+    if frame.format.name == "yuv420p" and frame.color_range == ColorRange.JPEG:
+        return "its colours use the full range"
+    return None
