@@ -2,13 +2,18 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from features.extraction import VideoTask
+from features.schema import time_of
 from pipeline import storage
 from pipeline.storage import FileStamp
+
+# Files whose size and time are asked for together.
+ROWS_AT_ONCE = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,22 +56,32 @@ def plan(
         known: what `store.known` returns.
         skipped: counts what is passed over, as this goes on.
     """
-    index = {name: known[name] for name in known.column_names}
     for batch in manifest:
-        uris = batch["uri"].to_pylist()
-        stamps = storage.stamps(uris)
-        places = pc.index_in(batch["video_id"], value_set=known["video_id"]).to_pylist()
-        for video_id, uri, stamp, place in zip(batch["video_id"].to_pylist(), uris, stamps, places, strict=True):
-            if place is None:
-                yield Planned(VideoTask(video_id, uri), stamp, "")
-                continue
-            digest = index["source_digest"][place].as_py()
-            noted = (index["source_bytes"][place].as_py(), index["source_modified"][place].value)
-            is_same = noted == ((stamp.num_bytes, stamp.modified_us) if stamp else (None, None))
-            if digest is not None and (is_same or stamp is None):
-                skipped.finished += 1
-            elif digest is None and is_same and not retry_failed:
-                skipped.failed += 1
-            else:
-                task = VideoTask(video_id, uri, known_digest=digest or "")
-                yield Planned(task, stamp, index["file"][place].as_py())
+        places = pc.index_in(batch["video_id"], value_set=known["video_id"])  # costs its time for the known ones
+        for start in range(0, batch.num_rows, ROWS_AT_ONCE):
+            part = batch.slice(start, ROWS_AT_ONCE)
+            noted = known.take(places.slice(start, ROWS_AT_ONCE))
+            yield from _plan_part(part, noted, retry_failed=retry_failed, skipped=skipped)
+
+
+def _plan_part(
+    part: pa.RecordBatch, noted_rows: pa.Table, *, retry_failed: bool, skipped: Skipped
+) -> Iterator[Planned]:
+    uris = part["uri"].to_pylist()
+    rows = zip(part["video_id"].to_pylist(), uris, storage.stamps(uris), noted_rows.to_pylist(), strict=True)
+    for video_id, uri, stamp, noted in rows:
+        if noted["video_id"] is None:
+            yield Planned(VideoTask(video_id, uri), stamp, "")
+            continue
+        digest = noted["source_digest"]
+        is_same = (noted["source_bytes"], noted["source_modified"]) == _as_noted(stamp)
+        if digest is not None and (is_same or stamp is None):
+            skipped.finished += 1
+        elif digest is None and is_same and not retry_failed:
+            skipped.failed += 1
+        else:
+            yield Planned(VideoTask(video_id, uri, known_digest=digest or ""), stamp, noted["file"])
+
+
+def _as_noted(stamp: FileStamp | None) -> tuple[int | None, datetime | None]:
+    return (stamp.num_bytes, time_of(stamp)) if stamp else (None, None)

@@ -104,7 +104,7 @@ def shard_table(video_id: str, source: Source, segments: Sequence[Segment]) -> p
         pa.array([segment.features.shape[1] for segment in segments], pa.int32()),
         pa.array([source.digest] * count),
         pa.array([source.stamp.num_bytes] * count, pa.int64()),
-        pa.array([_time(source.stamp.modified_us)] * count, SHARD_SCHEMA.field("source_modified").type),
+        pa.array([time_of(source.stamp)] * count, SHARD_SCHEMA.field("source_modified").type),
     ]
     return pa.Table.from_arrays(columns, schema=SHARD_SCHEMA)
 
@@ -117,7 +117,7 @@ def failure_table(failures: Sequence[Failure]) -> pa.Table:
             "uri": failure.uri,
             "reason": failure.reason,
             "source_bytes": failure.stamp.num_bytes if failure.stamp else None,
-            "source_modified": _time(failure.stamp.modified_us) if failure.stamp else None,
+            "source_modified": time_of(failure.stamp) if failure.stamp else None,
         }
         for failure in failures
     ]
@@ -153,5 +153,6 @@ def _lists(name: str, arrays: Sequence[NDArray[np.generic]]) -> pa.Array:
     )
 
 
-def _time(modified_us: int) -> datetime:
-    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=modified_us)
+def time_of(stamp: FileStamp) -> datetime:
+    """The time of change as the column source_modified has it."""
+    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=stamp.modified_us)

@@ -104,7 +104,7 @@ def run(settings: Settings) -> int:
         skipped = Skipped()
         known = store.known(output)
         planned = plan(
-            iterate_manifest(settings.manifest, batch_rows=4096),
+            iterate_manifest(settings.manifest, batch_rows=65536),
             known,
             retry_failed=settings.retry_failed,
             skipped=skipped,
