@@ -1,0 +1,211 @@
+"""The decoders beside each other and beside their limit: `python -m benchmarks.decoding`.
+
+First that all of them return the same frames of every clip. Then CPU time (of all threads, so that other work on the
+machine disturbs it little) of opening a clip and reading the wanted frames, in turn: by resolution, codec and
+key-frame distance around one clip in the middle, and by how many frames are wanted. torchcodec and decord are timed on
+their own, without what our adapters check. The limit is PyAV's plainest loop without an index: every frame decoded, the
+wanted ones converted to RGB and thrown away. Where few frames are wanted, not to decode all of them is faster.
+"""
+
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+
+import av
+import numpy as np
+import tyro
+from av.video.reformatter import VideoReformatter
+
+from benchmarks.clips import write_clip
+from benchmarks.timing import Row, machine, ratio, write_json
+from pipeline.decoding import DECODERS, open_video
+from pipeline.errors import VideoError
+
+SIZES = ((320, 240), (854, 480), (1280, 720), (1920, 1080))
+KEY_DISTANCES = (12, 48, 250)
+FPS = 30
+LIMIT = "limit"
+# Closed groups of pictures, as decord and torchcodec want them.
+OPTIONS = {
+    "libx265": {"preset": "veryfast", "x265-params": "log-level=none:open-gop=0:scenecut=0"},
+    "mpeg4": {"qscale": "4", "flags": "+qscale"},
+    "libvpx-vp9": {"deadline": "realtime", "cpu-used": "7", "crf": "32", "b": "0", "row-mt": "1"},
+    "libsvtav1": {"preset": "10", "crf": "35", "svtav1-params": "lp=2"},
+}
+# The default decoder is nowhere slower than another, give or take what two runs differ by, and costs at most a sixth
+# more than the limit where that decodes no frame in vain.
+TARGETS = {"torchcodec": 0.95, "decord": 0.95}
+TARGET_OF_LIMIT = 0.85
+
+
+@dataclass(frozen=True)
+class Settings:
+    """rounds: turns of each decoder. quick: two short small clips, under a minute."""
+
+    rounds: int = 3
+    quick: bool = False
+    json: Path | None = None
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A generated video of (width, height) `size` with a key frame every `key_distance` frames."""
+
+    size: tuple[int, int] = (854, 480)
+    codec: str = "libx264"
+    key_distance: int = 48
+    seconds: int = 10
+
+    def __str__(self) -> str:
+        return f"{self.codec.removeprefix('lib')}/{self.size[0]}x{self.size[1]}/{self.key_distance}"
+
+    def write(self, folder: Path) -> Path:
+        """The clip as a file, made on the first call."""
+        path = folder / f"{str(self).replace('/', '-')}.{'mkv' if 'vp' in self.codec else 'mp4'}"
+        if not path.exists() and self.codec == "libx264":
+            write_clip(path, size=self.size, seconds=self.seconds, fps=FPS, key_distance=self.key_distance)
+        elif not path.exists():
+            source = Clip(self.size, key_distance=self.key_distance, seconds=self.seconds).write(folder)
+            _transcode(source, path, self)
+        return path
+
+
+def _transcode(source: Path, target: Path, clip: Clip) -> None:
+    with av.open(str(source)) as before, av.open(str(target), "w") as after:
+        stream = after.add_stream(clip.codec, rate=FPS, options=OPTIONS[clip.codec])
+        stream.width, stream.height = clip.size
+        stream.pix_fmt = "yuv420p"
+        stream.codec_context.gop_size = clip.key_distance
+        stream.codec_context.max_b_frames = 0 if clip.codec == "mpeg4" else 2
+        for number, frame in enumerate(before.decode(video=0)):
+            frame.pts, frame.time_base, frame.pict_type = number, Fraction(1, FPS), 0
+            after.mux(stream.encode(frame))
+        after.mux(stream.encode(None))
+
+
+def clips(*, quick: bool) -> list[Clip]:
+    """What is timed: everything varied on its own around the clip of the defaults."""
+    if quick:
+        return [Clip((320, 240), seconds=4), Clip((320, 240), "libx265", seconds=4)]
+    varied = [Clip(size) for size in SIZES]
+    varied += [Clip(codec=codec) for codec in OPTIONS if codec in av.codecs_available]
+    return varied + [Clip(key_distance=distance) for distance in KEY_DISTANCES if distance != 48]
+
+
+def samplings(count: int) -> dict[str, list[int]]:
+    """Frames wanted out of `count`, by the name of the sampling."""
+    sparse = sorted(random.Random(0).sample(range(count), 8))
+    return {
+        "every": list(range(count)),
+        "6 fps": list(range(0, count, FPS // 6)),
+        "1 fps": list(range(0, count, FPS)),
+        "8 sparse": sparse,
+    }
+
+
+def read(path: Path, wanted: Sequence[int], decoder: str) -> None:
+    """Open a video and go through the wanted frames, keeping none: ours, or a peer without our adapter around it."""
+    if decoder == "torchcodec":
+        video = import_module("torchcodec.decoders").VideoDecoder(str(path), dimension_order="NHWC")
+        for index in wanted:
+            video[index].numpy()
+    elif decoder == "decord":
+        decord = import_module("decord")
+        video = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=1)
+        for index in wanted:
+            video[index].asnumpy()
+    else:
+        with open_video(str(path), decoder) as ours:
+            for _ in ours.read_many(wanted):
+                pass
+
+
+def plain_loop(path: Path, wanted: Sequence[int], *, convert: bool = True) -> None:
+    """Decode all frames on one thread and convert the wanted ones."""
+    chosen, reformatter = frozenset(wanted), VideoReformatter()
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        stream.thread_type, stream.codec_context.thread_count = "NONE", 1
+        for number, frame in enumerate(container.decode(stream)):
+            if convert and number in chosen:
+                reformatter.reformat(frame, format="rgb24", threads=1)
+
+
+def usable(path: Path) -> list[str]:
+    """The decoders that read this clip, which return the same frames; SystemExit where they do not."""
+    with open_video(str(path)) as video:
+        expected = dict(enumerate(video.read_many(range(24))))
+        expected |= {index: video.read(index) for index in samplings(len(video.pts_seconds))["8 sparse"]}
+    found = []
+    for decoder in DECODERS:
+        try:
+            with open_video(str(path), decoder) as video:
+                frames = list(video.read_many(expected))
+        except VideoError as error:
+            print(f"  {decoder}: {error}".replace(f"{path.parent}/", ""))
+            continue
+        if not all(np.array_equal(a, b) for a, b in zip(frames, expected.values(), strict=True)):
+            raise SystemExit(f"{decoder} returns other frames of {path.name} than pyav: nothing is timed")
+        found.append(decoder)
+    return found
+
+
+def cpu_seconds(functions: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
+    """CPU seconds of each function in each round, all of them in turn, after one round that is not counted."""
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    for number in range(rounds + 1):
+        for name, function in functions.items():
+            start = time.process_time()
+            function()
+            if number:
+                times[name].append(time.process_time() - start)
+    return times
+
+
+def compare(clip: Clip, path: Path, rounds: int) -> list[Row]:
+    """Prints and returns the rows of one clip."""
+    decoders, rows = usable(path), []
+    with open_video(str(path)) as video:
+        count = len(video.pts_seconds)
+    for sampling, wanted in samplings(count).items():
+        contenders: dict[str, Callable[[], None]] = {name: partial(read, path, wanted, name) for name in decoders}
+        contenders[LIMIT] = partial(plain_loop, path, wanted)
+        if sampling == "every":
+            contenders["decode only"] = partial(plain_loop, path, wanted, convert=False)
+        times = cpu_seconds(contenders, rounds)
+        ours = statistics.median(times["pyav"])
+        shown = f"| {clip} | {sampling} | {1e3 * ours:.1f} | {1e3 * ours / len(wanted):.2f} "
+        for peer in ("torchcodec", "decord", LIMIT, "decode only"):
+            if peer not in times:
+                shown += "| – "
+                continue
+            middle, low, high = ratio(times[peer], times["pyav"])
+            target = TARGET_OF_LIMIT if (sampling, peer) == ("every", LIMIT) else TARGETS.get(peer)
+            shown += f"| {middle:.2f} ({low:.2f}–{high:.2f}){' missed' if target and middle < target else ''} "
+            name = f"decoding/{clip}/{sampling.replace(' ', '-')}/{peer.replace(' ', '-')}"
+            rows.append(Row(name, "s", ours, statistics.median(times[peer]), middle, target, machine()))
+        print(shown + "|", flush=True)
+    return rows
+
+
+def main(settings: Settings) -> None:
+    print(f"{machine()}, PyAV {av.__version__}\n")
+    print("| codec, size, key distance | frames | pyav, ms | ms a frame | torchcodec | decord | limit | decode only |")
+    print("|---|---|---|---|---|---|---|---|")
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for clip in clips(quick=settings.quick):
+            rows += compare(clip, clip.write(Path(folder)), 1 if settings.quick else settings.rounds)
+    if settings.json:
+        write_json(settings.json, rows)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Settings))
