@@ -1,3 +1,4 @@
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -122,3 +123,19 @@ def test_what_is_wrong_with_a_split_is_said_before_the_first_batch(tmp_path: Pat
     manifest, features = two_class_corpus(tmp_path)
     with pytest.raises(FeatureSetError, match=r"no video of split 'validation'.*test, train"):
         stream_batches(FeatureSet(features), read_manifest(manifest), BatchPlan(), split="validation", task="frames")
+
+
+def test_a_stream_holds_two_batches_besides_the_callers(feature_set, monkeypatch):
+    empty, made, alive = torch.empty, [], []
+
+    def counted(*shape: object, **options: object) -> torch.Tensor:
+        tensor = empty(*shape, **options)
+        made.append(weakref.ref(tensor))
+        alive.append(sum(reference() is not None for reference in made))
+        return tensor
+
+    monkeypatch.setattr(torch, "empty", counted)
+    for batch in feature_set.stream(BatchPlan(batch_size=1, seed=0)):
+        assert len(batch.video_ids) == 1
+    assert len(made) == 20
+    assert max(alive) <= 3
