@@ -137,7 +137,7 @@ def known(uri: str) -> pa.Table:
                 table = table.filter(pc.equal(table["segment"], 0))
             else:
                 table = table.append_column("source_digest", pa.nulls(table.num_rows, pa.string()))
-            file = pa.array([f"{folder}/{path.rpartition('/')[2]}"] * table.num_rows, pa.string())
+            file = pa.array([f"{folder}/{journal.name_of(path)}"] * table.num_rows, pa.string())
             tables.append(table.append_column("file", file).select(_KNOWN.names).cast(_KNOWN))
     return pa.concat_tables(tables).combine_chunks()
 
