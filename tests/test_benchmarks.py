@@ -3,12 +3,15 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from benchmarks import backbone, gpu, layers
+from benchmarks import backbone, extract, gpu, layers
+from benchmarks.clips import write_clip
 from benchmarks.workloads import Cell, Mode, Size
 from models.kernels import event
 
@@ -85,3 +88,32 @@ def test_an_implementation_that_makes_nan_is_not_passed_over(monkeypatch: pytest
     monkeypatch.setattr(event, "forward", wrong)
     with pytest.raises(ValueError, match=r"rows \[0\] became NaN"):
         gpu.check(TINY, "gru", "event", "cpu", tf32=False)
+
+
+@pytest.fixture
+def clips(tmp_path: Path) -> list[Path]:
+    return [write_clip(tmp_path / f"{seed}.mp4", size=(64, 48), seconds=1, seed=seed) for seed in range(2)]
+
+
+def test_extraction_and_the_plain_loop_see_the_same(clips: list[Path], tmp_path: Path, cluster: None) -> None:
+    extract.check_equal("random:0", clips[0], tmp_path / "out")
+    measured = extract.ours("random:0", clips, tmp_path / "set")
+    assert measured.frames == 12
+    assert measured.rate > 0
+    assert extract.plain_loop("random:0", clips, tmp_path / "plain").frames == 12
+
+
+def test_no_extraction_is_timed_whose_features_are_wrong(
+    clips: list[Path], tmp_path: Path, cluster: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(np, "load", lambda _: np.ones((6, 128), np.float16))
+    with pytest.raises(SystemExit, match="differ from the plain loop's"):
+        extract.check_equal("random:0", clips[0], tmp_path / "out")
+
+
+def test_peak_memory_is_that_of_the_largest_moment() -> None:
+    with extract.PeakMemory() as memory:
+        block = bytearray(b"1") * (200 << 20)
+        time.sleep(0.5)
+        del block
+    assert memory.total > 200 << 20
