@@ -114,7 +114,7 @@ def locked(uri: str) -> Iterator[None]:
 
 def write_shard(uri: str, tables: Iterable[pa.Table], video_ids: Iterable[str]) -> None:
     """Write rows of whole videos as one shard named after the videos; holds one row group of them in memory."""
-    _write_rows(storage.join(uri, SHARDS, _name_for(video_ids)), tables)
+    write_rows(storage.join(uri, SHARDS, _name_for(video_ids)), tables)
 
 
 def write_failures(uri: str, failures: Sequence[Failure]) -> None:
@@ -129,9 +129,10 @@ def known(uri: str) -> pa.Table:
     Columns: video_id, source_digest (null for a failure), source_bytes, source_modified, file.
     """
     tables = [_KNOWN.empty_table()]
+    files = {SHARDS: journal.shard_uris(uri), FAILURES: storage.list_files(storage.join(uri, FAILURES), ".parquet")}
     for folder, columns in ((SHARDS, ["segment", "source_digest"]), (FAILURES, [])):
         names = ["video_id", *columns, "source_bytes", "source_modified"]
-        for path in storage.list_files(storage.join(uri, folder), ".parquet"):
+        for path in files[folder]:
             table = _read(path, names)
             if folder == SHARDS:
                 table = table.filter(pc.equal(table["segment"], 0))
@@ -156,7 +157,7 @@ def forget(uri: str, video_ids: Sequence[str], *, files: Iterable[str]) -> None:
             if file.startswith(FAILURES):
                 storage.write_table_atomic(path, table)
             else:
-                _write_rows(path, (table.slice(row, 1) for row in range(table.num_rows)))
+                write_rows(path, (table.slice(row, 1) for row in range(table.num_rows)))
 
 
 def finished(uri: str) -> dict[str, str]:
@@ -173,7 +174,8 @@ def failures(uri: str) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: row["video_id"])
 
 
-def _write_rows(target: str, tables: Iterable[pa.Table]) -> None:
+def write_rows(target: str, tables: Iterable[pa.Table]) -> None:
+    """Write a shard file of rows in order; holds one row group of them in memory."""
     group: list[pa.Table] = []
     with storage.open_atomic(target) as stream, shard_writer(stream) as writer:
         for table in tables:

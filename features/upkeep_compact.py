@@ -44,7 +44,7 @@ def compact(uri: str, *, shard_bytes: int = 64 << 20, watch: Watch = lambda grou
         groups = _groups(shards, shard_bytes)
         for group in watch(groups, "merging shards"):
             new = f"{uuid.uuid4().hex[:24]}.parquet"
-            store._write_rows(journal.hidden_uri(uri, new), _rows(group))
+            store.write_rows(journal.hidden_uri(uri, new), _rows(group))
             journal.replace(uri, [journal.name_of(shard) for shard in group], new)
         return Compaction(len(shards), len(shards) - sum(len(group) - 1 for group in groups))
 

@@ -103,11 +103,3 @@ def test_a_damaged_card_is_one_clear_line(uri, tmp_path):
 def test_a_folder_without_card_is_not_a_feature_set(tmp_path):
     with pytest.raises(FeatureSetError, match="not a feature set"):
         FeatureSet(str(tmp_path))
-
-
-def test_a_failure_is_forgotten_once_the_video_has_features(uri):
-    failed = [{"video_id": name, "uri": name + ".mp4", "reason": "empty file"} for name in ("a", "b")]
-    store.write_failures(uri, failed)
-    assert [row["video_id"] for row in store.failures(uri)] == ["a", "b"]
-    write_sequence(uri, "a", values(2))
-    assert [row["video_id"] for row in store.failures(uri)] == ["b"]

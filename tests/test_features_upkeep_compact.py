@@ -51,7 +51,7 @@ def assert_whole(uri: str) -> None:
 
 def merge(uri: str, old: list[str]) -> None:
     new = f"{os.urandom(4).hex()}.parquet"
-    store._write_rows(journal.hidden_uri(uri, new), [pq.read_table(Path(uri, "shards", name)) for name in old])
+    store.write_rows(journal.hidden_uri(uri, new), [pq.read_table(Path(uri, "shards", name)) for name in old])
     journal.replace(uri, old, new)
 
 
@@ -126,7 +126,7 @@ def fatal_rows(function):
     return wrapped
 
 storage.delete, storage.write_atomic = fatal(storage.delete), fatal(storage.write_atomic)
-journal._rename, store._write_rows = fatal(journal._rename), fatal(store._write_rows)
+journal._rename, store.write_rows = fatal(journal._rename), fatal(store.write_rows)
 upkeep_compact._rows = fatal_rows(upkeep_compact._rows)
 upkeep_compact.compact(sys.argv[1])
 print("survived")
