@@ -19,7 +19,7 @@ from pipeline.decoding_index import FrameIndex, index_by_counting, index_by_demu
 from pipeline.errors import VideoError
 
 # glibc gives a freed block back to the system, to be cleared anew for the next picture, unless it once saw one as large
-# as this freed; it takes no larger ones into account. Decoding 480p takes a third less time where it keeps them.
+# as this freed; it takes no larger ones into account. See docs/decoding.md for what that saves.
 _LARGEST_KEPT_BYTES = (32 << 20) - (64 << 10)
 # Decoders known to keep every other frame exact when non-reference frames are dropped; with AV1 they do not.
 _DROPPING_IS_EXACT = {"h264", "hevc", "mpeg4"}
