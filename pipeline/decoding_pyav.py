@@ -100,7 +100,7 @@ class PyAVVideo(Video):
         if index != self._position or self._current is None:
             found = self._find(index)
             while not found and self._shortcuts:
-                self._shortcuts = self._shortcuts and self._opened.quick
+                self._shortcuts = self._opened.quick  # opened at length it may do with the other shortcuts
                 self._restart(None)
                 found = self._find(index)
             if not found:
