@@ -41,15 +41,21 @@ class VideoTask:
 
 @dataclass(frozen=True, slots=True)
 class FrameSettings:
-    """How videos become parts; ``batch_size`` is the backbone's, so that no batch is cut in two."""
+    """How videos become parts.
+
+    Attributes:
+        batch_size: the backbone's, so that no batch is cut in two: how many make a part does not change a feature.
+        part_frames: frames of a part, where they are small enough.
+    """
 
     sampling: Sampling
     batch_size: int
     decoder: str = "pyav"
+    part_frames: int = PART_FRAMES
 
     def frames_per_part(self, frame_bytes: int) -> int:
         """A multiple of the batch size where frames are small enough."""
-        count = max(1, min(PART_BYTES // frame_bytes, max(PART_FRAMES, self.batch_size)))
+        count = max(1, min(PART_BYTES // frame_bytes, max(self.part_frames, self.batch_size)))
         return count - count % self.batch_size if count > self.batch_size else count
 
 

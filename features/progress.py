@@ -17,7 +17,8 @@ class Progress:
         frames: encoded.
         video_s: length of the finished videos.
         decode_s, encode_s: time the processes of a stage worked, summed over them.
-        working_since: when the first frames were encoded; None before.
+        working_since: when the work for the first block began; None before it is encoded.
+        stopped: when everything was written; None before.
     """
 
     num_decoders: int
@@ -32,12 +33,14 @@ class Progress:
     encode_s: float = 0.0
     started: float = field(default_factory=time.monotonic)
     working_since: float | None = None
+    stopped: float | None = None
 
-    def encoded(self, seconds: float) -> None:
-        """Count the time that an encoder worked for a block."""
-        self.encode_s += seconds
+    def count(self, *, decode_s: float, encode_s: float) -> None:
+        """Count the time that processes worked for a block that is now encoded."""
+        self.decode_s += decode_s
+        self.encode_s += encode_s
         if self.working_since is None:
-            self.working_since = time.monotonic() - seconds
+            self.working_since = time.monotonic() - decode_s - encode_s
 
     @property
     def ended(self) -> int:
@@ -46,8 +49,10 @@ class Progress:
 
     @property
     def working_s(self) -> float:
-        """Seconds since the first frames were encoded; what comes before is start-up."""
-        return time.monotonic() - self.working_since if self.working_since is not None else 0.0
+        """Seconds since the work for the first block began; what comes before is start-up."""
+        if self.working_since is None:
+            return 0.0
+        return (self.stopped or time.monotonic()) - self.working_since
 
     @property
     def frames_per_s(self) -> float:
@@ -83,8 +88,8 @@ class Progress:
         decoders, encoders = self.busy
         if self.working_s < 5 or not self.frames:
             return ""
-        if decoders < 0.5 and encoders < 0.5:
-            return "neither stage is busy: reading the files or the network is the bottleneck"
+        if decoders + encoders < 0.5:
+            return "the processes wait: reading the files or the network is the bottleneck"
         if encoders >= decoders:
-            return "encoding is the bottleneck: more --encoders on more CPUs, a GPU, or --dtype bfloat16 there"
-        return "decoding is the bottleneck: more --decoders on more CPUs, or a lower --rate-hz"
+            return "encoding is the bottleneck: more CPUs, a GPU, --dtype bfloat16 where it gains, or a lower --rate-hz"
+        return "decoding is the bottleneck: more CPUs (and --decoders), or a lower --rate-hz"

@@ -22,7 +22,7 @@ from features.extraction import FrameSettings
 from features.planning import Planned
 from features.progress import Progress
 from features.schema import Failure
-from features.workers import BackboneSettings, Decoded, Decoder, Encoder
+from features.workers import BackboneSettings, Decoded, Decoder, Encoder, Features, Worker
 from features.writer import ShardWriter
 from pipeline.errors import InputError
 
@@ -36,7 +36,7 @@ class Pools:
     """The processes of an extraction.
 
     Attributes:
-        num_decoders, num_encoders: how many.
+        num_decoders, num_encoders: how many; without encoders, every decoder is a worker that encodes too.
         cpus_per_process: what each reserves of the cluster.
         gpus_per_encoder: likewise.
         threads_per_encoder: of torch, on a CPU.
@@ -96,7 +96,7 @@ class Extraction:
         pools: Pools,
         on_failure: Callable[[Failure], None],
     ) -> None:
-        self.progress = Progress(pools.num_decoders, pools.num_encoders)
+        self.progress = Progress(pools.num_decoders, pools.num_encoders or pools.num_decoders)
         self._books = Bookkeeping(planned, writer=writer, progress=self.progress, on_failure=on_failure)
         self._writer, self._frames, self._backbone, self._pools = writer, frames, backbone, pools
         self._blocks: deque[_Work] = deque()
@@ -132,6 +132,7 @@ class Extraction:
                 if slot.actor is not None:
                     ray.kill(slot.actor)
             self._writer.flush()
+            self.progress.stopped = time.monotonic()
 
     def _handle_one(self) -> None:
         ready, _ = ray.wait(list(self._handlers), num_returns=1, timeout=TICK_S, fetch_local=False)
@@ -144,7 +145,7 @@ class Extraction:
         while self._blocks and (free := [slot for slot in self._encoders if _has_room(slot)]):
             self._encode(min(free, key=lambda slot: len(slot.calls)))
         for decoder in self._decoders:
-            while _has_room(decoder) and len(self._blocks) < len(self._encoders) and self._ask(decoder):
+            while _has_room(decoder) and len(self._blocks) <= len(self._encoders) and self._ask(decoder):
                 pass
 
     def _encode(self, slot: _Slot) -> None:
@@ -179,8 +180,9 @@ class Extraction:
             return
         frames = slot.calls.pop(ref)
         slot.waiting_since = time.monotonic()
-        self.progress.decode_s += header.seconds
-        if header.parts:
+        if header.results is not None:
+            self._take(header, header.results, header.encode_s)
+        elif header.parts:
             self._blocks.append(_Work(header, frames))
         for ending in header.endings:
             slot.in_hand.pop(ending.task.video_id, None)
@@ -197,8 +199,12 @@ class Extraction:
                 self._books.retry(part.task)
             return
         work: _Work = slot.calls.pop(ref)
-        self.progress.encoded(seconds)
-        for part, result in zip(work.header.parts, results, strict=True):
+        self._take(work.header, results, seconds)
+
+    def _take(self, header: Decoded, results: list[Features], seconds: float) -> None:
+        if results:
+            self.progress.count(decode_s=header.decode_s, encode_s=seconds)
+        for part, result in zip(header.parts, results, strict=True):
             if isinstance(result, str):
                 self._books.fail(part.task, result, part.source.stamp)
             else:
@@ -208,8 +214,13 @@ class Extraction:
 
     def _start_decoder(self, slot: _DecoderSlot) -> None:
         slot.is_hung = False
-        memory_bytes = self._pools.decoder_memory_bytes
-        actor = self._remote(Decoder, 0).remote(self._frames, memory_bytes=memory_bytes, import_path=sys.path)
+        limits = {"memory_bytes": self._pools.decoder_memory_bytes, "import_path": sys.path}
+        if self._encoders:
+            actor = self._remote(Decoder, 0).remote(self._frames, **limits)
+        else:
+            num_threads = self._pools.threads_per_encoder
+            worker = self._remote(Worker, self._pools.gpus_per_encoder)
+            actor = worker.remote(self._frames, self._backbone, num_threads=num_threads, **limits)
         self._start(slot, actor, self._start_decoder)
 
     def _start_encoder(self, slot: _Slot) -> None:

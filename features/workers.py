@@ -1,4 +1,5 @@
-"""What runs in the processes of an extraction: decoders, which do without torch, and encoders, which hold the model.
+"""What runs in the processes of an extraction: decoders, which do without torch, and encoders, which hold the model; or
+workers that do both, since on a CPU frames are best used where they are.
 
 Plain classes: `features.stages` makes Ray actors of them.
 """
@@ -8,7 +9,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -20,6 +21,10 @@ from pipeline.decoding import Frame
 
 if TYPE_CHECKING:
     from features.backbones import Backbone
+
+Features = NDArray[np.float16] | str  # (T, D) of a part, or why there are none
+# How long a worker goes on before it hands on what it has.
+BLOCK_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +46,18 @@ class BackboneSettings:
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """What a decoder says of a block; the frames travel beside it. ``seconds``: how long it worked for it."""
+    """What a decoder says of a block; the frames travel beside it.
+
+    Attributes:
+        decode_s, encode_s: how long it worked for it.
+        results: from a worker, what `Encoder.encode` returns for each part; no frames travel then.
+    """
 
     parts: list[Part]
     endings: list[Ending]
-    num_frames: int
-    seconds: float
+    decode_s: float
+    encode_s: float = 0.0
+    results: "list[Features] | None" = None
 
 
 class Decoder:
@@ -58,30 +69,28 @@ class Decoder:
     """
 
     def __init__(self, settings: FrameSettings, *, memory_bytes: int, import_path: Sequence[str] = ()) -> None:
-        self._settings = settings
+        self._settings, self._memory_bytes = settings, memory_bytes
         self._tasks: deque[VideoTask] = deque()
         self._pieces: Iterator[tuple[Part, list[Frame]] | Ending] = iter(())
         _import_from(import_path)
-        _limit_memory(memory_bytes)
 
     def ready(self) -> None:
         """Return once the process is up."""
+        _limit_memory(self._memory_bytes)
 
     def next_block(self, tasks: Sequence[VideoTask]) -> tuple[Decoded, list[Frame]]:
         """Take more videos and go on until a block is full or all are done; an empty block says that they are."""
         started = time.perf_counter()
         self._tasks.extend(tasks)
         block = Block()
-        while not block.is_full:
-            piece = next(self._pieces, None)
-            if piece is not None:
-                block.add(piece)
-            elif self._tasks:
-                self._pieces = decode(self._tasks.popleft(), self._settings)
-            else:
-                break
-        seconds = time.perf_counter() - started
-        return Decoded(block.parts, block.endings, len(block.frames), seconds), block.frames
+        while not block.is_full and (piece := self._next_piece()) is not None:
+            block.add(piece)
+        return Decoded(block.parts, block.endings, time.perf_counter() - started), block.frames
+
+    def _next_piece(self) -> tuple[Part, list[Frame]] | Ending | None:
+        while (piece := next(self._pieces, None)) is None and self._tasks:
+            self._pieces = decode(self._tasks.popleft(), self._settings)
+        return piece
 
 
 class Encoder:
@@ -103,11 +112,11 @@ class Encoder:
         torch.set_num_threads(self._num_threads)
         self._backbone = self._settings.load()
 
-    def encode(self, sizes: Sequence[int], frames: Sequence[Frame]) -> tuple[list[NDArray[np.float16] | str], float]:
+    def encode(self, sizes: Sequence[int], frames: Sequence[Frame]) -> tuple[list[Features], float]:
         """Features (T, D) of each part, or why there are none, and the seconds it took; parts have ``sizes`` frames."""
         assert self._backbone is not None, "ready() comes first"
         started = time.perf_counter()
-        results: list[NDArray[np.float16] | str] = []
+        results: list[Features] = []
         first = 0
         for size in sizes:
             try:
@@ -117,6 +126,53 @@ class Encoder:
                 results.append(f"the backbone {self._settings.name} raised {type(error).__name__}: {text}")
             first += size
         return results, time.perf_counter() - started
+
+
+class Worker(Decoder):
+    """Turns videos into features, part by part, with nothing sent in between.
+
+    Args:
+        settings: `Decoder`'s; parts of one batch keep its frames in the processor's cache.
+        encoder: given to `Encoder`, as ``num_threads`` is.
+        memory_bytes, import_path: `Decoder`'s; the model does not count.
+    """
+
+    def __init__(
+        self,
+        settings: FrameSettings,
+        encoder: BackboneSettings,
+        *,
+        num_threads: int,
+        memory_bytes: int,
+        import_path: Sequence[str] = (),
+    ) -> None:
+        settings = replace(settings, part_frames=settings.batch_size)
+        super().__init__(settings, memory_bytes=memory_bytes, import_path=import_path)
+        self._encoder = Encoder(encoder, num_threads=num_threads)
+
+    def ready(self) -> None:
+        """Load the model.
+
+        Raises:
+            BackboneError: when that fails.
+        """
+        self._encoder.ready()
+        super().ready()
+
+    def next_block(self, tasks: Sequence[VideoTask]) -> tuple[Decoded, list[Frame]]:
+        """Take more videos and go on for a second or until all are done; an empty block says that they are."""
+        started, encode_s = time.perf_counter(), 0.0
+        self._tasks.extend(tasks)
+        block, results = Block(), list[Features]()
+        while time.perf_counter() - started < BLOCK_S and (piece := self._next_piece()) is not None:
+            block.add(piece)
+            if block.frames:
+                features, seconds = self._encoder.encode([len(block.frames)], block.frames)
+                results += features
+                encode_s += seconds
+                block.frames.clear()
+        decode_s = time.perf_counter() - started - encode_s
+        return Decoded(block.parts, block.endings, decode_s, encode_s, results), []
 
 
 def _import_from(places: Sequence[str]) -> None:

@@ -35,11 +35,14 @@ class VideoRows:
         self._stream: pa.RecordBatchStreamWriter | None = None
 
     def append(self, frame_index: NDArray[np.int32], pts_s: NDArray[np.float64], features: NDArray[np.float16]) -> None:
-        """Add frames: (T,) int32, (T,) float64 seconds, (T, D) float16; together at most one segment."""
+        """Add frames: (T,) int32, (T,) float64 seconds, (T, D) float16; how many come at once decides no segment."""
         self.num_frames += len(frame_index)
-        if sum(len(part[0]) for part in self._waiting) + len(frame_index) > MAX_SEGMENT_FRAMES:
-            self._end_segment()
-        self._waiting.append((frame_index, pts_s, features))
+        while len(frame_index):
+            room = MAX_SEGMENT_FRAMES - sum(len(part[0]) for part in self._waiting)
+            self._waiting.append((frame_index[:room], pts_s[:room], features[:room]))
+            if len(frame_index) >= room:
+                self._end_segment()
+            frame_index, pts_s, features = frame_index[room:], pts_s[room:], features[room:]
 
     def tables(self) -> Iterator[pa.Table]:
         """All rows, segment by segment; call it once, at the end."""

@@ -27,6 +27,7 @@ from features.writer import ShardWriter
 from jobs.cluster import num_cpus, num_gpus, ray_cluster, require_gpus
 from jobs.progress import console, progress_bar
 from pipeline import storage
+from pipeline.decoding import find_decoder
 from pipeline.errors import InputError
 from pipeline.manifest import iterate_manifest, manifest_size
 from pipeline.sampling import Sampling
@@ -50,7 +51,8 @@ class Settings:
         device: where the backbone runs.
         compile: compile the backbone; worth it on a GPU for many frames.
         decoders: processes that decode; 0 means one per CPU of the cluster that no encoder on a GPU needs.
-        encoders: processes that hold the backbone; 0 means one per CPU, or as many as the GPUs take.
+        encoders: processes that hold the backbone; 0 means as many as the GPUs take and, without GPUs, that every
+            decoder encodes too, so that no frame travels.
         gpus_per_encoder: share of a GPU for each encoder, with --device cuda.
         shard_mb: size of a shard in MB, roughly.
         time_limit_s: a video fails if its next frames do not come within this many seconds.
@@ -78,6 +80,7 @@ class Settings:
     json: bool = False
 
     def __post_init__(self) -> None:
+        find_decoder(self.decoder)
         for name in ("decoders", "encoders"):
             if getattr(self, name) < 0:
                 raise InputError(
@@ -171,14 +174,14 @@ def _pools(settings: Settings) -> Any:
         encoders = settings.encoders or int(num_gpus() / settings.gpus_per_encoder)
         decoders = settings.decoders or max(1, cpus - encoders)
     else:
-        encoders, decoders = settings.encoders or cpus, settings.decoders or cpus
+        encoders, decoders = settings.encoders, settings.decoders or cpus
     return Pools(
         decoders,
         encoders,
         # Decoders and encoders that share a CPU take turns by themselves: whoever is ahead waits.
         cpus_per_process=1 / math.ceil((decoders + encoders) / cpus),
         gpus_per_encoder=settings.gpus_per_encoder if on_gpu else 0,
-        threads_per_encoder=max(1, cpus // encoders),
+        threads_per_encoder=max(1, cpus // (encoders or decoders)),
         time_limit_s=settings.time_limit_s,
         decoder_memory_bytes=settings.decoder_memory_mb << 20,
     )

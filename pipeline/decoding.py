@@ -96,11 +96,13 @@ def open_video(uri: str, decoder: str = "pyav") -> Video:
     extra) read plain local MP4 and MKV files only and do not notice all damaged frames. VideoError, with a reason,
     where the file cannot be opened or `decoder` is unknown or refuses it.
     """
-    open_with = DECODERS.get(decoder) or _find_function(decoder)
-    return open_with(uri)
+    return find_decoder(decoder)(uri)
 
 
-def _find_function(decoder: str) -> Callable[[str], Video]:
+def find_decoder(decoder: str) -> Callable[[str], Video]:
+    """What opens a video by that name, as `open_video` takes it; VideoError where there is nothing of the name."""
+    if decoder in DECODERS:
+        return DECODERS[decoder]
     module, _, name = decoder.partition(":")
     if not all(part.isidentifier() for part in [*module.split("."), name]):
         raise VideoError(f"no decoder {decoder!r}; allowed: {', '.join(DECODERS)} or module:function of your own")

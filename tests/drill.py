@@ -73,10 +73,10 @@ def rows(output: Path) -> list[tuple[Any, ...]]:
 
 
 @contextmanager
-def extraction(corpus: Corpus, output: Path, **environment: str) -> Iterator[subprocess.Popen[str]]:
+def extraction(corpus: Corpus, output: Path, *flags: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
     """The command in a process group of its own, as a terminal would start it; it does not outlive the block."""
     words = ["extract", "--manifest", corpus.manifest, "--output", str(output), "--backbone", "random:0"]
-    words += ["--rate-hz", "10", "--decoder", "poison:open_video", "--shard-mb", "0.02"]
+    words += ["--rate-hz", "10", "--decoder", "poison:open_video", "--shard-mb", "0.02", *flags]
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     process = subprocess.Popen(
         [sys.executable, "-m", "jobs.cli", *words],
@@ -135,11 +135,20 @@ def _ancestors(pid: int) -> list[int]:
 
 
 def kill_workers(corpus: Corpus, output: Path, dice: random.Random) -> int:
-    """Kill decoders and encoders at random moments of one run; more than two of a kind would put blame on a video."""
+    """Kill workers at random moments of one run; more than two might put blame on a video."""
+    return _kill_processes(corpus, output, dice, ["ray::Worker"] * 2)
+
+
+def kill_decoders_and_encoders(corpus: Corpus, output: Path, dice: random.Random) -> int:
+    """The same where decoders and encoders are apart."""
     roles = ["ray::Decoder", "ray::Encoder"] * 2
     dice.shuffle(roles)
+    return _kill_processes(corpus, output, dice, roles, "--encoders", "2")
+
+
+def _kill_processes(corpus: Corpus, output: Path, dice: random.Random, roles: list[str], *flags: str) -> int:
     kills = 0
-    with extraction(corpus, output) as process:
+    with extraction(corpus, output, *flags) as process:
         while roles and process.poll() is None:
             victims = children(process.pid, roles[0])
             if victims and (output / "feature_set.json").exists():
@@ -202,7 +211,8 @@ def kill_node(corpus: Corpus, output: Path, dice: random.Random) -> int:
 
 
 SCENARIOS: dict[str, Callable[[Corpus, Path, random.Random], int]] = {
-    "decoders and encoders": kill_workers,
+    "workers": kill_workers,
+    "decoders and encoders": kill_decoders_and_encoders,
     "the driver, SIGKILL": kill_driver,
     "the driver, Ctrl-C": interrupt_driver,
     "a node of three": kill_node,

@@ -160,12 +160,13 @@ def test_a_wrong_setting_is_one_line_before_anything_is_made(mixed, capsys, flag
     assert not (mixed / "features").exists()
 
 
-def test_what_a_decoder_does_to_its_process_is_that_videos_failure_alone(tmp_path, cluster, capsys):
+@pytest.mark.parametrize("apart", [(), ("--encoders", "1")])
+def test_what_a_decoder_does_to_its_process_is_that_videos_failure_alone(tmp_path, cluster, capsys, apart):
     names = ["abort", "hang", "spin", "allocate", "vanish", *(f"good{number}" for number in range(6))]
     for name in names:
         write_video(tmp_path / f"{name}.mp4", num_frames=20, fps=10)
     listing(tmp_path, names)
-    limits = ["--time-limit-s", "4", "--decoder-memory-mb", "600", "--decoder", "poison:open_video"]
+    limits = ["--time-limit-s", "4", "--decoder-memory-mb", "600", "--decoder", "poison:open_video", *apart]
     assert main(command(tmp_path, *limits)) == extract.EXIT_SOME_FAILED
     reasons = {row["video_id"]: row["reason"] for row in store.failures(str(tmp_path / "features"))}
     done = set(store.finished(str(tmp_path / "features")))
@@ -182,6 +183,15 @@ def test_what_a_decoder_does_to_its_process_is_that_videos_failure_alone(tmp_pat
     assert tried <= 1  # the one whose file is gone since; a video that kills is not tried again by itself
     main(command(tmp_path, "--retry-failed"))  # with a decoder that bears them
     assert [row["video_id"] for row in store.failures(str(tmp_path / "features"))] == ["vanish"]
+
+
+def test_decoders_and_encoders_apart_store_the_same_bits(mixed, cluster):
+    main(command(mixed))
+    together = rows(mixed)
+    for shard in (mixed / "features" / "shards").iterdir():
+        shard.unlink()
+    assert main(command(mixed, "--decoders", "1", "--encoders", "2")) == extract.EXIT_SOME_FAILED
+    assert rows(mixed) == together
 
 
 def test_every_awkward_file_ends_in_one_place_with_a_reason_people_understand(tmp_path, cluster):
