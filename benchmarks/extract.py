@@ -8,7 +8,6 @@ and the memory by number and length.
 
 import multiprocessing
 import os
-import re
 import shutil
 import statistics
 import tempfile
@@ -17,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import redirect_stdout, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from io import StringIO
 from pathlib import Path
@@ -45,15 +44,10 @@ from pipeline.decoding import open_video
 from pipeline.sampling import Sampling
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
-SAMPLING = Sampling(rate_hz=6.0)
+MOBILENET = DATA / "weights" / "mobilenet_v1_0.75_224"
+THUMBNAIL = "benchmarks.backbone:thumbnail"
 CORES = os.cpu_count() or 1
 TARGET = 0.9
-# Each with the limit that it is held to; the small CNN is neither much nor nothing beside the decoder.
-BACKBONES = {
-    "hf:{resnet50}": "backbone alone",
-    "benchmarks.backbone:thumbnail": "decoder alone",
-    "random:0": None,
-}
 PROCESSES = {"driver": "driver", "worker": "ray::Worker"}
 MEMORY_COLUMNS = "".join(f"{f'{kind}, MB':>12}" for kind in (*PROCESSES, "shared"))
 # Two blocks of frames a decoder and three an encoder, each at most a part beyond full; and 500 MB a process, which
@@ -89,74 +83,88 @@ def main(settings: Settings) -> None:
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        resnet = write_resnet50(folder / "resnet50")
-        for clips, files in workloads(settings, folder):
-            for backbone, limit in BACKBONES.items():
-                rows += compare(clips, files, backbone.format(resnet50=resnet), limit, settings, folder / "out")
+        for case in cases(settings, folder):
+            rows += compare(case, settings, folder / "out")
         rows += flat(folder, counts=(20, 100) if settings.quick else (100, 1000, 10000))
         rows += length(folder, minutes=(1, 3) if settings.quick else (2, 120))
     if settings.json:
         write_json(settings.json, rows)
 
 
-def workloads(settings: Settings, folder: Path) -> Iterator[tuple[str, list[Path]]]:
-    """Names and files of the clips."""
+@dataclass(frozen=True)
+class Case:
+    """Clips, a backbone and a sampling rate; ``limit`` is the contender that ours has a target against."""
+
+    name: str
+    files: list[Path]
+    backbone: str
+    limit: str
+    rate_hz: float = 6.0
+
+
+def cases(settings: Settings, folder: Path) -> Iterator[Case]:
+    """Clips are made as they are needed."""
+    seconds, copies = (4, 2) if settings.quick else (30, 6)
+    resnet = write_resnet50(folder / "resnet50")
     for key_distance in (250,) if settings.quick else (12, 250):
-        seconds = 4 if settings.quick else 30
-        first = [
-            write_clip(folder / f"{key_distance}-{seed}.mp4", seconds=seconds, key_distance=key_distance, seed=seed)
+        clips = f"480p-key{key_distance}"
+        files = [
+            write_clip(folder / f"{clips}-{seed}.mp4", seconds=seconds, key_distance=key_distance, seed=seed)
             for seed in range(2)
         ]
-        copies = [shutil.copy(path, folder / f"again-{path.name}") for path in first]
-        yield f"480p {seconds} s, key frame every {key_distance}", [*first, *map(Path, copies)]
+        again = [
+            Path(shutil.copy(file, folder / f"{number}-{file.name}")) for file in files for number in range(1, copies)
+        ]
+        yield Case(f"{clips}-thumbnail-6fps", files + again, THUMBNAIL, "decoder alone")
+        if key_distance == 250:
+            yield Case(f"{clips}-resnet50-6fps", files, f"hf:{resnet}", "backbone alone")
+            yield Case(f"{clips}-thumbnail-1fps", files + again, THUMBNAIL, "decoder alone", rate_hz=1.0)
     if settings.fight.exists() and not settings.quick:
-        yield "fight, 204 clips", sorted(settings.fight.glob("*/*.mp4"))
+        files = sorted(settings.fight.glob("*/*.mp4"))
+        yield Case("fight-thumbnail-6fps", files, THUMBNAIL, "decoder alone")
+        if MOBILENET.exists():
+            yield Case("fight-mobilenet-6fps", files, f"hf:{MOBILENET}", "backbone alone")
 
 
-def compare(clips: str, files: list[Path], name: str, limit: str | None, settings: Settings, output: Path) -> list[Row]:
-    """Prints and returns the rows of one corpus and backbone; ``limit`` is the contender that has a target."""
+def compare(case: Case, settings: Settings, output: Path) -> list[Row]:
+    """Prints and returns the rows of one case; what has no close target runs once."""
+    sampling = Sampling(case.rate_hz)
     contenders: dict[str, Callable[[], Measured]] = {
-        "backbone alone": lambda: backbone_alone(name, files[0]),
-        "decoder alone": lambda: decoder_alone(files),
-        "plain loop": lambda: plain_loop(name, files, output / "plain"),
-        "Ray Data, naive": lambda: naive_ray_data(name, files),
-        "skipreel": lambda: ours(name, files, output / "set"),
-        "skipreel, apart": lambda: ours(name, files, output / "set", num_encoders=CORES),
+        "backbone alone": lambda: backbone_alone(case.backbone, case.files[0]),
+        "decoder alone": lambda: decoder_alone(case.files, sampling),
+        "skipreel": lambda: ours(case, output / "set"),
+        "skipreel, apart": lambda: ours(case, output / "set", num_encoders=CORES),
+        "plain loop": lambda: plain_loop(case, output / "plain"),
+        "Ray Data, naive": lambda: naive_ray_data(case),
     }
-    check_equal(name, files[0], output)
+    check_equal(replace(case, files=case.files[:1]), output)
     found: dict[str, list[Measured]] = {contender: [] for contender in contenders}
-    for _ in range(1 if settings.quick else settings.rounds):
+    for number in range(1 if settings.quick else settings.rounds):
         for contender, run in contenders.items():
-            found[contender].append(run())
-            shutil.rmtree(output, ignore_errors=True)
-    short = re.split(r"[/:]", name)[-1] if limit else name
-    print(f"\n{clips}; {short}\n{'':18}{'frames/s':>10}{'range':>16}{'start-up, s':>13}")
+            if number == 0 or contender in (case.limit, "skipreel"):
+                found[contender].append(run())
+                shutil.rmtree(output, ignore_errors=True)
+    print(f"\n{case.name}\n{'':18}{'frames/s':>10}{'range':>16}{'start-up, s':>13}{'skipreel is':>13}")
+    mine = statistics.median(run.rate for run in found["skipreel"])
+    rows = []
     for contender, runs in found.items():
         rates = sorted(run.rate for run in runs)
-        startup = statistics.median(run.startup for run in runs)
-        span = f"{rates[0]:.0f}–{rates[-1]:.0f}"
-        print(f"{contender:18}{statistics.median(rates):10.1f}{span:>16}{startup:13.1f}", flush=True)
-    targets = {"plain loop": 1.0} | ({limit: TARGET} if limit else {})
-    return [
-        _row(f"extract/{clips}/{short}/{peer}", found["skipreel"], found[peer], targets.get(peer))
-        for peer in contenders
-        if not peer.startswith("skipreel")
-    ]
+        middle, startup = statistics.median(rates), statistics.median(run.startup for run in runs)
+        target = {case.limit: TARGET, "plain loop": 1.0}.get(contender)
+        verdict = "" if target is None else f"  target {target} {'met' if mine / middle >= target else 'MISSED'}"
+        span = f"{rates[0]:.1f}–{rates[-1]:.1f}"
+        print(f"{contender:18}{middle:10.1f}{span:>16}{startup:13.1f}{mine / middle:13.2f}{verdict}", flush=True)
+        if contender != "skipreel":
+            name = f"extract/{case.name}/{contender.replace(', ', '-').replace(' ', '-')}"
+            rows.append(Row(name, "frames/s", mine, middle, mine / middle, target, machine()))
+    return rows
 
 
-def _row(name: str, ours: Sequence[Measured], peer: Sequence[Measured], target: float | None) -> Row:
-    ratios = [mine.rate / theirs.rate for mine, theirs in zip(ours, peer, strict=True)]
-    middle = statistics.median(ratios)
-    verdict = "" if target is None else f"  target {target} {'met' if middle >= target else 'MISSED'}"
-    print(f"  {name}: {middle:.2f} ({min(ratios):.2f}–{max(ratios):.2f}){verdict}", flush=True)
-    rates = [statistics.median(run.rate for run in runs) for runs in (ours, peer)]
-    return Row(name, "frames/s", rates[0], rates[1], middle, target, machine())
-
-
-def check_equal(name: str, file: Path, output: Path) -> None:
+def check_equal(case: Case, output: Path) -> None:
     """Ours against the plain loop on one clip; nothing is timed if they differ."""
-    plain_loop(name, [file], output / "plain")
-    ours(name, [file], output / "set")
+    (file,) = case.files
+    plain_loop(case, output / "plain")
+    ours(case, output / "set")
     (sequence,) = FeatureSet(str(output / "set")).load([file.stem])
     expected = np.load(output / "plain" / f"{file.stem}.npy")
     # The loop encodes in larger batches: float32 sums in another order, then rounding to float16.
@@ -198,19 +206,19 @@ def backbone_alone(name: str, file: Path, seconds: float = 5.0) -> Measured:
     return Measured(frames, seconds, startup)
 
 
-def _decode(file: Path) -> int:
+def _decode(sampling: Sampling, file: Path) -> int:
     with open_video(str(file)) as video:
-        wanted = SAMPLING.select(video.pts_seconds).tolist()
+        wanted = sampling.select(video.pts_seconds).tolist()
         return sum(1 for _ in video.read_many(wanted))
 
 
-def decoder_alone(files: Sequence[Path]) -> Measured:
+def decoder_alone(files: Sequence[Path], sampling: Sampling) -> Measured:
     """The sampled frames as RGB, and nothing done with them."""
     started = time.perf_counter()
     with _pool(None) as pool:
-        list(pool.map(_decode, files[:CORES]))
+        list(pool.map(partial(_decode, sampling), files[:CORES]))
         ready = time.perf_counter()
-        frames = sum(pool.map(_decode, files))
+        frames = sum(pool.map(partial(_decode, sampling), files))
         return Measured(frames, time.perf_counter() - ready, ready - started)
 
 
@@ -218,15 +226,15 @@ def _pool(initializer: Callable[[], None] | None) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(CORES, mp_context=multiprocessing.get_context("spawn"), initializer=initializer)
 
 
-def plain_loop(name: str, files: Sequence[Path], output: Path) -> Measured:
+def plain_loop(case: Case, output: Path) -> Measured:
     """One process, torch's own threads, one video after the other: decode all its frames, encode them, np.save."""
     started = time.perf_counter()
-    backbone = load_backbone(name)
+    backbone = load_backbone(case.backbone)
     output.mkdir(parents=True)
     ready, count = time.perf_counter(), 0
-    for file in files:
+    for file in case.files:
         with open_video(str(file)) as video:
-            frames = list(video.read_many(SAMPLING.select(video.pts_seconds).tolist()))
+            frames = list(video.read_many(Sampling(case.rate_hz).select(video.pts_seconds).tolist()))
         batches = [frames[first : first + 32] for first in range(0, len(frames), 32)]
         np.save(output / f"{file.stem}.npy", np.concatenate([backbone.encode(batch) for batch in batches]))
         count += len(frames)
@@ -242,17 +250,18 @@ class _NaiveEncoder:
         return {"path": batch["path"], "features": self._backbone.encode(list(batch["frame"]))}
 
 
-def naive_ray_data(name: str, files: Sequence[Path]) -> Measured:
-    """As its documentation shows it: whole videos by decord, a row for each frame, every fifth goes to the model."""
+def naive_ray_data(case: Case) -> Measured:
+    """As its documentation shows it: whole videos by decord, a row a frame, and every 5th or 30th to the model."""
     import ray
 
     started = time.perf_counter()
     with redirect_stdout(StringIO()), ray_cluster():
-        frames = ray.data.read_videos([str(file) for file in files], include_paths=True)
-        sampled = frames.filter(lambda row: row["frame_index"] % 5 == 0)
+        frames = ray.data.read_videos([str(file) for file in case.files], include_paths=True)
+        stride = round(30 / case.rate_hz)
+        sampled = frames.filter(lambda row: row["frame_index"] % stride == 0)
         encoded = sampled.map_batches(
             _NaiveEncoder,
-            fn_constructor_args=(name,),
+            fn_constructor_args=(case.backbone,),
             batch_size=32,
             compute=ray.data.ActorPoolStrategy(size=CORES),
             num_cpus=0.5,
@@ -261,24 +270,27 @@ def naive_ray_data(name: str, files: Sequence[Path]) -> Measured:
     return Measured(count, time.perf_counter() - started, 0.0)
 
 
-def ours(name: str, files: Sequence[Path], output: Path, *, num_encoders: int = 0) -> Measured:
+def ours(case: Case, output: Path, *, num_encoders: int = 0) -> Measured:
     """What `skipreel extract` runs: a process on each core, or as many decoders and encoders that share the cores."""
     started = time.perf_counter()
-    progress = extract(name, [(file.stem, str(file)) for file in files], str(output), num_encoders=num_encoders)
+    videos = [(file.stem, str(file)) for file in case.files]
+    progress = extract(case.backbone, videos, str(output), Sampling(case.rate_hz), num_encoders=num_encoders)
     seconds = progress.working_s
     return Measured(progress.frames, seconds, time.perf_counter() - started - seconds)
 
 
-def extract(name: str, videos: Sequence[tuple[str, str]], output: str, *, num_encoders: int = 0) -> Progress:
+def extract(
+    name: str, videos: Sequence[tuple[str, str]], output: str, sampling: Sampling, *, num_encoders: int = 0
+) -> Progress:
     backbone = load_backbone(name)
-    store.create(output, backbone.recipe(SAMPLING), about={})
+    store.create(output, backbone.recipe(sampling), about={})
     batch = pa.record_batch({"video_id": [video[0] for video in videos], "uri": [video[1] for video in videos]})
     planned = plan([batch], store.known(output), retry_failed=False, skipped=Skipped())
     with redirect_stdout(StringIO()), ray_cluster():
         extraction = Extraction(
             planned,
             writer=ShardWriter(output, shard_bytes=64 << 20),
-            frames=FrameSettings(SAMPLING, backbone.batch_size),
+            frames=FrameSettings(sampling, backbone.batch_size),
             backbone=BackboneSettings(name),
             pools=Pools(CORES, num_encoders, cpus_per_process=0.5),
             on_failure=_refuse,
@@ -299,7 +311,7 @@ def flat(folder: Path, counts: Sequence[int]) -> list[Row]:
     for count in counts:
         videos = [(f"v{number}", str(clip)) for number in range(count)]
         with PeakMemory() as memory:
-            progress = extract("random:0", videos, str(folder / f"{count}"))
+            progress = extract("random:0", videos, str(folder / f"{count}"), Sampling())
         costs.append(progress.working_s / count)
         peaks.append(memory.total)
         print(f"{count:10}{1e3 * costs[-1]:12.2f}{memory}", flush=True)
@@ -317,7 +329,7 @@ def length(folder: Path, minutes: Sequence[int]) -> list[Row]:
     for count in minutes:
         long = repeat(clip, folder / f"{count}-minutes.mp4", count)
         with PeakMemory() as memory:
-            progress = extract("random:0", [("long", str(long))], str(folder / f"{count}-minutes"))
+            progress = extract("random:0", [("long", str(long))], str(folder / f"{count}-minutes"), Sampling())
         peaks.append(memory.total)
         print(f"{count:10}{progress.working_s:12.1f}{memory}", flush=True)
     return [_bounded(f"extract/{minutes[-1]}-minutes", max(peaks))]

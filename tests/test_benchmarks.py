@@ -96,11 +96,12 @@ def clips(tmp_path: Path) -> list[Path]:
 
 
 def test_extraction_and_the_plain_loop_see_the_same(clips: list[Path], tmp_path: Path, cluster: None) -> None:
-    extract.check_equal("random:0", clips[0], tmp_path / "out")
-    measured = extract.ours("random:0", clips, tmp_path / "set")
-    assert measured.frames == 12
+    extract.check_equal(extract.Case("one", clips[:1], "random:0", ""), tmp_path / "out")
+    case = extract.Case("two", clips, "benchmarks.backbone:thumbnail", "", rate_hz=3.0)
+    measured = extract.ours(case, tmp_path / "set", num_encoders=1)
+    assert measured.frames == 6
     assert measured.rate > 0
-    assert extract.plain_loop("random:0", clips, tmp_path / "plain").frames == 12
+    assert extract.plain_loop(case, tmp_path / "plain").frames == 6
 
 
 def test_no_extraction_is_timed_whose_features_are_wrong(
@@ -108,7 +109,7 @@ def test_no_extraction_is_timed_whose_features_are_wrong(
 ) -> None:
     monkeypatch.setattr(np, "load", lambda _: np.ones((6, 128), np.float16))
     with pytest.raises(SystemExit, match="differ from the plain loop's"):
-        extract.check_equal("random:0", clips[0], tmp_path / "out")
+        extract.check_equal(extract.Case("one", clips[:1], "random:0", ""), tmp_path / "out")
 
 
 def test_peak_memory_is_that_of_the_largest_moment() -> None:
