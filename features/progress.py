@@ -69,19 +69,17 @@ class Progress:
         )
 
     def line(self) -> str:
-        """Rates and shares for a progress display."""
+        """Rates, shares and what to change, for a progress display."""
         if self.working_since is None:
             return "starting processes"
-        decoders, encoders = self.busy
+        decoding, encoding = self.busy
         parts = [
-            f"{self.video_s / 3600:.2f} video-hours",
-            f"{self.frames_per_s:.0f} frames/s",
-            f"decoders {decoders:.0%} busy",
-            f"encoders {encoders:.0%} busy",
+            f"{self.video_s / 3600:.2f} hours of video, {self.frames_per_s:.0f} frames/s",
+            f"decoding {decoding:.0%}, encoding {encoding:.0%} of the time",
         ]
-        parts += [f"{self.failed} failed"] * bool(self.failed)
         parts += [f"{self.restarts} processes restarted"] * bool(self.restarts)
-        return ", ".join(parts)
+        parts += [self.advice()] * bool(self.advice())
+        return "; ".join(parts)
 
     def advice(self) -> str:
         """Which stage is the bottleneck and what to change; "" while that cannot be told."""

@@ -153,11 +153,12 @@ def _extract(
             on_failure=_print_failure,
         )
         progress = extraction.progress
-        task = bar.add_task("extracting videos", total=num_videos, note="starting processes")
+        task = bar.add_task("extracting videos", total=num_videos, note="")
 
         def tick() -> None:
             through = skipped.finished + skipped.failed + progress.ended
-            bar.update(task, completed=through, note=progress.line())
+            bar.update(task, completed=through, note=f"{progress.failed} failed" if progress.failed else "")
+            bar.line = progress.line()
 
         extraction.run(tick)
         tick()

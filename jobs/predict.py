@@ -7,7 +7,7 @@ Exit code 0: every video was labelled; 3: some could not be decoded (their line 
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import tyro
@@ -15,6 +15,7 @@ import tyro
 from jobs.closed_loop import Prediction, load_backbone_of, predict, predict_dense
 from jobs.evaluation import TrainedModel, load_model
 from jobs.progress import track
+from pipeline.decoding import find_decoder
 from pipeline.errors import VideoError
 
 EXIT_SOME_FAILED = 3
@@ -30,7 +31,7 @@ class Settings:
         dense: look at every frame instead of those the network asks for.
         threshold: a class counts as seen in a frame from this probability on (task frames).
         backbone: where the model's backbone is found now, if not where the training found it.
-        decoder: pyav reads everything; decord plain MP4 and Matroska only.
+        decoder: pyav reads everything; decord and torchcodec plain MP4 and Matroska; or module:function (your own).
     """
 
     videos: tyro.conf.Positional[tuple[str, ...]]
@@ -38,9 +39,10 @@ class Settings:
     dense: bool = False
     threshold: float = 0.5
     backbone: str | None = None
-    decoder: Literal["pyav", "decord"] = "pyav"
+    decoder: str = "pyav"
 
     def __post_init__(self) -> None:
+        find_decoder(self.decoder)
         if not self.videos:
             raise ValueError("no video given: skipreel predict VIDEO… --model FOLDER")
         if not 0 < self.threshold < 1:

@@ -4,15 +4,28 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
 Item = TypeVar("Item")
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
+class NotedProgress(Progress):
+    """A progress display with a line of text below it."""
+
+    line = ""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """The bars, and the line where there is one."""
+        yield from super().get_renderables()
+        if self.line:
+            yield Text(self.line)
+
+
 @contextmanager
-def progress_bar() -> Iterator[Progress]:
+def progress_bar() -> Iterator[NotedProgress]:
     """A rich progress display; add tasks to it with ``add_task``."""
     columns = (
         TextColumn("{task.description:<34}"),
@@ -22,7 +35,7 @@ def progress_bar() -> Iterator[Progress]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=console) as progress:
+    with NotedProgress(*columns, console=console) as progress:
         yield progress
 
 

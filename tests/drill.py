@@ -164,11 +164,10 @@ def _kill_processes(corpus: Corpus, output: Path, dice: random.Random, roles: li
 
 
 def kill_driver(corpus: Corpus, output: Path, dice: random.Random) -> int:
-    """Kill the command itself twice, anywhere between its start and its end, then let it finish."""
-    for _ in range(2):
-        _stop_driver(corpus, output, dice, signal.SIGKILL)
+    """Kill the command itself, anywhere between its start and its end, then let it finish."""
+    _stop_driver(corpus, output, dice, signal.SIGKILL)
     finish(corpus, output)
-    return 2
+    return 1
 
 
 def interrupt_driver(corpus: Corpus, output: Path, dice: random.Random) -> int:
