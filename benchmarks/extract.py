@@ -146,7 +146,7 @@ def compare(case: Case, settings: Settings, output: Path) -> list[Row]:
             if number == 0 or contender in (case.limit, "skipreel"):
                 found[contender].append(run())
                 shutil.rmtree(output, ignore_errors=True)
-    print(f"\n{case.name}\n{'':18}{'frames/s':>10}{'range':>16}{'start-up, s':>13}{'skipreel is':>13}")
+    print(f"\n{case.name}\n{'':18}{'frames/s':>10}{'range':>20}{'start-up, s':>13}{'skipreel is':>13}")
     mine = statistics.median(run.rate for run in found["skipreel"])
     rows = []
     for contender, runs in found.items():
@@ -155,7 +155,7 @@ def compare(case: Case, settings: Settings, output: Path) -> list[Row]:
         target = {case.limit: TARGET, "plain loop": 1.0}.get(contender)
         verdict = "" if target is None else f"  target {target} {'met' if mine / middle >= target else 'MISSED'}"
         span = f"{rates[0]:.1f}–{rates[-1]:.1f}"
-        print(f"{contender:18}{middle:10.1f}{span:>16}{startup:13.1f}{mine / middle:13.2f}{verdict}", flush=True)
+        print(f"{contender:18}{middle:10.1f}{span:>20}{startup:13.1f}{mine / middle:13.2f}{verdict}", flush=True)
         if contender != "skipreel":
             name = f"extract/{case.name}/{contender.replace(', ', '-').replace(' ', '-')}"
             rows.append(Row(name, "frames/s", mine, middle, mine / middle, target, machine()))

@@ -17,8 +17,8 @@ from features.schema import Failure
 from features.writer import ShardWriter, VideoRows
 from pipeline.storage import FileStamp
 
-# Videos that a decoder has in hand: enough that it need not wait for more, few enough to share the last ones out.
-VIDEOS_IN_HAND, BYTES_IN_HAND = 8, 2 << 20
+# Videos that a decoder is given at once, and has in hand: enough that it need not wait, few enough to share the last out.
+VIDEOS_AT_ONCE, VIDEOS_IN_HAND, BYTES_IN_HAND = 8, 16, 2 << 20
 # So often may a process die with one video alone in hand before that video fails.
 MAX_DEATHS = 3
 MAX_RETRIES = 9
@@ -71,7 +71,8 @@ class Bookkeeping:
     def more(self, in_hand: Sequence[Planned]) -> Iterator[Planned]:
         """Videos to decode next, for a decoder that has these in hand."""
         count, num_bytes = len(in_hand), sum(planned.num_bytes for planned in in_hand)
-        while not self._is_exhausted and count < VIDEOS_IN_HAND and (not count or num_bytes < BYTES_IN_HAND):
+        limit = min(count + VIDEOS_AT_ONCE, VIDEOS_IN_HAND)
+        while not self._is_exhausted and count < limit and (not count or num_bytes < BYTES_IN_HAND):
             planned = next(self._planned, None)
             if planned is None:
                 self._is_exhausted = True

@@ -177,12 +177,14 @@ def failures(uri: str) -> list[dict[str, Any]]:
 def write_rows(target: str, tables: Iterable[pa.Table]) -> None:
     """Write a shard file of rows in order; holds one row group of them in memory."""
     group: list[pa.Table] = []
+    num_bytes = 0
     with storage.open_atomic(target) as stream, shard_writer(stream) as writer:
         for table in tables:
             group.append(table)
-            if sum(part.nbytes for part in group) >= ROW_GROUP_BYTES:
+            num_bytes += table.nbytes
+            if num_bytes >= ROW_GROUP_BYTES:
                 writer.write_table(pa.concat_tables(group).combine_chunks())
-                group = []
+                group, num_bytes = [], 0
         if group:
             writer.write_table(pa.concat_tables(group).combine_chunks())
 
