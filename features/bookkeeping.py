@@ -17,7 +17,7 @@ from features.schema import Failure
 from features.writer import ShardWriter, VideoRows
 from pipeline.storage import FileStamp
 
-# Videos that a decoder is given at once, and has in hand: enough not to wait for more, few enough to share the last out.
+# Videos that a decoder is given at once, and has in hand: enough not to wait, few enough to share the last ones out.
 VIDEOS_AT_ONCE, VIDEOS_IN_HAND, BYTES_IN_HAND = 8, 16, 2 << 20
 # So often may a process die with one video alone in hand before that video fails.
 MAX_DEATHS = 3
