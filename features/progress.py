@@ -69,7 +69,7 @@ class Progress:
         )
 
     def line(self) -> str:
-        """Rates, shares and what to change, for a progress display."""
+        """Rates and shares, and in a second line what to change, for a progress display of 80 columns."""
         if self.working_since is None:
             return "starting processes"
         decoding, encoding = self.busy
@@ -77,9 +77,8 @@ class Progress:
             f"{self.video_s / 3600:.2f} hours of video, {self.frames_per_s:.0f} frames/s",
             f"decoding {decoding:.0%}, encoding {encoding:.0%} of the time",
         ]
-        parts += [f"{self.restarts} processes restarted"] * bool(self.restarts)
-        parts += [self.advice()] * bool(self.advice())
-        return "; ".join(parts)
+        parts += [f"{self.restarts} restarts"] * bool(self.restarts)
+        return "\n".join(filter(None, ["; ".join(parts), self.advice()]))
 
     def advice(self) -> str:
         """Which stage is the bottleneck and what to change; "" while that cannot be told."""
@@ -87,7 +86,7 @@ class Progress:
         if self.working_s < 5 or not self.frames:
             return ""
         if decoders + encoders < 0.5:
-            return "the processes wait: reading the files or the network is the bottleneck"
+            return "the processes wait: reading the files is the bottleneck"
         if encoders >= decoders:
-            return "encoding is the bottleneck: more CPUs, a GPU, --dtype bfloat16 where it gains, or a lower --rate-hz"
-        return "decoding is the bottleneck: more CPUs (and --decoders), or a lower --rate-hz"
+            return "encoding is the bottleneck: a GPU, more CPUs, bfloat16 or a lower --rate-hz"
+        return "decoding is the bottleneck: more CPUs or a lower --rate-hz"
