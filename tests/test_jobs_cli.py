@@ -66,7 +66,7 @@ def test_wrong_settings_are_refused_before_any_work(command, tmp_path, monkeypat
 
 def test_an_unknown_command_is_told_the_known_ones(capsys):
     assert main(["trian"]) == cli.EXIT_USAGE
-    assert "use one of manifest, extract, train" in capsys.readouterr().err
+    assert "use one of manifest, extract, features, train" in capsys.readouterr().err
 
 
 def test_help_names_every_command_in_the_order_of_the_job(capsys):
