@@ -11,11 +11,10 @@ import os
 import shutil
 import statistics
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import redirect_stdout, suppress
+from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from functools import partial
 from io import StringIO
@@ -29,6 +28,7 @@ import tyro
 
 from benchmarks.backbone import write_resnet50
 from benchmarks.clips import repeat, write_clip
+from benchmarks.memory import MEMORY_COLUMNS, PeakMemory
 from benchmarks.timing import Row, machine, write_json
 from features import store
 from features.backbones import Backbone, load_backbone
@@ -48,8 +48,6 @@ MOBILENET = DATA / "weights" / "mobilenet_v1_0.75_224"
 THUMBNAIL = "benchmarks.backbone:thumbnail"
 CORES = os.cpu_count() or 1
 TARGET = 0.9
-PROCESSES = {"driver": "driver", "worker": "ray::Worker"}
-MEMORY_COLUMNS = "".join(f"{f'{kind}, MB':>12}" for kind in (*PROCESSES, "shared"))
 # Two blocks of frames a decoder and three an encoder, each at most a part beyond full; and 500 MB a process, which
 # is libraries, one shard being collected, the index of a long video and, in the encoder, a small backbone.
 MEMORY_BOUND = 5 * CORES * (BLOCK_BYTES + PART_BYTES) + 3 * (500 << 20)
@@ -341,47 +339,6 @@ def _bounded(name: str, peak: int) -> Row:
     ratio = MEMORY_BOUND / peak
     print(f"  {name}/memory: {peak / 1e6:.0f} of {MEMORY_BOUND / 1e6:.0f} MB {'met' if ratio >= 1 else 'MISSED'}")
     return Row(f"{name}/memory", "bytes", peak, MEMORY_BOUND, ratio, 1.0, machine())
-
-
-class PeakMemory:
-    """Peak bytes that the largest process of each kind has for itself, and what they share through Ray. Linux alone."""
-
-    def __init__(self) -> None:
-        self._peaks = dict.fromkeys((*PROCESSES, "shared"), 0)
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-
-    def __enter__(self) -> "PeakMemory":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stopped.set()
-        self._thread.join()
-
-    @property
-    def total(self) -> int:
-        """All of it together."""
-        return sum(self._peaks.values())
-
-    def __str__(self) -> str:
-        return "".join(f"{peak / 1e6:12.0f}" for peak in self._peaks.values())
-
-    def _watch(self) -> None:
-        while not self._stopped.wait(0.1):
-            for process in Path("/proc").iterdir():
-                if process.name.isdecimal():
-                    with suppress(OSError):  # it may end meanwhile
-                        self._note(process)
-
-    def _note(self, process: Path) -> None:
-        title = "driver" if int(process.name) == os.getpid() else (process / "cmdline").read_text()
-        for kind, start in PROCESSES.items():
-            if title.startswith(start):
-                lines = (line.split() for line in (process / "status").read_text().splitlines())
-                sizes = {line[0]: int(line[1]) << 10 for line in lines if line[0] in ("RssAnon:", "RssShmem:")}
-                self._peaks[kind] = max(self._peaks[kind], sizes["RssAnon:"])
-                self._peaks["shared"] = max(self._peaks["shared"], sizes["RssShmem:"])
 
 
 if __name__ == "__main__":
