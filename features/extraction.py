@@ -120,7 +120,7 @@ class Block:
 
 def decode(task: VideoTask, settings: FrameSettings) -> Iterator["tuple[Part, list[Frame]] | Ending"]:
     """The parts of one video, each with its frames, then its ending; no failure of a decoder gets out of here."""
-    stamp = None
+    stamp, reason = None, ""
     try:
         with storage.local_copy(task.uri) as copy:
             stamp = copy.stamp
@@ -133,7 +133,9 @@ def decode(task: VideoTask, settings: FrameSettings) -> Iterator["tuple[Part, li
                 raise VideoError(f"{task.uri} changed while it was read; run the extraction again")
             yield ending
     except Exception as error:  # a decoder may be anyone's: none of its failures may end the job
-        yield Ending(task, stamp, reason=_reason(error, task))
+        reason = _reason(error, task)
+    if reason:  # out of the handler: there the error would hold on to all memory that the video took
+        yield Ending(task, stamp, reason=reason)
 
 
 def _decode(

@@ -145,7 +145,7 @@ class Extraction:
         while self._blocks and (free := [slot for slot in self._encoders if _has_room(slot)]):
             self._encode(min(free, key=lambda slot: len(slot.calls)))
         for decoder in self._decoders:
-            while _has_room(decoder) and len(self._blocks) <= len(self._encoders) and self._ask(decoder):
+            while _has_room(decoder) and len(self._blocks) < max(1, len(self._encoders)) and self._ask(decoder):
                 pass
 
     def _encode(self, slot: _Slot) -> None:
