@@ -4,10 +4,8 @@ After an update the gate says how many steps it will skip, so the next wanted ti
 Letters: T sampled frames, D feature length, C classes.
 """
 
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,50 +14,9 @@ from numpy.typing import NDArray
 from features.backbones import Backbone, load_backbone
 from features.errors import BackboneError
 from jobs.evaluation import TrainedModel
+from jobs.prediction import Prediction, Seconds
 from models import Cost, LearnedGate
 from pipeline.decoding import Video, open_video
-
-
-@dataclass(slots=True)
-class Seconds:
-    """Wall-clock seconds by stage."""
-
-    decode: float = 0.0
-    encode: float = 0.0
-    recognise: float = 0.0
-
-    @property
-    def total(self) -> float:
-        """All stages together."""
-        return self.decode + self.encode + self.recognise
-
-    @contextmanager
-    def measure(self, stage: str) -> Iterator[None]:
-        """Add the block's duration to a stage."""
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            setattr(self, stage, getattr(self, stage) + time.perf_counter() - started)
-
-
-@dataclass(frozen=True, slots=True)
-class Prediction:
-    """What a model says about one video, and what looking at it cost.
-
-    Attributes:
-        frame_index: (T,) int64, the sampled frames' places in presentation order.
-        pts_s: (T,) float64, their presentation times in seconds.
-        used: (T,) bool, True where the network looked.
-        scores: task frames: (T, C) float32, each class's probability; task video: (C,), summing to 1.
-    """
-
-    frame_index: NDArray[np.int64]
-    pts_s: NDArray[np.float64]
-    used: NDArray[np.bool_]
-    scores: NDArray[np.float32]
-    cost: Cost
-    seconds: Seconds = field(default_factory=Seconds)
 
 
 def load_backbone_of(model: TrainedModel, *, name: str | None = None, device: str = "cpu") -> Backbone:
@@ -150,7 +107,11 @@ def _run(
             pts_s=video.pts_seconds[index],
             used=look.used,
             scores=(logits.sigmoid() if frames else logits.softmax(-1)).numpy(),
-            cost=Cost(len(index), look.encoded, video.num_decoded, look.encoded, updates),
+            cost=Cost(
+                len(index), look.encoded, video.num_decoded, look.encoded, updates, frames_converted=video.num_converted
+            ),
+            duration_s=video.duration_s,
+            uri=uri,
             seconds=seconds,
         )
 

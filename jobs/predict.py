@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import tyro
 
-from jobs.closed_loop import Prediction, load_backbone_of, predict, predict_dense
+from jobs.closed_loop import load_backbone_of, predict, predict_dense
 from jobs.evaluation import TrainedModel, load_model
+from jobs.prediction import Prediction
 from jobs.progress import track
 from pipeline.decoding import find_decoder
 from pipeline.errors import VideoError

@@ -19,11 +19,12 @@ from PIL import Image
 
 from features.backbones import Backbone
 from features.reader import FeatureSet
-from jobs.closed_loop import Prediction, load_backbone_of, predict, predict_dense
+from jobs.closed_loop import load_backbone_of, predict, predict_dense
 from jobs.evaluation import TrainedModel, load_model
 from jobs.figures import tradeoff_figure
 from jobs.filmstrip import Strip, film_strip
 from jobs.html import MeasuredRow, SummaryRow, TableRow, render_report
+from jobs.prediction import Prediction
 from jobs.progress import console, track
 from jobs.sweep_record import SweepPoint, SweepRecord, load_record
 from jobs.tracking import log_to_finished_run

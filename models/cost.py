@@ -13,7 +13,7 @@ class Cost:
 
     frames_total: frames there were, on the sampling grid; frames_wanted: those the gate asked for; frames_decoded and
     frames_encoded: those really decoded (more than wanted where a codec needs its neighbours) and put through the CNN;
-    state_updates: updates of the recurrent state.
+    state_updates: updates of the recurrent state; frames_converted: decoded frames that were turned into RGB pictures.
 
     Raises ValueError for a negative count, or more frames wanted than there were.
     """
@@ -23,6 +23,7 @@ class Cost:
     frames_decoded: int | None
     frames_encoded: int | None
     state_updates: int
+    frames_converted: int | None = None
 
     def __post_init__(self) -> None:
         for name, count in dataclasses.asdict(self).items():
@@ -38,6 +39,7 @@ class Cost:
             frames_decoded=_add(self.frames_decoded, other.frames_decoded),
             frames_encoded=_add(self.frames_encoded, other.frames_encoded),
             state_updates=self.state_updates + other.state_updates,
+            frames_converted=_add(self.frames_converted, other.frames_converted),
         )
 
 

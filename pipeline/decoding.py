@@ -33,6 +33,11 @@ class Video(ABC):
     def num_decoded(self) -> int:
         """How many frames went through the decoder so far, wanted or not, each pass over a frame counted."""
 
+    @property
+    def num_converted(self) -> int:
+        """How many decoded frames were turned into RGB; all of them, where a decoder does not say otherwise."""
+        return self.num_decoded
+
     @abstractmethod
     def read(self, index: int) -> Frame:
         """Frame `index`, counted from 0 in presentation order, as (H, W, 3) uint8 RGB, contiguous and upright.

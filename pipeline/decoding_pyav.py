@@ -34,7 +34,7 @@ class PyAVVideo(Video):
         _keep_freed_memory()
         self._uri = uri
         self._reformatter: Any = VideoReformatter()
-        self._num_decoded = 0
+        self._num_decoded = self._num_converted = 0
         self._closed = False
         self._packets: Iterator[Any] = iter(())
         self._pending: deque[Any] = deque()  # frames that came out of the decoder beside the last one
@@ -60,6 +60,11 @@ class PyAVVideo(Video):
     def num_decoded(self) -> int:
         """Frames that went through the decoder; those that it may have dropped count once they are seen to come out."""
         return self._num_decoded
+
+    @property
+    def num_converted(self) -> int:
+        """Those that were returned: what is decoded for the sake of other frames is never converted."""
+        return self._num_converted
 
     def read(self, index: int) -> Frame:
         """See `Video.read`."""
@@ -178,6 +183,7 @@ class PyAVVideo(Video):
         self._pending.extend(packet.decode())
 
     def _to_rgb(self, frame: Any) -> Frame:
+        self._num_converted += 1
         # Left alone PyAV starts a pool of threads for every frame.
         picture = self._reformatter.reformat(frame, format="rgb24", threads=1)
         plane, width, height = picture.planes[0], picture.width, picture.height

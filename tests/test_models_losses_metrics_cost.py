@@ -152,10 +152,14 @@ def test_multiply_accumulates_of_a_stack() -> None:
 
 
 def test_costs_add_and_what_was_not_measured_stays_unknown() -> None:
-    first = Cost(frames_total=10, frames_wanted=3, frames_decoded=5, frames_encoded=3, state_updates=3)
-    second = Cost(frames_total=20, frames_wanted=4, frames_decoded=9, frames_encoded=None, state_updates=4)
+    first = Cost(
+        frames_total=10, frames_wanted=3, frames_decoded=5, frames_encoded=3, state_updates=3, frames_converted=2
+    )
+    second = Cost(
+        frames_total=20, frames_wanted=4, frames_decoded=9, frames_encoded=None, state_updates=4, frames_converted=5
+    )
     assert first + second == Cost(
-        frames_total=30, frames_wanted=7, frames_decoded=14, frames_encoded=None, state_updates=7
+        frames_total=30, frames_wanted=7, frames_decoded=14, frames_encoded=None, state_updates=7, frames_converted=7
     )
 
 
