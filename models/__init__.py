@@ -8,6 +8,7 @@ from models.losses import budget_loss, task_loss
 from models.metrics import accuracy, average_precision, mean_average_precision
 from models.recognizer import Recognition, Recognizer, RecognizerConfig
 from models.reference import SkipState
+from models.states import rows_of, stack_states
 
 __all__ = [
     "CheckpointError",
@@ -27,7 +28,9 @@ __all__ = [
     "load_checkpoint",
     "mean_average_precision",
     "multiply_accumulates",
+    "rows_of",
     "save_checkpoint",
+    "stack_states",
     "steps_until_update",
     "task_loss",
 ]

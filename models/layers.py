@@ -15,6 +15,7 @@ from models.gates import LEARNED, MAX_WAIT, Gate, LearnedGate, RandomGate, steps
 from models.kernels.problem import CellName
 from models.recurrence import CELLS, Backend, check_backend, recurrence
 from models.reference import LayerWeights, SkipState, SkipWeights, accumulate, candidate
+from models.states import rows_of
 
 Fetch = Callable[[Tensor, Tensor], Tensor]
 """(rows (n,) int64, steps (n,) int64) -> their samples (n, D)."""
@@ -257,7 +258,7 @@ class _SkipLayer(nn.Module, ABC):
             last.update_prob[rows], last.accumulated[rows] = state.update_prob, state.accumulated
             due = due + 1 + wait
             on = due < lengths[rows]
-            rows, due, state = rows[on], due[on], _rows_of(state, on)
+            rows, due, state = rows[on], due[on], rows_of(state, on)
         if self.batch_first:
             output, gates = output.transpose(0, 1), gates.transpose(0, 1)
         return output, last, gates
@@ -384,11 +385,6 @@ class SkipGRU(_SkipLayer):
 def _check_lengths(lengths: Tensor, *, batch_size: int) -> None:
     if lengths.shape != (batch_size,) or lengths.is_floating_point():
         raise ValueError(f"lengths must be ({batch_size},) integers, got {tuple(lengths.shape)} of {lengths.dtype}")
-
-
-def _rows_of(state: SkipState, rows: Tensor) -> SkipState:
-    c = None if state.c is None else state.c[:, rows]
-    return SkipState(state.h[:, rows], c, state.update_prob[rows], state.accumulated[rows])
 
 
 def _arguments(layer: Any, like: Tensor) -> dict[str, Any]:

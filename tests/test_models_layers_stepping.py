@@ -9,16 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from models import RandomGate, SkipGRU, SkipLSTM, SkipState, StridedGate
+from models import RandomGate, SkipGRU, SkipLSTM, SkipState, StridedGate, rows_of
 from models.recurrence import CELLS
 from models.reference import candidate
 from test_models_layers import Make, build, each_cell, inputs, state_tensors
 from tolerances import assert_close
-
-
-def rows_of(state: SkipState, rows: Tensor) -> SkipState:
-    c = None if state.c is None else state.c[:, rows]
-    return SkipState(state.h[:, rows], c, state.update_prob[rows], state.accumulated[rows])
 
 
 @each_cell
