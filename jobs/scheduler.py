@@ -184,8 +184,11 @@ class Scheduler:
     def _decode_next(self) -> _Job | None:
         if self._num_ready >= 2 * self._backbone.batch_size:
             return None
-        if self._waiting:
-            return partial(self._decode, *self._waiting.popleft())
+        while self._waiting:
+            viewing, steps = self._waiting.popleft()
+            if not viewing.is_over:
+                viewing.is_decoding = True
+                return partial(self._decode, viewing, steps)
         if self._requests and self._num_open < self._in_flight:
             self._num_open += 1
             return partial(self._open, self._requests.popleft())
@@ -233,12 +236,14 @@ class Scheduler:
         except Exception as error:  # a decoder may be anyone's: none of its failures may reach another video
             reason = _reason(error, call.request, "decoder")
         with self._changed:
-            if call.is_given_up:
-                for viewing in (call.viewing, answer):
-                    if isinstance(viewing, Viewing):
-                        viewing.video.close()
+            viewing = call.viewing or (answer if isinstance(answer, Viewing) else None)
+            if viewing is not None:
+                viewing.is_decoding = False
+            if call.is_given_up or (viewing is not None and viewing.is_over):
+                if viewing is not None:
+                    viewing.video.close()
             elif answer is None:
-                self._end(call.request, call.viewing, None, reason)
+                self._end(call.request, viewing, None, reason)
             else:
                 take(answer)
 
@@ -256,9 +261,9 @@ class Scheduler:
                 call.is_slow = True
                 self._start(self._next_of_worker)
             if not call.is_given_up and now - call.since > self._time_limit_s:
-                call.is_given_up = True  # the video is still in use: its worker closes it, should it ever return
+                call.is_given_up = True  # its worker closes the video, should it ever return
                 late = f"{call.request.uri}: its next frame did not come within {self._time_limit_s:g} seconds"
-                self._note(Outcome(call.request, None, late))
+                self._end(call.request, call.viewing, None, late)
 
     # Encoding
 
@@ -301,16 +306,16 @@ class Scheduler:
             with self._changed:
                 self._end(viewing.request, viewing, prediction)
 
-    # With the lock held
-
     def _end(self, request: Request, viewing: Viewing | None, prediction: Prediction | None, reason: str = "") -> None:
+        """With the lock held: the outcome of a video, unless it has one already."""
         if viewing is not None:
-            viewing.video.close()
-        self._note(Outcome(request, prediction, reason))
-
-    def _note(self, outcome: Outcome) -> None:
+            if viewing.is_over:
+                return
+            viewing.is_over = True
+            if not viewing.is_decoding:  # else its worker closes it
+                viewing.video.close()
         self._num_open -= 1
-        self._outcomes.append(outcome)
+        self._outcomes.append(Outcome(request, prediction, reason))
         self._changed.notify_all()
 
 

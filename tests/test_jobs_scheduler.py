@@ -1,0 +1,317 @@
+"""Many videos in flight: whose frame it is never gets lost, and what one video does reaches no other."""
+
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from random import Random
+
+import numpy as np
+import pytest
+import torch
+
+from features.backbones import Backbone
+from features.recipe import Recipe
+from jobs.evaluation import TrainedModel
+from jobs.scheduler import Outcome, Scheduler
+from jobs.viewing import Request
+from models import LearnedGate, Recognizer, RecognizerConfig, StridedGate
+from pipeline.decoding import Frame, Video
+from pipeline.errors import VideoError
+from pipeline.sampling import Sampling
+
+DIM = 16
+MAX_FRAMES = 1000
+
+
+@dataclass
+class World:
+    """The videos of a test: what their decoder does, and what was seen of it."""
+
+    seed: int = 0
+    delay_s: float = 0.0
+    lengths: dict[str, int] = field(default_factory=dict)
+    broken_at: dict[str, int] = field(default_factory=dict)  # -1: cannot be opened
+    unencodable: dict[str, int] = field(default_factory=dict)
+    blocked: dict[str, threading.Event] = field(default_factory=dict)
+    opened: int = 0
+    most_opened: int = 0
+    waiting_frames: int = 0
+    most_waiting_frames: int = 0
+    batches: list[int] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def number(self, uri: str) -> int:
+        return list(self.lengths).index(uri)
+
+    def pause(self) -> None:
+        if self.delay_s:
+            with self.lock:
+                seconds = Random(self.seed).uniform(0, self.delay_s)
+                self.seed += 1
+            time.sleep(seconds)
+
+
+class FakeVideo(Video):
+    """Frames that carry the number of their video and their own; one user at a time, as with a real decoder."""
+
+    def __init__(self, world: World, uri: str) -> None:
+        world.pause()
+        if world.broken_at.get(uri) == -1:
+            raise VideoError(f"{uri} cannot be opened")
+        self.world, self.uri = world, uri
+        self.pts_seconds = np.arange(world.lengths[uri]) / 10
+        self.duration_s = len(self.pts_seconds) / 10
+        self.count = 0
+        self.in_use = threading.Lock()
+        self.is_closed = False
+        with world.lock:
+            world.opened += 1
+            world.most_opened = max(world.most_opened, world.opened)
+
+    @property
+    def num_decoded(self) -> int:
+        return self.count
+
+    def read(self, index: int) -> Frame:
+        assert self.in_use.acquire(blocking=False), "two threads in one decoder"
+        assert not self.is_closed
+        world = self.world
+        if event := world.blocked.get(self.uri):
+            event.wait()
+        world.pause()
+        if world.broken_at.get(self.uri) == index:
+            raise VideoError(f"{self.uri}: frame {index} could not be decoded")
+        self.count += 1
+        with world.lock:
+            world.waiting_frames += 1
+            world.most_waiting_frames = max(world.most_waiting_frames, world.waiting_frames)
+        self.in_use.release()
+        return np.full((1, 1, 3), [world.number(self.uri), index // 256, index % 256], np.uint8)
+
+    def close(self) -> None:
+        if not self.is_closed:
+            self.is_closed = True
+            with self.world.lock:
+                self.world.opened -= 1
+
+
+def code(video: int, index: int) -> np.ndarray:
+    """The feature (DIM,) of a frame: noise that only this frame of this video has."""
+    return np.random.default_rng(video * MAX_FRAMES + index).normal(size=DIM).astype(np.float16)
+
+
+class FakeBackbone(Backbone):
+    """Knows a frame by its pixel."""
+
+    def encode(self, frames):
+        world = worlds["now"]
+        with world.lock:
+            world.waiting_frames -= len(frames)
+            world.batches.append(len(frames))
+        numbers = [(int(f[0, 0, 0]), 256 * int(f[0, 0, 1]) + int(f[0, 0, 2])) for f in frames]
+        names = list(world.lengths)
+        if any(world.unencodable.get(names[video]) == index for video, index in numbers):
+            raise RuntimeError("cannot encode this")
+        return np.stack([code(*number) for number in numbers])
+
+
+worlds: dict[str, World] = {}
+
+
+def decode(uri: str) -> Video:
+    return FakeVideo(worlds["now"], uri)
+
+
+def backbone() -> FakeBackbone:
+    nothing = {"prepare": lambda x: x, "network": lambda x: x}
+    return FakeBackbone("fake", "", "pooled", "float32", DIM, "0", {}, **nothing, device=torch.device("cpu"))
+
+
+def model(gate=None, *, task="frames", cell="gru", seed=0) -> TrainedModel:
+    torch.manual_seed(seed)
+    config = RecognizerConfig(cell, task, DIM, 3, hidden_size=8, num_layers=2, gate=gate or LearnedGate())
+    recognizer = Recognizer(config)
+    torch.nn.init.constant_(recognizer.recurrent.update_bias, -1.2)
+    torch.nn.init.normal_(recognizer.recurrent.update_weight, std=0.5)
+    recipe = Recipe("fake", "0", {}, Sampling(10.0), DIM)
+    return TrainedModel(recognizer.eval(), ("a", "b", "c"), recipe.feature_set_id, recipe, {})
+
+
+def label(world: World, network: TrainedModel, **settings) -> dict[str, Outcome]:
+    worlds["now"] = world
+    decoder = f"{__name__}:decode"
+    with Scheduler(network, backbone(), decoder=decoder, **settings) as scheduler:
+        outcomes = list(scheduler.run(Request(uri, uri) for uri in world.lengths))
+    assert world.opened == 0
+    assert len(outcomes) == len(world.lengths)
+    return {outcome.request.key: outcome for outcome in outcomes}
+
+
+def alone(world: World, uri: str, network: TrainedModel) -> tuple[np.ndarray, np.ndarray]:
+    """Scores and gates of one video by the layers' forward pass over all its features."""
+    features = np.stack([code(world.number(uri), index) for index in range(world.lengths[uri])])
+    with torch.inference_mode():
+        logits, gates = network.recognizer(torch.from_numpy(features)[None], torch.tensor([len(features)]))
+    scores = logits[0].sigmoid() if network.recognizer.config.task == "frames" else logits[0].softmax(-1)
+    return scores.numpy(), gates[0].numpy() > 0.5
+
+
+def many(count: int, *, seed: int = 0, longest: int = 60) -> dict[str, int]:
+    random = Random(seed)
+    return {f"v{number}": random.randint(1, longest) for number in range(count)}
+
+
+def assert_right(outcome: Outcome, world: World, network: TrainedModel, uri: str) -> None:
+    scores, used = alone(world, uri, network)
+    np.testing.assert_array_equal(outcome.prediction.used, used, err_msg=uri)
+    np.testing.assert_allclose(outcome.prediction.scores, scores, atol=1e-5, err_msg=uri)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(
+    ("gate", "dense", "task", "cell"),
+    [
+        (None, False, "frames", "gru"),
+        (None, False, "video", "lstm"),
+        (None, True, "frames", "lstm"),
+        (StridedGate(3.5), False, "frames", "gru"),
+    ],
+)
+def test_every_frame_comes_back_to_its_own_video_whatever_the_order(seed, gate, dense, task, cell):
+    world = World(seed=seed, delay_s=0.002, lengths=many(60, seed=seed))
+    network = model(gate, task=task, cell=cell, seed=seed)
+    outcomes = label(world, network, num_workers=5, in_flight=20, dense=dense)
+    for uri in world.lengths:
+        assert_right(outcomes[uri], world, network, uri)
+
+
+def test_only_what_the_gate_asks_for_is_decoded_and_encoded():
+    world, network = World(lengths=many(20, longest=200)), model()
+    for outcome in label(world, network, num_workers=3).values():
+        cost = outcome.prediction.cost
+        looks = outcome.prediction.used.sum()
+        counts = (cost.frames_wanted, cost.frames_decoded, cost.frames_converted, cost.frames_encoded)
+        assert counts == (looks,) * 4
+        assert cost.state_updates == looks < cost.frames_total or cost.frames_total < 5
+    assert max(world.batches) > 1, "nothing was gathered across videos"
+
+
+def test_results_do_not_depend_on_what_runs_beside_them_to_the_last_bit():
+    network = model()
+    runs = [
+        label(World(seed=seed, delay_s=delay_s, lengths=many(30)), network, num_workers=workers, in_flight=in_flight)
+        for seed, (delay_s, workers, in_flight) in enumerate([(0, 1, 1), (0, 1, 30), (0.002, 4, 9)])
+    ]
+    for other in runs[1:]:
+        for uri, outcome in runs[0].items():
+            np.testing.assert_array_equal(outcome.prediction.scores, other[uri].prediction.scores)
+
+
+def test_a_broken_video_fails_alone_and_says_why():
+    world = World(delay_s=0.001, lengths={**many(40), "v3": 30, "v7": 30, "v8": 30, "v11": 30})
+    world.broken_at |= {"v3": -1, "v7": 0}
+    world.unencodable["v11"] = 0
+    network = model(StridedGate(1.0))
+    world.broken_at["v8"] = 17
+    outcomes = label(world, network, num_workers=4, in_flight=10)
+    bad = {"v3": "v3 cannot be opened", "v7": "frame 0 could not", "v8": "frame 17 could not"}
+    bad["v11"] = "v11: the backbone raised RuntimeError: cannot encode this"
+    for uri, outcome in outcomes.items():
+        if uri in bad:
+            assert bad[uri] in outcome.reason
+            assert outcome.prediction is None
+        else:
+            assert_right(outcome, world, network, uri)
+
+
+def test_a_backbone_that_fails_for_one_frame_spares_the_other_videos_of_its_batch():
+    world, network = World(lengths=dict.fromkeys(many(12), 20), unencodable={"v5": 0}), model()
+    outcomes = label(world, network)
+    assert world.batches[0] == 4
+    for uri in world.lengths:
+        if uri == "v5":
+            assert outcomes[uri].prediction is None
+        else:
+            assert_right(outcomes[uri], world, network, uri)
+
+
+def test_slow_videos_delay_themselves_alone(monkeypatch):
+    monkeypatch.setattr("jobs.scheduler.SLOW_S", 0.05)
+    slow = {"v0": threading.Event(), "v1": threading.Event()}
+    world, network = World(lengths=many(20), blocked=slow), model()
+    worlds["now"] = world
+    with Scheduler(network, backbone(), decoder=f"{__name__}:decode", num_workers=2, in_flight=6) as scheduler:
+        scheduler.add(Request(uri, uri) for uri in world.lengths)
+        others = _outcomes(scheduler, 18)
+        assert not set(slow) & set(others)
+        for event in slow.values():
+            event.set()
+        outcomes = others | _outcomes(scheduler, 2)
+    for uri in world.lengths:
+        assert_right(outcomes[uri], world, network, uri)
+
+
+def test_a_video_whose_decoder_hangs_fails_and_its_late_frame_changes_nothing(monkeypatch):
+    monkeypatch.setattr("jobs.scheduler.SLOW_S", 0.05)
+    hung = threading.Event()
+    world, network = World(lengths=many(6), blocked={"v2": hung}), model()
+    worlds["now"] = world
+    settings = {"decoder": f"{__name__}:decode", "num_workers": 1, "time_limit_s": 0.3}
+    with Scheduler(network, backbone(), **settings) as scheduler:
+        scheduler.add(Request(uri, uri) for uri in world.lengths)
+        outcomes = _outcomes(scheduler, 6)
+        assert "v2: its next frame did not come within 0.3 seconds" in outcomes["v2"].reason
+        hung.set()
+        assert scheduler.wait(timeout_s=0.3) == []
+    assert all(outcomes[uri].prediction is not None for uri in world.lengths if uri != "v2")
+    assert world.opened == 0
+
+
+def _outcomes(scheduler: Scheduler, count: int) -> dict[str, Outcome]:
+    found: dict[str, Outcome] = {}
+    deadline = time.monotonic() + 20
+    while len(found) < count and time.monotonic() < deadline:
+        found |= {outcome.request.key: outcome for outcome in scheduler.wait(timeout_s=0.02)}
+    assert len(found) == count
+    return found
+
+
+@pytest.mark.parametrize("dense", [True, False])
+def test_memory_is_bounded_by_what_is_in_flight(dense):
+    world = World(delay_s=0.0005, lengths=dict.fromkeys(many(50), 60))
+    label(world, model(), num_workers=3, in_flight=8, dense=dense)
+    assert world.most_opened <= 8
+    # Two batches of four, and the request of each worker: a part of four frames in a dense pass, else one.
+    assert world.most_waiting_frames <= 2 * 4 + 3 * 4
+
+
+def test_a_long_video_does_not_hold_up_short_ones():
+    world = World(lengths={"long": 900, **many(40, longest=10)})
+    worlds["now"] = world
+    with Scheduler(model(), backbone(), decoder=f"{__name__}:decode", in_flight=8) as scheduler:
+        order = [outcome.request.key for outcome in scheduler.run(Request(uri, uri) for uri in world.lengths)]
+    assert order.index("long") > 10
+
+
+def test_closing_ends_the_workers_with_videos_under_way():
+    before = threading.active_count()
+    world = World(delay_s=0.001, lengths=many(200))
+    worlds["now"] = world
+    with Scheduler(model(), backbone(), decoder=f"{__name__}:decode", num_workers=3) as scheduler:
+        scheduler.add(Request(uri, uri) for uri in world.lengths)
+        scheduler.wait(timeout_s=5)
+    deadline = time.monotonic() + 5
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert threading.active_count() == before
+
+
+def test_a_path_in_place_of_the_video_is_not_named_in_messages():
+    worlds["now"] = World(lengths={"/tmp/copy": 5}, broken_at={"/tmp/copy": 0})
+    with Scheduler(model(), backbone(), decoder=f"{__name__}:decode") as scheduler:
+        (outcome,) = scheduler.run([Request("a", "s3://there/a.mp4", "/tmp/copy")])
+    assert outcome.reason == "s3://there/a.mp4: frame 0 could not be decoded"
+
+
+assert __name__ in sys.modules  # the decoder is found by this name
