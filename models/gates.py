@@ -7,16 +7,25 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any, Final
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from models.reference import accumulate
 
 MAX_WAIT: Final = 10_000
 """How many steps ahead an update is looked for unless the caller knows how many remain."""
+
+TABLE_SIZE: Final = 256
+"""Waits up to this are looked up in a table, which takes some 20 ms to make."""
+
+FIRST_BLOCK: Final = 64
+"""Steps that other jumps look ahead at first; then as many again as they have looked at, so few looks go far."""
 
 
 def _check_shape(num_steps: int, batch_size: int) -> None:
@@ -121,8 +130,8 @@ def steps_until_update(p: Tensor, *, a: Tensor | None = None, limit: int = MAX_W
     """How many steps on the next learned update falls: 1 means at once; N_skip of eq. 6 is one less.
 
     p (B,) and a (B,) as in `SkipState`, float32 or float64; a is 0, as after an update, unless given. Returns (B,)
-    int64, limit + 1 where no update falls within `limit` steps: pass the number that remain. It runs the accumulation
-    itself and so agrees with stepping bit for bit; eq. 6 in real arithmetic does not, near ties.
+    int64, limit + 1 where no update falls within `limit` steps: pass the number that remain. It adds as stepping
+    does and so agrees with it bit for bit; eq. 6 in real arithmetic does not, near ties.
 
     Raises ValueError for a dtype narrower than float32, in which the gate is never kept, or a negative limit.
     """
@@ -130,14 +139,83 @@ def steps_until_update(p: Tensor, *, a: Tensor | None = None, limit: int = MAX_W
         raise ValueError(f"update probabilities must be float32 or float64, got {p.dtype}")
     if limit < 0:
         raise ValueError(f"limit must be 0 steps or more, got {limit}")
-    # On the CPU, where looking at a flag each step costs nothing; float addition rounds alike on all devices.
-    probability = p.detach().cpu()
-    accumulated = torch.zeros_like(probability) if a is None else a.detach().cpu()
-    steps = torch.ones(probability.shape, dtype=torch.int64)
-    for _ in range(limit):
-        accumulated = accumulate(probability, accumulated)
-        waiting = accumulated <= 0.5
-        if not waiting.any():
-            break
+    if a is None:
+        # What is not a number lies behind all negated thresholds, and so is left to the sums, as are long waits.
+        steps = torch.bucketize(-p.detach(), negated_thresholds(TABLE_SIZE, p.dtype, p.device))
+        if not (steps > TABLE_SIZE).any():
+            return steps.clamp_(max=limit + 1)
+    return _steps_by_sums(_values(p), _values(torch.zeros_like(p) if a is None else a), limit).to(p.device)
+
+
+def _steps_by_sums(p: NDArray[Any], a: NDArray[Any], limit: int) -> Tensor:
+    steps, done = np.ones(p.shape, np.int64), 0
+    while done < limit:
+        block = min(max(done, FIRST_BLOCK), limit - done)
+        sums = _running_sums(p, a, block)
+        # Without the start, which may lie above 0.5 where gates were given.
+        waiting = np.add.reduce(sums[..., 1:] <= 0.5, axis=-1)
         steps += waiting
-    return steps.to(p.device)
+        if not (waiting == block).any():
+            break
+        a = sums[..., -1]
+        done += block
+    return torch.from_numpy(steps)
+
+
+def accumulate_steps(p: Tensor, a: Tensor, count: Tensor) -> Tensor:
+    """`accumulate` done `count` times, bit for bit, for rows that wait so long: all (B,), count int64, 0 or more.
+
+    Its gradients are those of a + count · p. A row that updates on the way comes out above 0.5, and means nothing else.
+    """
+    places = _values(count)
+    sums = _running_sums(_values(p), _values(a), int(places.max(initial=0)))
+    after = torch.from_numpy(sums[np.arange(len(places)), places]).to(a.device)
+    if p.requires_grad or a.requires_grad:
+        in_one_step = a + count * p
+        after = after + (in_one_step - in_one_step.detach())  # plus 0, for its gradient
+    return after
+
+
+def _values(x: Tensor) -> NDArray[Any]:
+    return x.detach().cpu().numpy()  # float addition rounds alike on all devices
+
+
+def _running_sums(p: NDArray[Any], a: NDArray[Any], num_steps: int) -> NDArray[Any]:
+    """(..., 1 + num_steps): a, a + p, a + p + p, …, added one after another, as torch.cumsum does not.
+
+    These are `accumulate`'s values as long as they wait: min(p, 1 − a) is p up to the sum that passes 0.5.
+    """
+    terms = np.empty((*p.shape, 1 + num_steps), p.dtype)
+    terms[..., 0] = a
+    terms[..., 1:] = p[..., None]
+    return np.add.accumulate(terms, axis=-1, out=terms)
+
+
+@lru_cache(maxsize=32)
+def negated_thresholds(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Ascending (1 + size,): −∞, then −d at place n, d the smallest float whose accumulation passes 0.5 in n steps.
+
+    So the place of −p among them is the wait of p. Rounding is monotone, and with it the wait: it is that of stepping,
+    exactly. A sum of n floats d is within n roundings of n · d, which is the bracket that the search for d starts from.
+    """
+    n = torch.arange(1, size + 1)
+    margin = (n + 2).to(torch.float64) * torch.finfo(dtype).eps
+    middle = 0.5 / n.to(torch.float64)
+    bits = torch.int32 if dtype == torch.float32 else torch.int64
+    fails = (middle * (1 - margin)).to(dtype).view(bits).clone()
+    passes = (middle * (1 + margin)).to(dtype).view(bits).clone()
+    while bool((passes - fails > 1).any()):
+        trial = fails + (passes - fails) // 2
+        passed = _accumulate_each(trial.view(dtype)) > 0.5
+        passes = torch.where(passed, trial, passes)
+        fails = torch.where(passed, fails, trial)
+    thresholds = passes.view(dtype)
+    return torch.cat([thresholds.new_full((1,), -torch.inf), -thresholds]).to(device)
+
+
+def _accumulate_each(p: Tensor) -> Tensor:
+    """(size,): p[n − 1] accumulated for n steps from 0."""
+    a = torch.zeros_like(p)
+    for n in range(p.shape[0]):
+        a[n:] = accumulate(p[n:], a[n:])
+    return a

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, Self, cast
 import torch
 from torch import Tensor, nn
 
-from models.gates import LEARNED, MAX_WAIT, Gate, LearnedGate, RandomGate, steps_until_update
+from models.gates import LEARNED, MAX_WAIT, Gate, LearnedGate, RandomGate, accumulate_steps, steps_until_update
 from models.kernels.problem import CellName
 from models.recurrence import CELLS, Backend, check_backend, recurrence
 from models.reference import LayerWeights, SkipState, SkipWeights, accumulate, candidate
@@ -251,7 +251,7 @@ class _SkipLayer(nn.Module, ABC):
             ends = torch.where(due + wait + 1 == lengths[rows], num_steps, due + wait + 1)
             for row, first, end, h in zip(rows.tolist(), due.tolist(), ends.tolist(), held, strict=True):
                 output[first:end, row] = h
-            state = self._accumulated(state, wait)
+            state = _waited(state, wait)
             last.h[:, rows] = state.h
             if last.c is not None and state.c is not None:
                 last.c[:, rows] = state.c
@@ -270,10 +270,10 @@ class _SkipLayer(nn.Module, ABC):
         """
         self._check_learned("skip")
         count = torch.as_tensor(num_steps, device=state.accumulated.device).expand_as(state.accumulated)
-        if (count < 0).any():
+        if count.min() < 0:
             raise ValueError(f"num_steps must be 0 or more, got {count.tolist()}")
-        skipped = self._accumulated(state, count)
-        if (skipped.accumulated[count > 0] > 0.5).any():
+        skipped = _waited(state, count)
+        if ((skipped.accumulated > 0.5) & (count > 0)).any():
             raise ValueError(
                 f"skipping {count.tolist()} steps would pass an update: skip at most the wait that step() gave"
             )
@@ -300,14 +300,6 @@ class _SkipLayer(nn.Module, ABC):
         names = LayerWeights._fields if self.layer_norm else LayerWeights._fields[:4]
         layers = (LayerWeights(*(getattr(self, f"{name}_l{i}") for name in names)) for i in range(self.num_layers))
         return SkipWeights(tuple(layers), self.update_weight, self.update_bias)
-
-    @staticmethod
-    def _accumulated(state: SkipState, count: Tensor) -> SkipState:
-        """`count` (B,) steps of waiting (eq. 5), each added as the recurrence adds it."""
-        accumulated = state.accumulated
-        for n in range(int(count.max())):
-            accumulated = torch.where(n < count, accumulate(state.update_prob, accumulated), accumulated)
-        return state._replace(accumulated=accumulated)
 
     def _scheduled(self, num_steps: int, *, batch_size: int, continues: bool) -> Tensor:
         assert not isinstance(self.gate, LearnedGate)
@@ -385,6 +377,11 @@ class SkipGRU(_SkipLayer):
 def _check_lengths(lengths: Tensor, *, batch_size: int) -> None:
     if lengths.shape != (batch_size,) or lengths.is_floating_point():
         raise ValueError(f"lengths must be ({batch_size},) integers, got {tuple(lengths.shape)} of {lengths.dtype}")
+
+
+def _waited(state: SkipState, count: Tensor) -> SkipState:
+    """After `count` (B,) steps of waiting (eq. 5)."""
+    return state._replace(accumulated=accumulate_steps(state.update_prob, state.accumulated, count))
 
 
 def _arguments(layer: Any, like: Tensor) -> dict[str, Any]:

@@ -157,9 +157,9 @@ class Recognizer(nn.Module):
         """
         if feature.dim() != 2 or feature.shape[-1] != self.config.feature_dim:
             raise ValueError(f"a step takes (B, {self.config.feature_dim}), got shape {tuple(feature.shape)}")
-        bad = ~feature.isfinite().all(-1)
-        if bad.any():
-            raise ValueError(f"features of row {int(bad.nonzero()[0])} are not finite")
+        finite = feature.isfinite()
+        if not finite.all():
+            raise ValueError(f"features of row {int(finite.logical_not().nonzero()[0, 0])} are not finite")
         x = (feature.to(self.feature_mean.dtype) - self.feature_mean) / self.feature_std
         output, state, wait = self._stepping().step(x, state, limit=limit)
         return self.head(self.dropout(output)), state, wait

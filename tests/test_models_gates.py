@@ -6,12 +6,15 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from models.gates import (
+    TABLE_SIZE,
     Gate,
     LearnedGate,
     RandomGate,
     StridedGate,
+    accumulate_steps,
     gate_from_json,
     gate_to_json,
+    negated_thresholds,
     steps_until_update,
 )
 from models.reference import accumulate, binarise
@@ -60,6 +63,71 @@ def test_the_jump_can_start_while_waiting(values: list[float], waited: int) -> N
     rest = steps_until_update(p, a=a, limit=64)
     reachable = (whole > waited) & (whole <= 64)
     assert torch.equal(rest[reachable], (whole - waited)[reachable])
+
+
+def waited(p: torch.Tensor, a: torch.Tensor, limit: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """What `steps_until_update` promises, one step after another; and the sums on the way, limit + 1 of (B,)."""
+    steps, sums = torch.ones(p.shape, dtype=torch.int64), [a]
+    for _ in range(limit):
+        sums.append(accumulate(p, sums[-1]))
+        steps += sums[-1] <= 0.5
+    return steps, sums
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@settings(deadline=None, max_examples=60)
+@given(
+    rows=st.lists(st.tuples(probabilities, st.floats(0, 1, width=32)), min_size=1, max_size=5),
+    limit=st.sampled_from([0, 1, 63, 64, 65, 127, 128, 129, 600]),
+)
+@example(rows=[(2**-9, 0.0), (0.5 / 200, 0.25)], limit=300)
+@example(rows=[(0.3, 0.7), (1.0, 1.0), (0.0, 0.5)], limit=3)
+def test_a_long_wait_is_the_plain_accumulation_of_its_steps(
+    dtype: torch.dtype, rows: list[tuple[float, float]], limit: int
+) -> None:
+    p, a = (torch.tensor(column, dtype=dtype) for column in zip(*rows, strict=True))
+    steps, sums = waited(p, a, limit)
+    assert torch.equal(steps_until_update(p, a=a, limit=limit), steps)
+    for count in {0, 1, limit // 2, limit}:
+        counts = torch.minimum(torch.tensor(count), steps - 1)
+        expected = torch.stack([sums[n][row] for row, n in enumerate(counts.tolist())])
+        assert torch.equal(accumulate_steps(p, a, counts), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("limit", [0, 1, 200, 400])
+def test_the_jump_is_exact_at_every_threshold_of_its_table_and_beyond(dtype: torch.dtype, limit: int) -> None:
+    assert TABLE_SIZE < 400
+    eq_6 = 0.5 / torch.arange(1, 400, dtype=dtype)
+    edges = -negated_thresholds(512, dtype, torch.device("cpu"))[1:]
+    p = torch.cat([eq_6, edges, torch.nextafter(edges, torch.zeros((), dtype=dtype)), torch.zeros(1, dtype=dtype)])
+    expected, _ = waited(p, torch.zeros_like(p), limit)
+    assert torch.equal(steps_until_update(p, limit=limit), expected)
+    short = p[expected <= 200]  # without the rows that must be added up
+    assert torch.equal(steps_until_update(short, limit=limit), expected[expected <= 200])
+
+
+def test_what_is_not_a_number_does_not_wait_and_holds_up_no_other_row() -> None:
+    p, a = torch.tensor([torch.nan, 0.2, 0.2]), torch.tensor([0.0, 0.0, torch.nan])
+    assert steps_until_update(p, limit=100).tolist() == [1, 3, 3]
+    assert steps_until_update(p, a=a, limit=100).tolist() == waited(p, a, 100)[0].tolist() == [1, 3, 1]
+    after = accumulate_steps(p, a, torch.tensor([0, 2, 1]))
+    assert after[:2].tolist() == [0.0, pytest.approx(0.4)]
+    assert after[2].isnan()
+
+
+def test_a_wait_has_the_gradients_of_its_steps() -> None:
+    a, p = torch.tensor([0.1, 0.0, 0.3], requires_grad=True), torch.tensor([0.02, 0.3, 0.15], requires_grad=True)
+    weight = torch.tensor([1.0, 2.0, 3.0])
+    counts = torch.tensor([7, 0, 1])
+    _, sums = waited(p, a, 7)
+    expected = torch.stack([sums[n][row] for row, n in enumerate(counts.tolist())])
+    actual = accumulate_steps(p, a, counts)
+    assert torch.equal(actual, expected)
+    for ours, theirs in zip(
+        torch.autograd.grad(actual @ weight, (p, a)), torch.autograd.grad(expected @ weight, (p, a)), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_the_jump_at_ties() -> None:
