@@ -6,19 +6,18 @@ Features come back in any order, processes die, and what a given-up attempt stil
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any
 
 from features.extraction import Ending, Part, VideoTask
 from features.planning import Planned
 from features.progress import Progress
-from features.schema import Failure
-from features.writer import ShardWriter, VideoRows
+from features.schema import Failure, Source
+from features.writer import Rows, ShardWriter, VideoRows
 from pipeline.storage import FileStamp
 
 # Videos that a decoder is given at once, and has in hand: enough not to wait, few enough to share the last ones out.
 VIDEOS_AT_ONCE, VIDEOS_IN_HAND, BYTES_IN_HAND = 8, 16, 2 << 20
+NewRows = Callable[[str, Source], Rows]
 # So often may a process die with one video alone in hand before that video fails.
 MAX_DEATHS = 3
 MAX_RETRIES = 9
@@ -27,25 +26,28 @@ MAX_RETRIES = 9
 class _Unfinished:
     """What there is of one video; it is whole when its ending and all its frames are there."""
 
-    def __init__(self) -> None:
-        self.rows: VideoRows | None = None
+    def __init__(self, new_rows: NewRows) -> None:
+        self.rows: Rows | None = None
         self.ending: Ending | None = None
-        self._early: dict[int, tuple[Part, NDArray[np.float16]]] = {}
+        self._new_rows = new_rows
+        self._early: dict[int, tuple[Part, Any]] = {}
 
-    def receive(self, part: Part, features: NDArray[np.float16]) -> None:
+    def receive(self, part: Part, values: Any) -> None:
         if self.rows is None:
-            self.rows = VideoRows(part.task.video_id, part.source)
-        self._early[part.first] = (part, features)
+            self.rows = self._new_rows(part.task.video_id, part.source)
+        self._early[part.first] = (part, values)
         while self.rows.num_frames in self._early:
-            part, features = self._early.pop(self.rows.num_frames)
-            self.rows.append(part.frame_index, part.pts_s, features)
+            part, values = self._early.pop(self.rows.num_frames)
+            self.rows.append(part.frame_index, part.pts_s, values)
 
 
 class Bookkeeping:
-    """Owes each planned video one end: features or a failure, given to ``writer`` once.
+    """Owes each planned video one end: rows or a failure, given to ``writer`` once.
 
     Args:
         on_failure: called with every video that fails.
+        new_rows: makes what collects the rows of a video, given its id and its file.
+        videos_in_hand, bytes_in_hand: what a decoder has of videos, at most, so that it need not wait.
     """
 
     def __init__(
@@ -55,8 +57,12 @@ class Bookkeeping:
         writer: ShardWriter,
         progress: Progress,
         on_failure: Callable[[Failure], None],
+        new_rows: NewRows = VideoRows,
+        videos_in_hand: int = VIDEOS_IN_HAND,
+        bytes_in_hand: int = BYTES_IN_HAND,
     ) -> None:
         self._planned, self._writer, self._progress, self._on_failure = planned, writer, progress, on_failure
+        self._new_rows, self._videos_in_hand, self._bytes_in_hand = new_rows, videos_in_hand, bytes_in_hand
         self._is_exhausted = False
         self._retries: deque[Planned] = deque()
         self._under_way: dict[str, Planned] = {}
@@ -71,8 +77,8 @@ class Bookkeeping:
     def more(self, in_hand: Sequence[Planned]) -> Iterator[Planned]:
         """Videos to decode next, for a decoder that has these in hand."""
         count, num_bytes = len(in_hand), sum(planned.num_bytes for planned in in_hand)
-        limit = min(count + VIDEOS_AT_ONCE, VIDEOS_IN_HAND)
-        while not self._is_exhausted and count < limit and (not count or num_bytes < BYTES_IN_HAND):
+        limit = min(count + VIDEOS_AT_ONCE, self._videos_in_hand)
+        while not self._is_exhausted and count < limit and (not count or num_bytes < self._bytes_in_hand):
             planned = next(self._planned, None)
             if planned is None:
                 self._is_exhausted = True
@@ -103,11 +109,11 @@ class Bookkeeping:
             self._video(task).ending = ending
             self._finish_if_whole(task)
 
-    def receive(self, part: Part, features: NDArray[np.float16]) -> None:
-        """The features (T, D) of a part."""
+    def receive(self, part: Part, values: Any) -> None:
+        """What came of a part, such as features (T, D)."""
         if self.is_current(part.task):
-            self._progress.frames += len(features)
-            self._video(part.task).receive(part, features)
+            self._progress.frames += len(part.frame_index)
+            self._video(part.task).receive(part, values)
             self._finish_if_whole(part.task)
 
     def fail(self, task: VideoTask, reason: str, stamp: FileStamp | None) -> None:
@@ -155,7 +161,7 @@ class Bookkeeping:
                 self.retry(task)
 
     def _video(self, task: VideoTask) -> _Unfinished:
-        return self._unfinished.setdefault(task.video_id, _Unfinished())
+        return self._unfinished.setdefault(task.video_id, _Unfinished(self._new_rows))
 
     def _finish_if_whole(self, task: VideoTask) -> None:
         video = self._video(task)

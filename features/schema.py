@@ -124,17 +124,17 @@ def failure_table(failures: Sequence[Failure]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=FAILURE_SCHEMA)
 
 
-def shard_writer(stream: BinaryIO) -> pq.ParquetWriter:
+def shard_writer(stream: BinaryIO, schema: pa.Schema = SHARD_SCHEMA) -> pq.ParquetWriter:
     """A Parquet writer whose every ``write_table`` makes one row group.
 
     Features are noise to a compressor, so they are stored as they are: plain values in one page for each row group,
     with a checksum. That makes reading them about as fast as reading the file.
     """
-    others = {name: "zstd" for name in _leaves() if name != "features.list.element"}
+    compression = {name: "none" if name == "features.list.element" else "zstd" for name in _leaves(schema)}
     return pq.ParquetWriter(
         stream,
-        SHARD_SCHEMA,
-        compression={**others, "features.list.element": "none"},
+        schema,
+        compression=compression,
         use_dictionary=["video_id", "source_digest"],
         write_statistics=["video_id", "segment"],
         data_page_size=1 << 30,
@@ -142,8 +142,8 @@ def shard_writer(stream: BinaryIO) -> pq.ParquetWriter:
     )
 
 
-def _leaves() -> list[str]:
-    return [f"{field.name}.list.element" if pa.types.is_list(field.type) else field.name for field in SHARD_SCHEMA]
+def _leaves(schema: pa.Schema) -> list[str]:
+    return [f"{field.name}.list.element" if pa.types.is_list(field.type) else field.name for field in schema]
 
 
 def _lists(name: str, arrays: Sequence[NDArray[np.generic]]) -> pa.Array:

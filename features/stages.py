@@ -1,4 +1,4 @@
-"""Extraction on a Ray cluster: decoders and encoders as actors, one driver that feeds them and writes what comes out.
+"""Videos through processes on a Ray cluster: actors that decode and encode, one driver that feeds them and writes.
 
 Ray moves frames and starts processes; what is tried again, and what a death is blamed on, is decided here, since Ray
 would run a video that kills its process without end. Only the driver writes, so nothing that outlives it can touch the
@@ -8,7 +8,8 @@ feature set. The only module of this package that knows Ray.
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -16,14 +17,14 @@ from typing import Any
 import ray
 from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, RayError, RayTaskError
 
-from features.bookkeeping import MAX_DEATHS, Bookkeeping
+from features.bookkeeping import BYTES_IN_HAND, MAX_DEATHS, VIDEOS_IN_HAND, Bookkeeping, NewRows
 from features.errors import FeatureSetError
 from features.extraction import FrameSettings
 from features.planning import Planned
 from features.progress import Progress
 from features.schema import Failure
-from features.workers import BackboneSettings, Decoded, Decoder, Encoder, Features, Worker
-from features.writer import ShardWriter
+from features.workers import BackboneSettings, Decoded, Decoder, Encoder, Result, Worker
+from features.writer import ShardWriter, VideoRows
 from pipeline.errors import InputError
 
 # Calls that a process has been given: one that it works on, and one so that it need not wait for the driver.
@@ -33,7 +34,7 @@ TICK_S = 0.2
 
 @dataclass(frozen=True, slots=True)
 class Pools:
-    """The processes of an extraction.
+    """How many processes, and what each may take.
 
     Attributes:
         num_decoders, num_encoders: how many; without encoders, every decoder is a worker that encodes too.
@@ -42,6 +43,8 @@ class Pools:
         threads_per_encoder: of torch, on a CPU.
         time_limit_s: how long a decoder may take for its next block of frames.
         decoder_memory_bytes: what a decoder may allocate.
+        videos_in_hand, bytes_in_hand: what a decoder is given of videos before it has ended others.
+        flags: the command's that say how many, for messages.
     """
 
     num_decoders: int
@@ -51,6 +54,17 @@ class Pools:
     threads_per_encoder: int = 1
     time_limit_s: float = 300.0
     decoder_memory_bytes: int = 2 << 30
+    videos_in_hand: int = VIDEOS_IN_HAND
+    bytes_in_hand: int = BYTES_IN_HAND
+    flags: str = "--decoders and --encoders"
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """What a process runs: a class with the methods of `Decoder`, `Encoder` or `Worker`, and its arguments."""
+
+    kind: type
+    arguments: Mapping[str, Any]
 
 
 @dataclass(slots=True, eq=False)
@@ -79,8 +93,14 @@ class _DecoderSlot(_Slot):
     is_hung: bool = False
 
 
-class Extraction:
-    """One extraction on a connected cluster; `run` it once.
+class Stages:
+    """One pass over videos on a connected cluster; `run` it once.
+
+    Args:
+        decoder: what turns videos into frames for encoders or, where there are none, into all that becomes rows.
+        encoder: only where there are any.
+        on_failure: called with every video that fails.
+        new_rows: makes what collects the rows of a video.
 
     Memory: at a time, frames of at most 2 blocks per decoder and 3 per encoder are in the cluster's object store. The
     driver holds one shard, and the features of the videos that are under way (a long one's in a temporary file).
@@ -91,21 +111,30 @@ class Extraction:
         planned: Iterator[Planned],
         *,
         writer: ShardWriter,
-        frames: FrameSettings,
-        backbone: BackboneSettings,
+        decoder: Process,
+        encoder: Process | None = None,
         pools: Pools,
         on_failure: Callable[[Failure], None],
+        new_rows: NewRows = VideoRows,
     ) -> None:
         self.progress = Progress(pools.num_decoders, pools.num_encoders or pools.num_decoders)
-        self._books = Bookkeeping(planned, writer=writer, progress=self.progress, on_failure=on_failure)
-        self._writer, self._frames, self._backbone, self._pools = writer, frames, backbone, pools
+        self._books = Bookkeeping(
+            planned,
+            writer=writer,
+            progress=self.progress,
+            on_failure=on_failure,
+            new_rows=new_rows,
+            videos_in_hand=pools.videos_in_hand,
+            bytes_in_hand=pools.bytes_in_hand,
+        )
+        self._writer, self._decoder, self._encoder, self._pools = writer, decoder, encoder, pools
         self._blocks: deque[_Work] = deque()
         self._handlers: dict[ray.ObjectRef, Callable[[ray.ObjectRef], None]] = {}
         self._decoders = [_DecoderSlot() for _ in range(pools.num_decoders)]
         self._encoders = [_Slot() for _ in range(pools.num_encoders)]
 
     def run(self, on_tick: Callable[[], None]) -> None:
-        """Extract everything; whatever ends it, the videos that are whole by then are written.
+        """Work on all videos; whatever ends it, the videos that are whole by then are written.
 
         Args:
             on_tick: called several times a second; look at ``progress``.
@@ -201,46 +230,36 @@ class Extraction:
         work: _Work = slot.calls.pop(ref)
         self._take(work.header, results, seconds)
 
-    def _take(self, header: Decoded, results: list[Features], seconds: float) -> None:
+    def _take(self, header: Decoded, results: list[Result], seconds: float) -> None:
         if results:
             self.progress.count(decode_s=header.decode_s, encode_s=seconds)
         for part, result in zip(header.parts, results, strict=True):
             if isinstance(result, str):
                 self._books.fail(part.task, result, part.source.stamp)
             else:
-                self._books.receive(part, result.copy())  # the copy lets go of the object store
+                self._books.receive(part, deepcopy(result))  # the copy lets go of the object store
 
     # Processes that start, hang and die
 
     def _start_decoder(self, slot: _DecoderSlot) -> None:
         slot.is_hung = False
-        limits = {"memory_bytes": self._pools.decoder_memory_bytes, "import_path": sys.path}
-        if self._encoders:
-            actor = self._remote(Decoder, 0).remote(self._frames, **limits)
-        else:
-            num_threads = self._pools.threads_per_encoder
-            worker = self._remote(Worker, self._pools.gpus_per_encoder)
-            actor = worker.remote(self._frames, self._backbone, num_threads=num_threads, **limits)
-        self._start(slot, actor, self._start_decoder)
+        self._start(slot, self._decoder, 0 if self._encoders else self._pools.gpus_per_encoder, self._start_decoder)
 
     def _start_encoder(self, slot: _Slot) -> None:
-        num_threads = self._pools.threads_per_encoder
-        kind = self._remote(Encoder, self._pools.gpus_per_encoder)
-        actor = kind.remote(self._backbone, num_threads=num_threads, import_path=sys.path)
-        self._start(slot, actor, self._start_encoder)
+        assert self._encoder is not None, "encoders without what they run"
+        self._start(slot, self._encoder, self._pools.gpus_per_encoder, self._start_encoder)
 
-    def _remote(self, kind: type, num_gpus: float) -> Any:
-        return ray.remote(kind).options(
+    def _start(self, slot: Any, process: Process, num_gpus: float, restart: Callable[[Any], None]) -> None:
+        kind: Any = ray.remote(process.kind)
+        options = kind.options(
             num_cpus=self._pools.cpus_per_process,
             num_gpus=num_gpus,
             scheduling_strategy="SPREAD",
             max_restarts=0,
             max_task_retries=0,
         )
-
-    def _start(self, slot: Any, actor: Any, restart: Callable[[Any], None]) -> None:
-        slot.actor, slot.is_ready = actor, False
-        self._handlers[actor.ready.remote()] = partial(self._started, slot, restart)
+        slot.actor, slot.is_ready = options.remote(**process.arguments), False
+        self._handlers[slot.actor.ready.remote()] = partial(self._started, slot, restart)
 
     def _started(self, slot: _Slot, restart: Callable[[Any], None], ref: ray.ObjectRef) -> None:
         try:
@@ -252,8 +271,8 @@ class Extraction:
             if slot.failed_starts == MAX_DEATHS:
                 text = " ".join(str(error).split())[-300:]
                 raise FeatureSetError(
-                    f"a process of the extraction died {MAX_DEATHS} times while it started: give the cluster more "
-                    f"memory, or start fewer with --decoders and --encoders ({text})"
+                    f"a process died {MAX_DEATHS} times while it started: give the cluster more memory, or start fewer "
+                    f"with {self._pools.flags} ({text})"
                 ) from error
             restart(slot)
         else:
@@ -290,6 +309,28 @@ class Extraction:
         slot.calls.clear()
         ray.kill(slot.actor)
         self.progress.restarts += 1
+
+
+class Extraction(Stages):
+    """Videos into features: by decoders and encoders or, without encoders, by workers that do both."""
+
+    def __init__(
+        self,
+        planned: Iterator[Planned],
+        *,
+        writer: ShardWriter,
+        frames: FrameSettings,
+        backbone: BackboneSettings,
+        pools: Pools,
+        on_failure: Callable[[Failure], None],
+    ) -> None:
+        decoding = {"settings": frames, "memory_bytes": pools.decoder_memory_bytes, "import_path": sys.path}
+        num_threads = pools.threads_per_encoder
+        decoder, encoder = Process(Worker, {**decoding, "encoder": backbone, "num_threads": num_threads}), None
+        if pools.num_encoders:
+            decoder = Process(Decoder, decoding)
+            encoder = Process(Encoder, {"settings": backbone, "num_threads": num_threads, "import_path": sys.path})
+        super().__init__(planned, writer=writer, decoder=decoder, encoder=encoder, pools=pools, on_failure=on_failure)
 
 
 def _has_room(slot: _Slot) -> bool:

@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain, islice
 from typing import Any
 
 import pyarrow as pa
@@ -20,13 +21,14 @@ from features.recipe import Recipe
 from features.schema import (
     FAILURE_SCHEMA,
     ROW_GROUP_BYTES,
+    SHARD_SCHEMA,
     Failure,
     failure_table,
     shard_writer,
 )
 from pipeline import storage
 
-CARD = "feature_set.json"
+CARD, PREDICTIONS_CARD = "feature_set.json", "predictions.json"
 SHARDS, FAILURES = "shards", "failures"
 _KNOWN = pa.schema(
     [
@@ -42,14 +44,16 @@ _KNOWN = pa.schema(
 def create(uri: str, recipe: Recipe, *, about: Mapping[str, Any]) -> None:
     """Write the data card of a new feature set, or go on with an existing one of the same recipe.
 
-    What a killed writer left half-written is removed, and its compaction ended: hold `locked` while calling.
+    What a killed writer left is tidied up (`tidy`): hold `locked` while calling.
 
     Args:
         about: what a reader should know beyond the recipe, such as the backbone's description.
 
     Raises:
-        FeatureSetError: when ``uri`` already holds features of another recipe.
+        FeatureSetError: when ``uri`` already holds features of another recipe, or predictions.
     """
+    if storage.exists(storage.join(uri, PREDICTIONS_CARD)):
+        raise FeatureSetError(f"{uri} holds predictions, not features: choose another --output")
     if storage.exists(storage.join(uri, CARD)):
         existing = read_card(uri)
         if existing["id"] != recipe.feature_set_id:
@@ -58,11 +62,16 @@ def create(uri: str, recipe: Recipe, *, about: Mapping[str, Any]) -> None:
                 f"{existing['recipe']['backbone']}; asked for id {recipe.feature_set_id}, backbone {recipe.backbone}): "
                 "choose another --output"
             )
-        journal.recover(uri)
-        for folder in (SHARDS, FAILURES):
-            storage.remove_temporaries(storage.join(uri, folder))
+        tidy(uri)
         return
     write_card(uri, {"id": recipe.feature_set_id, "recipe": recipe.to_json(), "about": dict(about)})
+
+
+def tidy(uri: str) -> None:
+    """Remove what a killed writer left half-written, and end its compaction; hold `locked` while calling."""
+    journal.recover(uri)
+    for folder in (SHARDS, FAILURES):
+        storage.remove_temporaries(storage.join(uri, folder))
 
 
 def read_card(uri: str) -> dict[str, Any]:
@@ -84,16 +93,19 @@ def read_card(uri: str) -> dict[str, Any]:
     return card
 
 
-def write_card(uri: str, card: Mapping[str, Any]) -> None:
+def write_card(uri: str, card: Mapping[str, Any], name: str = CARD) -> None:
     """Replace the data card."""
-    storage.write_atomic(storage.join(uri, CARD), json.dumps(card, indent=2, sort_keys=True).encode())
+    storage.write_atomic(storage.join(uri, name), json.dumps(card, indent=2, sort_keys=True).encode())
 
 
 @contextmanager
-def locked(uri: str) -> Iterator[None]:
+def locked(uri: str, *, job: str = "extraction") -> Iterator[None]:
     """Keep a second writer on this machine out of a local feature set; the lock ends with its process.
 
     A feature set on an object store has no lock: there, starting one extraction at a time is the user's part.
+
+    Args:
+        job: what a writer is called in the message.
 
     Raises:
         FeatureSetError: when another process is writing.
@@ -109,7 +121,7 @@ def locked(uri: str) -> Iterator[None]:
         with FileLock(folder / ".lock", timeout=0):
             yield
     except Timeout as error:
-        raise FeatureSetError(f"another extraction is writing to {uri}: wait for its end, or stop it") from error
+        raise FeatureSetError(f"another {job} is writing to {uri}: wait for its end, or stop it") from error
 
 
 def write_shard(uri: str, tables: Iterable[pa.Table], video_ids: Iterable[str]) -> None:
@@ -123,20 +135,24 @@ def write_failures(uri: str, failures: Sequence[Failure]) -> None:
     storage.write_table_atomic(storage.join(uri, FAILURES, name), failure_table(failures))
 
 
-def known(uri: str) -> pa.Table:
+def known(uri: str, *, has_segments: bool = True) -> pa.Table:
     """One row per video that is in the set or in its failure ledger, with the file of the set that holds it.
 
     Columns: video_id, source_digest (null for a failure), source_bytes, source_modified, file.
+
+    Args:
+        has_segments: whether a video may have several rows, numbered in a column ``segment``.
     """
     tables = [_KNOWN.empty_table()]
     files = {SHARDS: journal.shard_uris(uri), FAILURES: storage.list_files(storage.join(uri, FAILURES), ".parquet")}
-    for folder, columns in ((SHARDS, ["segment", "source_digest"]), (FAILURES, [])):
+    segment = ["segment"] if has_segments else []
+    for folder, columns in ((SHARDS, [*segment, "source_digest"]), (FAILURES, [])):
         names = ["video_id", *columns, "source_bytes", "source_modified"]
         for path in files[folder]:
             table = _read(path, names)
-            if folder == SHARDS:
+            if folder == SHARDS and has_segments:
                 table = table.filter(pc.equal(table["segment"], 0))
-            else:
+            if folder == FAILURES:
                 table = table.append_column("source_digest", pa.nulls(table.num_rows, pa.string()))
             file = pa.array([f"{folder}/{journal.name_of(path)}"] * table.num_rows, pa.string())
             tables.append(table.append_column("file", file).select(_KNOWN.names).cast(_KNOWN))
@@ -175,11 +191,14 @@ def failures(uri: str) -> list[dict[str, Any]]:
 
 
 def write_rows(target: str, tables: Iterable[pa.Table]) -> None:
-    """Write a shard file of rows in order; holds one row group of them in memory."""
+    """Write a shard file of rows in order, all of one schema; holds one row group of them in memory."""
+    tables = iter(tables)
+    first = list(islice(tables, 1))
+    schema = first[0].schema if first else SHARD_SCHEMA
     group: list[pa.Table] = []
     num_bytes = 0
-    with storage.open_atomic(target) as stream, shard_writer(stream) as writer:
-        for table in tables:
+    with storage.open_atomic(target) as stream, shard_writer(stream, schema) as writer:
+        for table in chain(first, tables):
             group.append(table)
             num_bytes += table.nbytes
             if num_bytes >= ROW_GROUP_BYTES:
@@ -194,7 +213,9 @@ def _read(path: str, columns: list[str] | None) -> pa.Table:
         try:
             return pq.read_table(file, columns=columns)
         except (pa.ArrowInvalid, OSError) as error:
-            raise FeatureSetError(f"{path} is damaged ({error}): delete it and run skipreel extract again") from error
+            raise FeatureSetError(
+                f"{path} is damaged ({error}): delete it and run the job that wrote it again"
+            ) from error
 
 
 def _name_for(video_ids: Iterable[str]) -> str:

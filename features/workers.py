@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from features.backbones import Backbone
 
 Features = NDArray[np.float16] | str  # (T, D) of a part, or why there are none
+Result = Any  # what came of a part, or a str: why nothing did
 # How long a worker goes on before it hands on what it has.
 BLOCK_S = 1.0
 
@@ -50,14 +51,14 @@ class Decoded:
 
     Attributes:
         decode_s, encode_s: how long it worked for it.
-        results: from a worker, what `Encoder.encode` returns for each part; no frames travel then.
+        results: from a worker, what came of each part, such as `Features`; no frames travel then.
     """
 
     parts: list[Part]
     endings: list[Ending]
     decode_s: float
     encode_s: float = 0.0
-    results: "list[Features] | None" = None
+    results: list[Result] | None = None
 
 
 class Decoder:
@@ -72,11 +73,11 @@ class Decoder:
         self._settings, self._memory_bytes = settings, memory_bytes
         self._tasks: deque[VideoTask] = deque()
         self._pieces: Iterator[tuple[Part, list[Frame]] | Ending] = iter(())
-        _import_from(import_path)
+        import_from(import_path)
 
     def ready(self) -> None:
         """Return once the process is up."""
-        _limit_memory(self._memory_bytes)
+        limit_memory(self._memory_bytes)
 
     def next_block(self, tasks: Sequence[VideoTask]) -> tuple[Decoded, list[Frame]]:
         """Take more videos and go on until a block is full or all are done; an empty block says that they are."""
@@ -99,7 +100,7 @@ class Encoder:
     def __init__(self, settings: BackboneSettings, *, num_threads: int, import_path: Sequence[str] = ()) -> None:
         self._settings, self._num_threads = settings, num_threads
         self._backbone: Backbone | None = None
-        _import_from(import_path)
+        import_from(import_path)
 
     def ready(self) -> None:
         """Load the model.
@@ -175,11 +176,12 @@ class Worker(Decoder):
         return Decoded(block.parts, block.endings, decode_s, encode_s, results), []
 
 
-def _import_from(places: Sequence[str]) -> None:
+def import_from(places: Sequence[str]) -> None:
+    """Look for modules in these places too, after all others."""
     sys.path += [place for place in places if place not in sys.path]
 
 
-def _limit_memory(num_bytes: int) -> None:
+def limit_memory(num_bytes: int) -> None:
     """Let allocations fail beyond this; shared memory, such as Ray's, does not count. Linux alone counts so."""
     status = Path("/proc/self/status")
     if status.exists():

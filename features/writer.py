@@ -6,7 +6,7 @@ Letters: T frames, D feature length.
 import tempfile
 import time
 from collections.abc import Iterator
-from typing import IO
+from typing import IO, Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +19,29 @@ from features.schema import MAX_SEGMENT_FRAMES, SHARD_SCHEMA, Failure, Segment, 
 FLUSH_S = 60.0
 # From here on the features of an unfinished video go to a temporary file.
 _SPOOL_BYTES = 8 << 20
+
+
+class Rows(Protocol):
+    """Collects the rows of one video; `VideoRows` is the one for features.
+
+    Attributes:
+        num_frames: that were appended.
+        num_bytes: of rows that have left the memory for a temporary file.
+    """
+
+    video_id: str
+    num_frames: int
+    num_bytes: int
+
+    def append(self, frame_index: NDArray[np.int32], pts_s: NDArray[np.float64], values: Any, /) -> None:
+        """Add frames in order: (T,) places, (T,) seconds, and what came of them."""
+
+    def tables(self) -> Iterator[pa.Table]:
+        """All rows, once, at the end."""
+        ...
+
+    def discard(self) -> None:
+        """Let go of everything."""
 
 
 class VideoRows:
@@ -94,7 +117,7 @@ class ShardWriter:
         self._num_bytes = 0
         self._flushed_at = time.monotonic()
 
-    def add(self, rows: VideoRows, *, replaces: str = "") -> None:
+    def add(self, rows: Rows, *, replaces: str = "") -> None:
         """A whole video; ``replaces``: the file of the set with its old rows or failure, as `store.known` names it."""
         self._note(rows.video_id, replaces)
         if rows.num_bytes >= self._shard_bytes:
