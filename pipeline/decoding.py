@@ -50,6 +50,12 @@ class Video(ABC):
         """The frames `indices` one by one, in their order, each as `read` returns it; cheaper than single reads."""
         return map(self.read, indices)
 
+    def expect(self, indices: Iterable[int]) -> None:  # noqa: B027 - nothing to do is an answer
+        """Say that from now on no other frames will be read, in whatever order: a decoder may drop all others for good.
+
+        Any frame can still be read, exactly; a dropped one costs a start at the key frame before it.
+        """
+
     @abstractmethod
     def close(self) -> None:
         """Release the file; calling it again does nothing."""

@@ -6,6 +6,7 @@ Letters: N frames in the video.
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -19,6 +20,20 @@ from pipeline.errors import VideoError
 _EXACT_FORMATS = {"mov", "mp4", "matroska", "webm"}
 
 
+class Key(NamedTuple):
+    """A point where decoding can start: that frame and all later ones decode from there.
+
+    Attributes:
+        frame: its number.
+        seek_pts: the time to seek to.
+        place: of its packet in decoding order.
+    """
+
+    frame: int
+    seek_pts: int
+    place: int
+
+
 @dataclass(frozen=True)
 class FrameIndex:
     """The N frames of a video in presentation order.
@@ -27,29 +42,47 @@ class FrameIndex:
         seconds: (N,) float64 presentation times.
         duration_s: seconds from the first frame to the end of the last.
         slots: frame number by the pts of its packet; empty where packets do not tell and frames can only be counted.
-        keys: (frame number, pts) of the points where decoding can start, ascending: that frame and all later ones
-            decode from there.
+        keys: where decoding can start, ascending.
+        order: frame numbers in decoding order, -1 for packets whose frame an edit list hides.
+        spare: numbers of the frames that no other frame needs, where they can be told and dropped exactly.
+        delay: how many decoded frames the decoder holds back, as the packets' decoding times tell; HEVC's hands out
+            what it has at key frames.
         plain: no frame is cut off by an edit list, none needs a frame from before the key frame that it follows.
     """
 
     seconds: NDArray[np.float64]
     duration_s: float
     slots: dict[int, int]
-    keys: tuple[tuple[int, int], ...] = ()
+    keys: tuple[Key, ...] = ()
+    order: tuple[int, ...] = ()
+    spare: frozenset[int] = frozenset()
+    delay: int = 0
     plain: bool = False
 
-    def key_before(self, index: int) -> tuple[int, int] | None:
+    def key_before(self, index: int) -> Key | None:
         """The last point from where frame `index` decodes, or None where only the start of the file is known."""
-        place = bisect_right(self.keys, index, key=lambda key: key[0])
+        place = bisect_right(self.keys, index, key=lambda key: key.frame)
         return self.keys[place - 1] if place else None
+
+    @cached_property
+    def places(self) -> dict[int, int]:
+        """Each frame's place in decoding order."""
+        return {frame: place for place, frame in enumerate(self.order) if frame >= 0}
+
+    @cached_property
+    def key_places(self) -> frozenset[int]:
+        """Places of key frames in decoding order."""
+        return frozenset(key.place for key in self.keys)
 
 
 class _Packet(NamedTuple):
     pts: int
+    dts: int | None
     length: int | None  # in ticks, None or 0 where it is not known
     is_key: bool
     is_cut: bool  # decoded, but hidden by an edit list
     is_clean: bool  # a key packet after which nothing needs what came before it
+    is_spare: bool  # no other frame needs it
 
 
 def index_by_demuxing(uri: str, opened: Opened) -> FrameIndex | None:
@@ -72,13 +105,33 @@ def index_by_demuxing(uri: str, opened: Opened) -> FrameIndex | None:
         return None
     seconds = np.array(pts, dtype=np.float64) * stream.time_base.numerator / stream.time_base.denominator
     last_length = packets[decoded.index(pts[-1])].length
+    slots = dict(zip(pts, range(len(pts)), strict=True))
     return FrameIndex(
         seconds,
         _duration(seconds, stream, last_length),
-        dict(zip(pts, range(len(pts)), strict=True)),
-        tuple(sorted((bisect_left(pts, packet.pts), packet.pts) for packet in packets if packet.is_key)),
+        slots,
+        _keys(packets, pts),
+        order=tuple(slots.get(packet.pts, -1) for packet in packets),
+        spare=frozenset(slots[packet.pts] for packet in packets if packet.is_spare and not packet.is_cut),
+        delay=_delay(packets, every[0]),
         plain=len(pts) == len(every) and _has_closed_groups(packets),
     )
+
+
+def _keys(packets: Sequence[_Packet], pts: Sequence[int]) -> tuple[Key, ...]:
+    places = [place for place, packet in enumerate(packets) if packet.is_key]
+    keys = []
+    for place, following in pairwise([*places, len(packets)]):
+        # Where times are uneven, FFmpeg takes key frames of MP4 for later than they are, and seeks to the one before.
+        # The last decoding time before the next key frame is late enough, and too early for that one.
+        seek_pts = max(packets[place].pts, packets[following - 1].dts or 0)
+        keys.append(Key(bisect_left(pts, packets[place].pts), seek_pts, place))
+    return tuple(sorted(keys))
+
+
+def _delay(packets: Sequence[_Packet], first_pts: int) -> int:
+    """Packets whose decoding times lie before the first presentation, or are left out till then: so many run ahead."""
+    return next((at for at, packet in enumerate(packets) if packet.dts is not None and packet.dts >= first_pts), 0)
 
 
 def _demux(uri: str, opened: Opened) -> list[_Packet]:
@@ -99,8 +152,9 @@ def _demux(uri: str, opened: Opened) -> list[_Packet]:
             if is_matroska and pts is not None:
                 ends[packet.stream_index] = max(ends[packet.stream_index], pts + (length or 0))
             if packet.stream_index == number and not _is_hidden(codec, packet):
-                is_clean = is_key and _starts_afresh(codec, packet, length_bytes)
-                packets.append(_Packet(pts, length, is_key, packet.is_discard, is_clean))
+                head = _picture_head(codec, packet, length_bytes)
+                is_clean, is_spare = is_key and _starts_afresh(codec, head), _is_spare(codec, head)
+                packets.append(_Packet(pts, packet.dts, length, is_key, packet.is_discard, is_clean, is_spare))
     except (av.FFmpegError, OSError) as error:
         raise VideoError(f"{uri} cannot be read beyond frame {len(packets)}: it is damaged or cut off") from error
     declared_s = (container.duration or 0) / av.time_base
@@ -153,19 +207,41 @@ def _length_bytes(stream: Any) -> int:
     return 0 if place is None or len(header) <= place or header[0] != 1 else header[place] % 4 + 1
 
 
-def _starts_afresh(codec: str, packet: Any, length_bytes: int) -> bool:
+def _picture_head(codec: str, packet: Any, length_bytes: int) -> int | None:
+    """The byte that says what kind of picture an H.264, HEVC or MPEG-4 packet holds; None: not found."""
+    if codec == "mpeg4":
+        _, _, after = bytes(memoryview(packet)[:64]).partition(b"\x00\x00\x01\xb6")
+        return after[0] if after else None
+    if codec not in ("h264", "hevc"):
+        return None
+    data, at = memoryview(packet), length_bytes
+    while length_bytes and at < len(data):
+        head = data[at]
+        if head & 31 in (1, 5) if codec == "h264" else head >> 1 & 63 < 32:  # a slice's
+            return head
+        at += length_bytes + int.from_bytes(data[at - length_bytes : at], "big")
+    return None
+
+
+def _starts_afresh(codec: str, head: int | None) -> bool:
     """Whether decoding can begin at a key packet with nothing before it; periodic intra refresh only seems so."""
     if codec not in ("h264", "hevc"):
         return True
-    data, at = memoryview(packet), 0
-    while length_bytes and at + length_bytes < len(data):
-        kind = data[at + length_bytes] & 31 if codec == "h264" else data[at + length_bytes] >> 1 & 63
-        if codec == "h264" and kind in (1, 5):
-            return kind == 5
-        if codec == "hevc" and kind < 32:
-            return 16 <= kind <= 21
-        at += length_bytes + int.from_bytes(data[at : at + length_bytes], "big")
-    return False
+    if head is None:
+        return False
+    return head & 31 == 5 if codec == "h264" else 16 <= head >> 1 & 63 <= 21
+
+
+def _is_spare(codec: str, head: int | None) -> bool:
+    """Whether no frame needs this one; told only of codecs known to keep every other frame exact without it."""
+    if head is None:
+        return False
+    if codec == "h264":
+        return not head >> 5 & 3
+    if codec == "hevc":
+        kind = head >> 1 & 63
+        return kind < 16 and kind % 2 == 0
+    return head >> 6 == 2  # a B-picture of MPEG-4
 
 
 def _has_closed_groups(packets: Sequence[_Packet]) -> bool:

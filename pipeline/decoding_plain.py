@@ -72,7 +72,7 @@ class PlainVideo(Video):
                 f"the file is damaged or cut off there"
             )
         key = self._index.key_before(index)
-        start = key[0] if key is not None else 0
+        start = key.frame if key is not None else 0
         if start <= self._position < index:
             start = self._position + 1
         self._num_decoded += index - start + 1
@@ -109,7 +109,7 @@ def _first_frame(uri: str, opened: Opened, index: FrameIndex) -> Any:
     import av
 
     try:
-        opened.container.seek(index.keys[0][1], stream=opened.stream)
+        opened.container.seek(index.keys[0].seek_pts, stream=opened.stream)
         return next(opened.container.decode(opened.stream))
     except (av.FFmpegError, StopIteration) as error:
         raise VideoError(f"{uri}: frame 0 of {len(index.seconds)} could not be decoded; the file is damaged") from error

@@ -1,9 +1,10 @@
 """Exact random access with PyAV that decodes as little as it can.
 
-Four things save work: opening without decoding; starting at a key frame that lies between the last frame read and the
-wanted one; dropping non-reference frames that nobody wants before they are decoded; converting to RGB only what is
-returned. The first three are shortcuts that some file may not bear: the first frame that does not come out as the index
-says has the file opened at length; where that does not help either, it is read from its start.
+Four things save work: opening without decoding; starting at a key frame between the last frame read and the wanted one,
+where that costs less than decoding on; dropping non-reference frames that nobody wants before they are decoded;
+converting to RGB only what is returned. The first three are shortcuts that some file may not bear: the first frame that
+does not come out as the index says has the file opened at length; where that does not help either, it is read from its
+start.
 """
 
 from collections import deque
@@ -15,14 +16,13 @@ import numpy as np
 
 from pipeline.decoding import Frame, Video
 from pipeline.decoding_container import Opened, open_container
-from pipeline.decoding_index import FrameIndex, index_by_counting, index_by_demuxing
+from pipeline.decoding_index import FrameIndex, Key, index_by_counting, index_by_demuxing
+from pipeline.decoding_plan import Wanted, costs_of, seek_pays
 from pipeline.errors import VideoError
 
 # glibc gives a freed block back to the system, to be cleared anew for the next picture, unless it once saw one as large
 # as this freed; it takes no larger ones into account. See docs/decoding.md for what that saves.
 _LARGEST_KEPT_BYTES = (32 << 20) - (64 << 10)
-# Decoders known to keep every other frame exact when non-reference frames are dropped; with AV1 they do not.
-_DROPPING_IS_EXACT = {"h264", "hevc", "mpeg4"}
 
 
 class PyAVVideo(Video):
@@ -40,11 +40,11 @@ class PyAVVideo(Video):
         self._pending: deque[Any] = deque()  # frames that came out of the decoder beside the last one
         self._current: Any = None  # the frame that came out last
         self._position = -1  # its number
-        self._fed = -1  # the furthest frame given to the decoder
-        self._droppable: set[int] = set()  # frames given to the decoder with leave to drop them
-        self._may_drop = self._is_dropping = False
-        self._wanted: Collection[int] = ()
-        self._last_wanted = -1
+        self._fed = 0  # packets given to the decoder, counted from the first of the file
+        self._dropped: set[int] = set()  # frames among them that it was to drop
+        self._is_dropping = False
+        self._expected: Collection[int] | None = None
+        self._wanted = Wanted((), -1)
         self._opened: Opened = open_container(uri, quick=True)
         try:
             self._index: FrameIndex = self._list_frames()
@@ -54,11 +54,13 @@ class PyAVVideo(Video):
         self.pts_seconds = self._index.seconds
         self.duration_s = self._index.duration_s
         self._shortcuts = bool(self._index.slots)
+        context = self._opened.stream.codec_context
+        self._costs = costs_of(context.width * context.height)
         self._position = len(self.pts_seconds)  # beyond all frames: the first read starts afresh
 
     @property
     def num_decoded(self) -> int:
-        """Frames that went through the decoder; those that it may have dropped count once they are seen to come out."""
+        """Frames that went through the decoder; those that it was to drop do not count."""
         return self._num_decoded
 
     @property
@@ -68,13 +70,17 @@ class PyAVVideo(Video):
 
     def read(self, index: int) -> Frame:
         """See `Video.read`."""
-        return self._read(self._checked(index), (index,), index)
+        return self._read(self._checked(index), Wanted((index,), index, self._expected))
 
     def read_many(self, indices: Iterable[int]) -> Iterator[Frame]:
         """See `Video.read_many`; knowing what is wanted later allows to drop more."""
         wanted = [self._checked(index) for index in indices]
-        every, last = frozenset(wanted), max(wanted, default=-1)
-        return (self._read(index, every, last) for index in wanted)
+        every = Wanted(frozenset(wanted), max(wanted, default=-1), self._expected)
+        return (self._read(index, every) for index in wanted)
+
+    def expect(self, indices: Iterable[int]) -> None:
+        """See `Video.expect`."""
+        self._expected = frozenset(indices)
 
     def close(self) -> None:
         """See `Video.close`."""
@@ -98,10 +104,10 @@ class PyAVVideo(Video):
             self._num_decoded += len(pts)
         return index_by_counting(self._uri, self._opened, pts)
 
-    def _read(self, index: int, wanted: Collection[int], last_wanted: int) -> Frame:
+    def _read(self, index: int, wanted: Wanted) -> Frame:
         if self._closed:
             raise ValueError(f"{self._uri} is closed")
-        self._wanted, self._last_wanted = wanted, last_wanted
+        self._wanted = wanted
         if index != self._position or self._current is None:
             found = self._find(index)
             while not found and self._shortcuts:
@@ -129,24 +135,25 @@ class PyAVVideo(Video):
 
     def _approach(self, index: int) -> None:
         key = self._index.key_before(index) if self._shortcuts else None
-        is_gone = index <= self._position or index in self._droppable
-        if is_gone or (key is not None and key[0] > self._fed):
+        is_gone = index <= self._position or index in self._dropped
+        if is_gone or self._seek_pays(key):
             self._restart(key)
 
-    def _restart(self, key: tuple[int, int] | None) -> None:
-        """Stand before a key frame (number, pts), or before the first frame of the file for None."""
+    def _seek_pays(self, key: Key | None) -> bool:
+        return seek_pays(self._index, key, self._fed, self._wanted, self._costs)
+
+    def _restart(self, key: Key | None) -> None:
+        """Stand before a key frame, or before the first frame of the file for None."""
         if key is None:
             self._reopen()
         else:
-            self._opened.container.seek(key[1], stream=self._opened.stream, backward=True, any_frame=False)
+            self._opened.container.seek(key.seek_pts, stream=self._opened.stream, backward=True, any_frame=False)
         self._packets = self._opened.container.demux(self._opened.stream)
         self._pending = deque()
-        self._droppable = set()
-        context = self._opened.stream.codec_context
-        self._may_drop = self._shortcuts and context.name in _DROPPING_IS_EXACT
+        self._dropped = set()
         self._is_dropping = False
-        context.skip_frame = "DEFAULT"
-        self._position = self._fed = -1
+        self._opened.stream.codec_context.skip_frame = "DEFAULT"
+        self._position, self._fed = -1, key.place if key is not None else 0
         self._current = None
 
     def _reopen(self) -> None:
@@ -164,22 +171,19 @@ class PyAVVideo(Video):
         # Without times to go by, frames are counted.
         slots = self._index.slots
         self._position = slots.get(self._current.pts, self._position) if slots else self._position + 1
-        self._num_decoded += self._position in self._droppable
         return True
 
     def _feed(self, packet: Any) -> None:
         slot = self._index.slots.get(packet.pts, -1)
-        # Frames after the last wanted one enter the decoder only because it delays its output. They are kept: what is
-        # wanted next is not known yet, and it may be one of them.
-        drop = self._may_drop and 0 <= slot < self._last_wanted and slot not in self._wanted
+        drop = self._shortcuts and slot in self._index.spare and self._wanted.spares(slot)
         if drop != self._is_dropping:
             self._is_dropping = drop
             self._opened.stream.codec_context.skip_frame = "NONREF" if drop else "DEFAULT"
         if drop:
-            self._droppable.add(slot)
+            self._dropped.add(slot)
         elif packet.size:
             self._num_decoded += 1
-        self._fed = max(self._fed, slot)
+        self._fed = self._index.places.get(slot, self._fed) + 1
         self._pending.extend(packet.decode())
 
     def _to_rgb(self, frame: Any) -> Frame:

@@ -1,0 +1,196 @@
+"""The plan of what is decoded: never dearer than another one, and what it foretells is what decoding then does."""
+
+import random
+from collections.abc import Callable, Sequence
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.decoding_index import FrameIndex, Key
+from pipeline.decoding_plan import Costs, State, Step, Wanted, advance, costs_of, plan, seek_pays
+from pipeline.decoding_pyav import PyAVVideo
+from video_kinds import made, sequential
+from videos import write_video
+
+Choose = Callable[[int, State, Wanted], bool]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("videos")
+
+
+@st.composite
+def indexes(draw: st.DrawFn) -> FrameIndex:
+    """Closed groups of pictures, in each of them B-frames before the frame that they need."""
+    order: list[int] = []
+    keys: list[Key] = []
+    spare: set[int] = set()
+    with_b_frames = draw(st.booleans())
+    for _ in range(draw(st.integers(1, 5))):
+        keys.append(Key(len(order), 10 * len(order), len(order)))
+        order.append(len(order))
+        for _ in range(draw(st.integers(0, 4))):
+            first, held_back = len(order), draw(st.integers(0, 2)) if with_b_frames else 0
+            order += [first + held_back, *range(first, first + held_back)]
+            spare |= set(range(first, first + held_back)) if draw(st.booleans()) else set()
+    count = len(order)
+    delay = draw(st.integers(1, 2)) if with_b_frames else 0
+    slots = {10 * number: number for number in range(count)}
+    return FrameIndex(np.arange(count) / 10, count / 10, slots, tuple(keys), tuple(order), frozenset(spare), delay)
+
+
+costs = st.builds(
+    Costs,
+    seek_s=st.floats(0, 5),
+    key_s=st.floats(0.1, 4),
+    frame_s=st.floats(0.1, 2),
+    dropped_s=st.floats(0, 0.1),
+)
+
+
+def walk(index: FrameIndex, frames: Sequence[int], costs: Costs, choose: Choose) -> list[Step]:
+    """A plan whose ways are chosen by `choose` wherever both are open."""
+    wanted, steps, state = Wanted(frozenset(frames), max(frames)), [], State(0, out=len(index.seconds))
+    for frame in frames:
+        if frame != state.out:
+            seek = state.lacks(frame) or choose(frame, state, wanted)
+            step, state = advance(index, frame, wanted, costs, state, seek=seek)
+            steps.append(step)
+    return steps
+
+
+def seconds(steps: Sequence[Step]) -> float:
+    return sum(step.seconds for step in steps)
+
+
+def wanted_of(data: st.DataObject, index: FrameIndex, most: int) -> list[int]:
+    frames = data.draw(st.lists(st.integers(0, len(index.seconds) - 1), min_size=1, max_size=most))
+    return sorted(set(frames)) if data.draw(st.booleans()) else frames
+
+
+@settings(max_examples=200, deadline=None)
+@given(index=indexes(), costs=costs, data=st.data())
+def test_no_choice_of_seeks_is_cheaper(index: FrameIndex, costs: Costs, data: st.DataObject) -> None:
+    frames = wanted_of(data, index, most=6)
+    every = []
+    for choices in product((False, True), repeat=len(frames)):
+        each = iter(choices)
+        every.append(seconds(walk(index, frames, costs, lambda *_, each=each: next(each))))
+    assert seconds(plan(index, frames, costs)) == pytest.approx(min(every))
+
+
+@settings(max_examples=200, deadline=None)
+@given(index=indexes(), costs=costs, data=st.data())
+def test_a_plan_reaches_all_and_is_no_dearer_than_seeking_or_going_on_always(
+    index: FrameIndex, costs: Costs, data: st.DataObject
+) -> None:
+    frames = wanted_of(data, index, most=40)
+    steps = plan(index, frames, costs)
+    assert [step.frame for step in steps] == frames
+    always, never = (walk(index, frames, costs, lambda *_, seek=seek: seek) for seek in (True, False))
+    assert seconds(steps) <= min(seconds(always), seconds(never)) + 1e-9
+    kinds = {step.key for step in steps if step.key is not None}
+    assert kinds <= set(index.keys)
+    # Between two seeks every packet is taken in once at most.
+    taken, since = 0, 0
+    for step in steps:
+        taken = step.decoded + step.dropped + (0 if step.key else taken)
+        since = step.key.place if step.key else since
+        assert taken <= len(index.order) - since
+
+
+@settings(max_examples=100, deadline=None)
+@given(index=indexes(), costs=costs, data=st.data())
+def test_what_is_decoded_comes_out_once(index: FrameIndex, costs: Costs, data: st.DataObject) -> None:
+    frame = data.draw(st.integers(0, len(index.seconds) - 1))
+    wanted = Wanted((frame,), frame)
+    _, state = advance(index, frame, wanted, costs, State(0, out=len(index.seconds)), seek=True)
+    assert state.out == frame
+    assert all(inside > frame for inside in state.inside)
+    assert state.lacks(frame)
+    with pytest.raises(ValueError, match="by decoding on"):
+        advance(index, frame, wanted, costs, state, seek=False)
+
+
+def test_a_seek_pays_by_what_lies_before_the_key_frame_not_by_what_came_out() -> None:
+    order = (0, 3, 1, 2, 4, 7, 5, 6)
+    index = FrameIndex(
+        np.arange(8) / 10, 0.8, {}, (Key(0, 0, 0), Key(4, 40, 4)), order, frozenset({1, 2, 5, 6}), delay=1
+    )
+    cost = Costs(seek_s=0.5, key_s=3, frame_s=1, dropped_s=0.1)
+    key, wanted = index.key_before(7), Wanted((7,), 7)
+    assert key is not None
+    assert seek_pays(index, key, 1, wanted, cost)  # frame 3 lies between
+    assert not seek_pays(index, key, 2, wanted, cost)  # two packets that are dropped
+    assert seek_pays(index, key, 2, Wanted((2, 7), 7), cost)  # one of them is wanted later
+    assert not seek_pays(index, key, 4, wanted, cost)  # the key frame is the next packet
+    assert not seek_pays(index, key, 5, wanted, cost)  # it was taken in, though it may not have come out
+    assert not seek_pays(index, None, 2, wanted, cost)
+
+
+def test_costs_grow_with_the_picture() -> None:
+    small, large = costs_of(320 * 240), costs_of(1920 * 1080)
+    assert 0 < small.dropped_s < small.seek_s < small.frame_s < small.key_s
+    assert all(getattr(small, name) < getattr(large, name) for name in Costs.__slots__)
+
+
+PYRAMID = {"x264-params": "b-pyramid=normal:b-adapt=0"}
+FLAT = {"x264-params": "b-pyramid=none:b-adapt=2"}
+VIDEOS = [(distance, b, opt) for distance in (1, 4, 12, 250) for b, opt in ((0, {}), (2, FLAT), (3, PYRAMID))]
+
+
+@pytest.mark.parametrize(("key_distance", "b_frames", "options"), VIDEOS)
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+def test_as_many_frames_are_decoded_as_foretold(
+    folder: Path, key_distance: int, b_frames: int, options: dict[str, str], suffix: str
+) -> None:
+    path = folder / f"{key_distance}-{b_frames}.{suffix}"
+    write_video(path, num_frames=72, key_distance=key_distance, b_frames=b_frames, options=options)
+    assert_foretold(path, Costs(seek_s=2.5, key_s=3, frame_s=1, dropped_s=0.1))
+
+
+@pytest.mark.parametrize("kind", ["mpeg4.mkv", "vp9.webm", "late.mkv", "variable.mp4", "trimmed.mp4"])
+def test_of_other_codecs_and_times_too(folder: Path, kind: str) -> None:
+    assert_foretold(made(folder, kind), costs_of(320 * 240))
+
+
+def assert_foretold(path: Path, costs: Costs) -> None:
+    rng = random.Random(0)
+    expected = sequential(path)
+    count = len(expected)
+    choices = [sorted(rng.sample(range(count), size)) for size in (1, 3, 9, 20)]
+    for frames in [*choices, [40, 41, 12, 12, 49, 3], range(count), range(0, count, 5)]:
+        frames = [frame for frame in frames if frame < count]
+        for grid in (None, range(0, count, 2)):
+            with PyAVVideo(str(path)) as video:
+                video._costs = costs
+                if grid is not None:
+                    video.expect(grid)
+                steps = plan(video._index, frames, costs, expected=grid)
+                done = []
+                for frame, picture in zip(frames, video.read_many(frames), strict=True):
+                    np.testing.assert_array_equal(picture, expected[frame])
+                    done.append(video.num_decoded)
+                assert done == list(np.cumsum([step.decoded for step in steps]))
+                assert video._shortcuts
+
+
+def test_expected_frames_alone_are_kept_and_any_other_is_still_exact(folder: Path) -> None:
+    path = folder / "flat.mp4"
+    write_video(path, num_frames=120, key_distance=30, b_frames=2, options={"x264-params": "b-adapt=0:b-pyramid=1"})
+    expected, wanted, decoded = sequential(path), range(0, 120, 7), []
+    for grid in (None, range(0, 120, 7), range(0, 120, 7)):
+        with PyAVVideo(str(path)) as video:
+            if grid is not None:
+                video.expect(grid)
+            for index in wanted:
+                np.testing.assert_array_equal(video.read(index), expected[index])
+            decoded.append(video.num_decoded)
+            for index in (118, 7, 8, 9, 10, 4, 61):
+                np.testing.assert_array_equal(video.read(index), expected[index])
+    assert decoded[1] == decoded[2] < decoded[0]
