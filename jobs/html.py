@@ -51,6 +51,7 @@ class MeasuredRow(TypedDict):
     frames_total: int
     frames_wanted: int
     frames_decoded: int
+    frames_converted: int
     frames_encoded: int
     updates: int
     decode_s: float

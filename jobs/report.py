@@ -9,31 +9,27 @@ import platform
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
 
-import numpy as np
 import torch
 import tyro
 from matplotlib.figure import Figure
-from PIL import Image
 
 from features.backbones import Backbone
 from features.reader import FeatureSet
 from jobs.closed_loop import load_backbone_of, predict, predict_dense
 from jobs.evaluation import TrainedModel, load_model
 from jobs.figures import tradeoff_figure
-from jobs.filmstrip import Strip, film_strip
+from jobs.filmstrip import film_strip, png
 from jobs.html import MeasuredRow, SummaryRow, TableRow, render_report
 from jobs.prediction import Prediction
 from jobs.progress import console, track
 from jobs.sweep_record import SweepPoint, SweepRecord, load_record
 from jobs.tracking import log_to_finished_run
 from jobs.tradeoff import mean_over_seeds, pareto_front
+from jobs.video_strip import strip_of
 from pipeline import storage
-from pipeline.decoding import open_video
 from pipeline.manifest import Manifest, VideoEntry, read_manifest
 
-THUMBNAIL_WIDTH = 112
 # Of all skip networks that come this close to the dense one's metric, the one with the fewest updates is shown.
 CLOSE = 0.05
 
@@ -86,7 +82,7 @@ def write_report(settings: Settings) -> Path:
     point = showcase(record.points)
     model = load_model(folder / point.checkpoint)
     shown = Shown(point, model, load_backbone_of(model, name=settings.backbone))
-    figure = _png(_tradeoff(record))
+    figure = png(_tradeoff(record))
     rows = table_rows(record)
     strips = [_strip(entry, shown, manifest) for entry in _spread(entries, settings.num_strips)]
     measured = measure(_spread(entries, settings.num_timed), shown)
@@ -176,6 +172,7 @@ def _measured(name: str, predictions: list[Prediction]) -> MeasuredRow:
         "frames_total": cost.frames_total,
         "frames_wanted": cost.frames_wanted,
         "frames_decoded": cost.frames_decoded or 0,
+        "frames_converted": cost.frames_converted or 0,
         "frames_encoded": cost.frames_encoded or 0,
         "updates": cost.state_updates,
         "decode_s": median(p.seconds.decode for p in predictions),
@@ -191,30 +188,18 @@ def _total(row: MeasuredRow) -> float:
 
 def _strip(entry: VideoEntry, shown: Shown, manifest: Manifest) -> tuple[str, bytes]:
     prediction = predict(entry.uri, model=shown.model, backbone=shown.backbone)
-    frames_task = shown.model.recognizer.config.task == "frames"
+    task = shown.model.recognizer.config.task
     names = manifest.class_names
-    strip = Strip(
-        video_id=entry.video_id,
-        times_s=prediction.pts_s,
-        thumbnails=_thumbnails(entry.uri, prediction),
-        used=prediction.used,
+    strip = strip_of(
+        entry.video_id,
+        prediction,
         class_names=names,
-        true_spans=[(label.class_id, label.start_s, label.end_s) for label in entry.labels] if frames_task else (),
-        predicted=prediction.scores >= 0.5 if frames_task else None,
-        true_label=None if frames_task else ", ".join(names[label.class_id] for label in entry.labels),
-        predicted_label=None if frames_task else names[int(prediction.scores.argmax())],
+        task=task,
+        true_spans=[(label.class_id, label.start_s, label.end_s) for label in entry.labels] if task == "frames" else (),
+        true_label=None if task == "frames" else ", ".join(names[label.class_id] for label in entry.labels),
         caption=f"{shown.point.settings.model}, {shown.point.settings.setting}",
     )
-    return f"{entry.video_id}: {strip.counts}", _png(film_strip(strip))
-
-
-def _thumbnails(uri: str, prediction: Prediction) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    with open_video(uri) as video:
-        small = []
-        for frame in video.read_many(prediction.frame_index.tolist()):
-            image = Image.fromarray(frame)
-            small.append(np.asarray(image.resize((THUMBNAIL_WIDTH, THUMBNAIL_WIDTH * image.height // image.width))))
-    return np.stack(small)
+    return f"{entry.video_id}: {strip.counts}", png(film_strip(strip))
 
 
 def _tradeoff(record: SweepRecord) -> Figure:
@@ -249,12 +234,6 @@ def _spread(entries: list[VideoEntry], count: int) -> list[VideoEntry]:
     if count >= len(entries):
         return entries
     return [entries[number * len(entries) // count] for number in range(count)]
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
 
 
 def _csv(rows: list[TableRow]) -> bytes:

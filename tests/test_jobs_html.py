@@ -32,6 +32,7 @@ MEASURED: MeasuredRow = {
     "frames_total": 3010,
     "frames_wanted": 880,
     "frames_decoded": 8100,
+    "frames_converted": 881,
     "frames_encoded": 879,
     "updates": 878,
     "decode_s": 0.0612,
@@ -92,8 +93,9 @@ def test_the_page_is_well_formed_and_holds_every_row() -> None:
     assert second[:3] == ["Dense & random", "chance", "–"]
     assert len(measured_head) == len(measured)
     thin = "\u202f"
-    assert measured[:4] == ["Skip GRU <λ>", "40", f"3{thin}010", "880"]
-    assert measured[7:] == ["0.0612", "0.0713", "0.0081", "0.1406", "2.18 ×"]
+    assert measured_head[4:6] == ["decoded", "converted"]
+    assert measured[:7] == ["Skip GRU <λ>", "40", f"3{thin}010", "880", f"8{thin}100", "881", "879"]
+    assert measured[8:] == ["0.0612", "0.0713", "0.0081", "0.1406", "2.18 ×"]
 
 
 def test_only_rows_on_the_front_are_marked() -> None:
