@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from itertools import product
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -117,6 +118,21 @@ def test_what_is_decoded_comes_out_once(index: FrameIndex, costs: Costs, data: s
         advance(index, frame, wanted, costs, state, seek=False)
 
 
+def test_what_was_dropped_for_good_takes_a_seek() -> None:
+    index = FrameIndex(np.arange(4) / 10, 0.4, {}, (Key(0, 0, 0),), (0, 3, 1, 2), frozenset({1, 2}), delay=1)
+    cost, opened = Costs(seek_s=0.5, key_s=3, frame_s=1, dropped_s=0.1), State(0, out=4)
+    step, state = advance(index, 0, Wanted((0,), 0, expected=(0, 3)), cost, opened, seek=True)
+    assert (step.decoded, step.dropped, step.seconds) == (2, 0, 4.5)
+    step, state = advance(index, 3, Wanted((3,), 3, expected=(0, 3)), cost, state, seek=False)
+    assert (step.decoded, step.dropped, state.inside) == (0, 2, ())
+    assert state.lacks(2)
+    _, state = advance(index, 1, Wanted((1,), 1, expected=(0, 3)), cost, opened, seek=True)
+    assert [frame for frame in range(4) if state.lacks(frame)] == [0, 1]
+    _, state = advance(index, 0, Wanted((0,), 0, expected=()), cost, State(0, out=4, dropped=frozenset({2})), seek=True)
+    assert not state.lacks(2)  # it starts anew
+    assert State(4, out=1, inside=(3,), dropped=frozenset({2})).lacks(2)
+
+
 def test_a_seek_pays_by_what_lies_before_the_key_frame_not_by_what_came_out() -> None:
     order = (0, 3, 1, 2, 4, 7, 5, 6)
     index = FrameIndex(
@@ -159,6 +175,25 @@ def test_of_other_codecs_and_times_too(folder: Path, kind: str) -> None:
     assert_foretold(made(folder, kind), costs_of(320 * 240))
 
 
+@pytest.mark.parametrize("kind", ["b-frames.mp4", "pyramid.mp4", "hevc.mp4", "mpeg4-b-frames.mkv", "ten-bit.mp4"])
+def test_spare_frames_are_those_that_the_decoder_drops_as_not_needed(folder: Path, kind: str) -> None:
+    with PyAVVideo(str(made(folder, kind))) as video:
+        index = video._index
+    with av.open(str(folder / kind)) as container:
+        stream = container.streams.video[0]
+        stream.thread_type = "NONE"
+        stream.codec_context.skip_frame = "NONREF"
+        kept = {index.slots[frame.pts] for frame in container.decode(stream)}
+    assert index.spare
+    assert kept == set(range(len(index.seconds))) - index.spare
+
+
+@pytest.mark.parametrize("kind", ["no-b-frames.mkv", "mpeg4.mkv", "av1.mp4", "vp9.webm"])
+def test_nothing_is_spare_without_b_frames_or_where_dropping_is_not_exact(folder: Path, kind: str) -> None:
+    with PyAVVideo(str(made(folder, kind))) as video:
+        assert not video._index.spare
+
+
 def assert_foretold(path: Path, costs: Costs) -> None:
     rng = random.Random(0)
     expected = sequential(path)
@@ -193,4 +228,5 @@ def test_expected_frames_alone_are_kept_and_any_other_is_still_exact(folder: Pat
             decoded.append(video.num_decoded)
             for index in (118, 7, 8, 9, 10, 4, 61):
                 np.testing.assert_array_equal(video.read(index), expected[index])
+            assert video._shortcuts
     assert decoded[1] == decoded[2] < decoded[0]
