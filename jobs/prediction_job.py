@@ -1,0 +1,211 @@
+"""Labels for all videos of a manifest on a Ray cluster, kept as Parquet shards beside a failure ledger.
+
+Videos that have predictions already are not touched, so an interrupted job goes on where it stopped; a video whose file
+has changed is looked at anew. The promises are those of an extraction, and so is what keeps them: `features.stages`.
+"""
+
+import io
+import math
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import redirect_stdout
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import chain
+from typing import Any, Literal
+
+from features import store
+from features.planning import Planned, Skipped, plan
+from features.progress import Progress
+from features.schema import Failure
+from features.writer import ShardWriter
+from jobs import prediction_store
+from jobs.closed_loop import load_backbone_of
+from jobs.cluster import num_cpus, num_gpus, ray_cluster, require_gpus
+from jobs.evaluation import TrainedModel, load_model
+from jobs.prediction_store import PredictionRecipe, PredictionRows
+from jobs.progress import console, progress_bar
+from pipeline import storage
+from pipeline.decoding import find_decoder
+from pipeline.errors import InputError
+from pipeline.manifest import iterate_manifest, manifest_size
+
+# Videos that a process has open at a time: enough for batches across them, few enough to share the last ones out.
+IN_FLIGHT = {"cpu": 8, "cuda": 64}
+
+
+@dataclass(frozen=True, slots=True)
+class JobSettings:
+    """What is labelled, by which model, and where to.
+
+    Attributes:
+        manifest: the videos, from skipreel manifest.
+        model: a checkpoint folder written by train or sweep; processes get it from here.
+        output: where predictions go (a folder or URI; made if missing, gone on with if they are the same model's).
+        backbone: where the model's backbone is found now, if not where the training found it.
+        dense: look at every frame instead of those the network asks for.
+        decoder: pyav reads everything; decord and torchcodec plain MP4 and Matroska; or module:function (your own).
+        device: where the backbone runs.
+        workers: processes; 0 means one per CPU of the cluster or, with device cuda, as many as the GPUs take.
+        gpus_per_worker: share of a GPU for each process, with device cuda.
+        shard_mb: size of a shard in MB, roughly.
+        time_limit_s: a video fails if its next frames do not come within this many seconds.
+        decoder_memory_mb: a video fails if decoding it takes more memory.
+        retry_failed: try the videos in the failure ledger again, not only those whose file has changed.
+    """
+
+    manifest: str
+    model: str
+    output: str
+    backbone: str | None = None
+    dense: bool = False
+    decoder: str = "pyav"
+    device: Literal["cpu", "cuda"] = "cpu"
+    workers: int = 0
+    gpus_per_worker: float = 1.0
+    shard_mb: float = 64.0
+    time_limit_s: float = 300.0
+    decoder_memory_mb: int = 2048
+    retry_failed: bool = False
+
+    def __post_init__(self) -> None:
+        find_decoder(self.decoder)
+        if self.workers < 0:
+            raise InputError(f"--workers is {self.workers}, allowed: 1 or more, or 0 to choose by the cluster")
+        for name in ("gpus_per_worker", "shard_mb", "time_limit_s", "decoder_memory_mb"):
+            if not 0 < getattr(self, name) < math.inf:
+                flag = name.replace("_", "-")
+                raise InputError(f"--{flag} is {getattr(self, name)}, allowed: a positive number")
+
+
+def run_job(settings: JobSettings) -> dict[str, Any]:
+    """Label what is missing, with a progress bar, and say what became of all videos.
+
+    Returns:
+        ``output``; ``videos``, ``finished`` and ``failed`` of the manifest; ``cost`` and ``seconds`` (by stage) summed
+        over all predictions there are; ``this_run``. But for ``output`` it stands in the card too.
+
+    Raises:
+        InputError: when something given cannot be used: the manifest, the model, its backbone, the output, the cluster.
+        CheckpointError: likewise the model.
+    """
+    num_videos = manifest_size(settings.manifest)
+    model = load_model(settings.model)
+    # Loaded once here, so that a wrong one is a line before anything is made.
+    about = load_backbone_of(model, name=settings.backbone).about
+    output = storage.absolute(settings.output)
+    recipe = PredictionRecipe.of(model, dense=settings.dense)
+    with store.locked(output, job="prediction"):
+        prediction_store.create(output, recipe, model=settings.model, features=model.recipe.to_json(), about=about)
+        skipped = Skipped()
+        planned = plan(
+            iterate_manifest(settings.manifest, batch_rows=65536),
+            store.known(output, has_segments=False),
+            retry_failed=settings.retry_failed,
+            skipped=skipped,
+        )
+        first = next(planned, None)
+        started, progress = time.monotonic(), Progress(1, 1)
+        if first is not None:
+            # Ray says on standard output that a process died; here the failure ledger says what came of it.
+            with redirect_stdout(io.StringIO()), ray_cluster():
+                progress = _predict(chain([first], planned), settings, model, output, num_videos, skipped)
+        summary = _summary(output, progress, skipped, num_videos, seconds=time.monotonic() - started)
+        prediction_store.write_card(output, {**prediction_store.read_card(output), "summary": summary})
+    return {"output": output, **summary}
+
+
+def _predict(
+    planned: Iterator[Planned],
+    settings: JobSettings,
+    model: TrainedModel,
+    output: str,
+    num_videos: int,
+    skipped: Skipped,
+) -> Progress:
+    from features.stages import Stages
+
+    decoder, pools = _processes(settings, model)
+    stages = Stages(
+        planned,
+        writer=ShardWriter(output, shard_bytes=int(settings.shard_mb * 1e6)),
+        decoder=decoder,
+        pools=pools,
+        on_failure=_print_failure,
+        new_rows=partial(PredictionRows, task=model.recognizer.config.task),
+    )
+    progress = stages.progress
+    with progress_bar() as bar:
+        task = bar.add_task("labelling videos", total=num_videos, note="")
+
+        def tick() -> None:
+            through = skipped.finished + skipped.failed + progress.ended
+            bar.update(task, completed=through, note=f"{progress.failed} failed" if progress.failed else "")
+            bar.line = _line(progress)
+
+        stages.run(tick)
+        tick()
+    return progress
+
+
+def _processes(settings: JobSettings, model: TrainedModel) -> tuple[Any, Any]:
+    """The `Process` that looks at videos, and the `Pools` of how many there are."""
+    from features.stages import Pools, Process
+    from jobs.prediction_worker import PredictionSettings, PredictionWorker
+
+    cpus, on_gpu = num_cpus(), settings.device == "cuda"
+    if on_gpu:
+        require_gpus(math.ceil(settings.gpus_per_worker))
+        workers = settings.workers or max(1, int(num_gpus() / settings.gpus_per_worker))
+    else:
+        workers = settings.workers or cpus
+    threads, in_flight = max(1, cpus // workers), IN_FLIGHT[settings.device]
+    looking = PredictionSettings(
+        settings.backbone, settings.device, settings.dense, settings.decoder, num_workers=threads, in_flight=in_flight
+    )
+    memory_bytes = threads * settings.decoder_memory_mb << 20
+    arguments = {"model": model, "settings": looking, "memory_bytes": memory_bytes, "import_path": sys.path}
+    pools = Pools(
+        workers,
+        0,
+        cpus_per_process=1 / math.ceil(workers / cpus),
+        gpus_per_encoder=settings.gpus_per_worker if on_gpu else 0,
+        time_limit_s=settings.time_limit_s,
+        videos_in_hand=in_flight,
+        bytes_in_hand=sys.maxsize,
+        flags="--workers",
+    )
+    return Process(PredictionWorker, arguments), pools
+
+
+def _print_failure(failure: Failure) -> None:
+    console.print(f"failed: {failure.video_id}: {failure.reason}", markup=False)
+
+
+def _line(progress: Progress) -> str:
+    if progress.working_since is None:
+        return "starting processes"
+    line = f"{progress.video_s / 3600:.2f} hours of video, {progress.frames_per_s:.0f} sampled frames/s"
+    return line + f"; {progress.restarts} restarts" * bool(progress.restarts)
+
+
+def _summary(output: str, progress: Progress, skipped: Skipped, num_videos: int, *, seconds: float) -> dict[str, Any]:
+    cost, stages = prediction_store.total_cost(output)
+    return {
+        "videos": num_videos,
+        "finished": skipped.finished + progress.finished + progress.unchanged,
+        "failed": skipped.failed + progress.failed,
+        "cost": asdict(cost),
+        "seconds": {stage: round(value, 2) for stage, value in asdict(stages).items()},
+        "this_run": {
+            "finished": progress.finished,
+            "failed": progress.failed,
+            "frames": progress.frames,
+            "video_hours": round(progress.video_s / 3600, 4),
+            "seconds": round(seconds, 2),
+            "startup_seconds": round(seconds - progress.working_s, 2),
+            "frames_per_second": round(progress.frames_per_s, 2),
+            "restarted_processes": progress.restarts,
+        },
+    }
