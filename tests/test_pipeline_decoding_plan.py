@@ -230,3 +230,31 @@ def test_expected_frames_alone_are_kept_and_any_other_is_still_exact(folder: Pat
                 np.testing.assert_array_equal(video.read(index), expected[index])
             assert video._shortcuts
     assert decoded[1] == decoded[2] < decoded[0]
+
+
+class _Counting(PyAVVideo):
+    starts = 0
+
+    def _restart(self, key: Key | None) -> None:
+        self.starts += 1
+        super()._restart(key)
+
+
+def test_frames_dropped_for_good_come_back_by_one_seek(folder: Path) -> None:
+    path = made(folder, "b-frames.mp4")
+    expected, lost = sequential(path), 0
+    for first in range(14, 22):
+        with _Counting(str(path)) as video:
+            video.expect([first])
+            video.read(first)
+            behind = [frame for frame in video._dropped if frame > first]
+            lost += len(behind)
+            video.expect(range(50))
+            for index in range(first, 24):
+                np.testing.assert_array_equal(video.read(index), expected[index])
+            assert video.starts == 1 + bool(behind)
+            for index in range(12, 24):  # what was dropped on the way to the first is not taken for dropped now
+                np.testing.assert_array_equal(video.read(index), expected[index])
+            assert video.starts == 2 + bool(behind)
+            assert video._shortcuts
+    assert lost > 1
