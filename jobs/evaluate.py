@@ -5,7 +5,9 @@ from dataclasses import asdict, dataclass
 
 from features.batches import load_examples
 from features.reader import FeatureSet
+from jobs.budget import with_budget
 from jobs.evaluation import check_same_recipe, evaluate, load_model
+from jobs.model_uri import local_model
 from pipeline.errors import InputError
 from pipeline.manifest import read_manifest
 
@@ -15,21 +17,28 @@ class Settings:
     """What is measured.
 
     Attributes:
-        model: a checkpoint folder written by train or sweep.
+        model: a checkpoint folder written by train or sweep, or runs:/… or models:/… of MLflow.
         manifest: the videos and their labels.
         features: their features, of the recipe that the model was trained on.
         split: which videos.
+        budget: share of the frames that the network is told to look at on average, above 0 and at most 1; default: as
+            it was trained.
+        tracking_uri: MLflow's server or database, for a model that lies there; default: MLFLOW_TRACKING_URI.
     """
 
     model: str
     manifest: str
     features: str
     split: str = "test"
+    budget: float | None = None
+    tracking_uri: str | None = None
 
 
 def run(settings: Settings) -> int:
     """Print the evaluation as JSON on standard output."""
-    model = load_model(settings.model)
+    model = load_model(local_model(settings.model, tracking_uri=settings.tracking_uri))
+    if settings.budget is not None:
+        model = with_budget(model, settings.budget)
     feature_set, manifest = FeatureSet(settings.features), read_manifest(settings.manifest)
     check_same_recipe(model, feature_set)
     if manifest.class_names != model.class_names:
@@ -45,6 +54,7 @@ def run(settings: Settings) -> int:
             {
                 "model": settings.model,
                 "split": settings.split,
+                "budget": settings.budget,
                 "num_videos": result.num_videos,
                 result.metric_name: result.metric,
                 "updates_per_video": result.updates_per_video,

@@ -36,6 +36,8 @@ class TrainedModel:
 
     Attributes:
         settings: the network's and the training's settings, as they were given.
+        budget_curve: pairs of what is added to the gate's logit, ascending, and the share of the frames that are then
+            looked at; see `jobs.budget`. None for networks without a learned gate, and from earlier versions.
     """
 
     recognizer: Recognizer
@@ -43,6 +45,7 @@ class TrainedModel:
     feature_set_id: str
     recipe: Recipe
     settings: dict[str, Any]
+    budget_curve: tuple[tuple[float, float], ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +90,14 @@ def load_model(directory: str | Path) -> TrainedModel:
             feature_set_id=metadata["feature_set_id"],
             recipe=Recipe.from_json(metadata["recipe"]),
             settings=metadata["settings"],
+            budget_curve=_curve(metadata.get("budget_curve")),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{directory} was not written by skipreel train or sweep ({error} is missing)") from error
+
+
+def _curve(pairs: Sequence[Sequence[float]] | None) -> tuple[tuple[float, float], ...] | None:
+    return None if pairs is None else tuple((float(delta), float(share)) for delta, share in pairs)
 
 
 def check_same_recipe(model: TrainedModel, feature_set: FeatureSet) -> None:

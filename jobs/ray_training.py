@@ -11,6 +11,7 @@ from typing import Any
 
 from features.batches import Task, load_examples
 from features.reader import FeatureSet
+from jobs.budget import calibration_examples, has_dial, measure_curve
 from jobs.cluster import require_gpus
 from jobs.points import ModelSettings, Schedule
 from jobs.training import Epoch, build_recognizer, fit
@@ -135,6 +136,7 @@ def _train_worker(config: dict[str, Any]) -> None:
     feature_set, manifest = FeatureSet(data.features), read_manifest(data.manifest)
     examples = load_examples(feature_set, manifest, split=data.split, task=data.task)
     rank = context.get_world_rank()
+    calibration = calibration_examples(feature_set, manifest, examples, task=data.task) if rank == 0 else []
 
     for settings in config["points"]:
         recognizer = build_recognizer(settings, examples, task=data.task, num_classes=len(manifest.class_names))
@@ -155,6 +157,8 @@ def _train_worker(config: dict[str, Any]) -> None:
             "feature_set_id": feature_set.id,
             "recipe": feature_set.recipe.to_json(),
         }
+        if rank == 0 and has_dial(recognizer):
+            metadata["budget_curve"] = measure_curve(recognizer, calibration)
         _report(recognizer.cpu(), metadata, point=settings.name, rank=rank)
 
 

@@ -1,5 +1,6 @@
 """Train one network on a feature set with Ray Train, evaluate it, and record it in MLflow."""
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,6 +27,8 @@ class Settings:
         output: a folder; the checkpoint goes to <output>/checkpoints/<name>.
         task: frames: any number of labels at every frame (mAP); video: one label for the whole (accuracy).
         test_split: the split of the manifest that the network is measured on.
+        register: make the network a new version of this model in MLflow's registry; it can then be had by
+            --model models:/NAME/VERSION.
     """
 
     manifest: str
@@ -33,10 +36,15 @@ class Settings:
     output: str
     task: Task = "frames"
     test_split: str = "test"
+    register: str | None = None
     model: ModelSettings = field(default_factory=ModelSettings)
     schedule: Schedule = field(default_factory=Schedule)
     workers: Workers = field(default_factory=Workers)
     tracking: Tracking = field(default_factory=Tracking)
+
+    def __post_init__(self) -> None:
+        if self.register is not None and not re.fullmatch(r"[^/:@'\"]+", self.register):
+            raise ValueError(f"--register is {self.register!r}, a name must not be empty or hold / : @ or quotes")
 
 
 def run(settings: Settings) -> int:
@@ -61,9 +69,11 @@ def run(settings: Settings) -> int:
         result = evaluate(model.recognizer, examples)
         log_point(tracked, settings.model, settings.schedule, result, feature_set_id=model.feature_set_id)
         tracked.log_files(directories[name])
+        version = tracked.register(settings.register, directories[name]) if settings.register else None
     console.print(
         f"{name}: {result.metric_name} {result.metric:.4f}, {result.updates_per_video:.1f} updates per video "
         f"({result.update_share:.1%} of the frames), checkpoint {directories[name]}"
+        + (f", models:/{settings.register}/{version}" if version else "")
     )
     return 0
 
