@@ -1,4 +1,4 @@
-"""Labels for all videos of a manifest on a Ray cluster, kept as Parquet shards beside a failure ledger.
+"""Labels for any number of videos on a Ray cluster, kept as Parquet shards beside a failure ledger.
 
 Videos that have predictions already are not touched, so an interrupted job goes on where it stopped; a video whose file
 has changed is looked at anew. The promises are those of an extraction, and so is what keeps them: `features.stages`.
@@ -8,12 +8,14 @@ import io
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
 from typing import Any, Literal
+
+import pyarrow as pa
 
 from features import store
 from features.planning import Planned, Skipped, plan
@@ -23,30 +25,31 @@ from features.writer import ShardWriter
 from jobs import prediction_store
 from jobs.closed_loop import load_backbone_of
 from jobs.cluster import num_cpus, num_gpus, ray_cluster, require_gpus
-from jobs.evaluation import TrainedModel, load_model
+from jobs.evaluation import TrainedModel
 from jobs.prediction_store import PredictionRecipe, PredictionRows
 from jobs.progress import console, progress_bar
 from pipeline import storage
 from pipeline.decoding import find_decoder
 from pipeline.errors import InputError
-from pipeline.manifest import iterate_manifest, manifest_size
 
-# Videos that a process has open at a time: enough for batches across them, few enough to share the last ones out.
+# Videos that a process has open at a time: enough for batches across them, few enough to share them out.
 IN_FLIGHT = {"cpu": 8, "cuda": 64}
+# Videos that are looked up together among those that are finished.
+_ROWS_AT_ONCE = 65536
 
 
 @dataclass(frozen=True, slots=True)
 class JobSettings:
-    """What is labelled, by which model, and where to.
+    """How videos are labelled, and where the predictions go.
 
     Attributes:
-        manifest: the videos, from skipreel manifest.
-        model: a checkpoint folder written by train or sweep; processes get it from here.
-        output: where predictions go (a folder or URI; made if missing, gone on with if they are the same model's).
+        output: a folder or URI; made if missing, gone on with if its predictions are the same model's.
+        model: where the model comes from, for the card.
         backbone: where the model's backbone is found now, if not where the training found it.
         dense: look at every frame instead of those the network asks for.
         decoder: pyav reads everything; decord and torchcodec plain MP4 and Matroska; or module:function (your own).
         device: where the backbone runs.
+        in_flight: videos that a process has open at a time, at most; more than 8 on a CPU, or 64, are no use.
         workers: processes; 0 means one per CPU of the cluster or, with device cuda, as many as the GPUs take.
         gpus_per_worker: share of a GPU for each process, with device cuda.
         shard_mb: size of a shard in MB, roughly.
@@ -55,13 +58,13 @@ class JobSettings:
         retry_failed: try the videos in the failure ledger again, not only those whose file has changed.
     """
 
-    manifest: str
-    model: str
     output: str
+    model: str
     backbone: str | None = None
     dense: bool = False
     decoder: str = "pyav"
     device: Literal["cpu", "cuda"] = "cpu"
+    in_flight: int = 64
     workers: int = 0
     gpus_per_worker: float = 1.0
     shard_mb: float = 64.0
@@ -73,38 +76,39 @@ class JobSettings:
         find_decoder(self.decoder)
         if self.workers < 0:
             raise InputError(f"--workers is {self.workers}, allowed: 1 or more, or 0 to choose by the cluster")
+        if self.in_flight < 1:
+            raise InputError(f"--in-flight is {self.in_flight}, allowed: 1 or more")
         for name in ("gpus_per_worker", "shard_mb", "time_limit_s", "decoder_memory_mb"):
             if not 0 < getattr(self, name) < math.inf:
                 flag = name.replace("_", "-")
                 raise InputError(f"--{flag} is {getattr(self, name)}, allowed: a positive number")
 
 
-def run_job(settings: JobSettings) -> dict[str, Any]:
+def run_job(
+    settings: JobSettings, *, model: TrainedModel, videos: Iterable[tuple[str, str]], num_videos: int
+) -> dict[str, Any]:
     """Label what is missing, with a progress bar, and say what became of all videos.
 
+    Args:
+        model: what labels them, on the CPU; it is sent to the processes.
+        videos: each one's id, under which its row goes, and its path or URI; read as they are needed.
+        num_videos: how many these are.
+
     Returns:
-        ``output``; ``videos``, ``finished`` and ``failed`` of the manifest; ``cost`` and ``seconds`` (by stage) summed
+        ``output``; ``videos``, ``finished`` and ``failed`` of those given; ``cost`` and ``seconds`` (by stage) summed
         over all predictions there are; ``this_run``. But for ``output`` it stands in the card too.
 
     Raises:
-        InputError: when something given cannot be used: the manifest, the model, its backbone, the output, the cluster.
-        CheckpointError: likewise the model.
+        InputError: when something given cannot be used: the backbone, the output, the cluster, a place of videos.
     """
-    num_videos = manifest_size(settings.manifest)
-    model = load_model(settings.model)
     # Loaded once here, so that a wrong one is a line before anything is made.
     about = load_backbone_of(model, name=settings.backbone).about
     output = storage.absolute(settings.output)
     recipe = PredictionRecipe.of(model, dense=settings.dense)
     with store.locked(output, job="prediction"):
         prediction_store.create(output, recipe, model=settings.model, features=model.recipe.to_json(), about=about)
-        skipped = Skipped()
-        planned = plan(
-            iterate_manifest(settings.manifest, batch_rows=65536),
-            store.known(output, has_segments=False),
-            retry_failed=settings.retry_failed,
-            skipped=skipped,
-        )
+        skipped, known = Skipped(), store.known(output, has_segments=False)
+        planned = plan(_batches(videos), known, retry_failed=settings.retry_failed, skipped=skipped)
         first = next(planned, None)
         started, progress = time.monotonic(), Progress(1, 1)
         if first is not None:
@@ -114,6 +118,14 @@ def run_job(settings: JobSettings) -> dict[str, Any]:
         summary = _summary(output, progress, skipped, num_videos, seconds=time.monotonic() - started)
         prediction_store.write_card(output, {**prediction_store.read_card(output), "summary": summary})
     return {"output": output, **summary}
+
+
+def _batches(videos: Iterable[tuple[str, str]]) -> Iterator[pa.RecordBatch]:
+    source = iter(videos)
+    while rows := list(islice(source, _ROWS_AT_ONCE)):
+        # Processes may have another working directory.
+        uris = [storage.absolute(uri) for _, uri in rows]
+        yield pa.record_batch({"video_id": pa.array([row[0] for row in rows], pa.string()), "uri": uris})
 
 
 def _predict(
@@ -126,7 +138,7 @@ def _predict(
 ) -> Progress:
     from features.stages import Stages
 
-    decoder, pools = _processes(settings, model)
+    decoder, pools = _processes(settings, model, num_videos)
     stages = Stages(
         planned,
         writer=ShardWriter(output, shard_bytes=int(settings.shard_mb * 1e6)),
@@ -149,7 +161,7 @@ def _predict(
     return progress
 
 
-def _processes(settings: JobSettings, model: TrainedModel) -> tuple[Any, Any]:
+def _processes(settings: JobSettings, model: TrainedModel, num_videos: int) -> tuple[Any, Any]:
     """The `Process` that looks at videos, and the `Pools` of how many there are."""
     from features.stages import Pools, Process
     from jobs.prediction_worker import PredictionSettings, PredictionWorker
@@ -160,7 +172,9 @@ def _processes(settings: JobSettings, model: TrainedModel) -> tuple[Any, Any]:
         workers = settings.workers or max(1, int(num_gpus() / settings.gpus_per_worker))
     else:
         workers = settings.workers or cpus
-    threads, in_flight = max(1, cpus // workers), IN_FLIGHT[settings.device]
+    threads = max(1, cpus // workers)
+    # The first process to be up must not take everything.
+    in_flight = min(settings.in_flight, IN_FLIGHT[settings.device], math.ceil(num_videos / workers))
     looking = PredictionSettings(
         settings.backbone, settings.device, settings.dense, settings.decoder, num_workers=threads, in_flight=in_flight
     )

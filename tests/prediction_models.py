@@ -1,12 +1,10 @@
 """An untrained network that skips some frames, for tests of predictions: no training, no weights to be had."""
 
-from pathlib import Path
-
 import torch
 
 from features.backbones import load_backbone
 from jobs.evaluation import TrainedModel
-from models import Recognizer, RecognizerConfig, save_checkpoint
+from models import Recognizer, RecognizerConfig
 from pipeline.sampling import Sampling
 
 BACKBONE = load_backbone("random:0")
@@ -20,15 +18,3 @@ def make_model(*, task="frames", seed=0) -> TrainedModel:
     torch.nn.init.normal_(recognizer.recurrent.update_weight, std=0.3)
     recipe = BACKBONE.recipe(Sampling(10.0))
     return TrainedModel(recognizer.eval(), ("a", "b", "c"), recipe.feature_set_id, recipe, {})
-
-
-def save_model(folder: Path, model: TrainedModel) -> str:
-    """Write it as training would."""
-    metadata = {
-        "class_names": list(model.class_names),
-        "feature_set_id": model.feature_set_id,
-        "recipe": model.recipe.to_json(),
-        "settings": model.settings,
-    }
-    save_checkpoint(folder, model.recognizer, metadata)
-    return str(folder)
