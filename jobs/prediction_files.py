@@ -1,5 +1,6 @@
 """Predictions into one file as they come: JSON lines, CSV, Parquet, or the files of Charades' official evaluation."""
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -53,13 +54,17 @@ class PredictionWriter(ABC):
 
 
 class _TextWriter(PredictionWriter):
-    def __init__(self, write: Callable[[str], object], text: TextFormat) -> None:
-        self._write, self._text = write, text
+    def __init__(
+        self, text: TextFormat, write: Callable[[str], object], flush: Callable[[], None] | None = None
+    ) -> None:
+        self._text, self._write, self._flush = text, write, flush
         write(text.header())
 
     def _add(self, key: str, prediction: Prediction) -> None:
-        for line in self._text.lines(key, prediction):
-            self._write(line)
+        for piece in self._text.pieces(key, prediction):
+            self._write(piece)
+        if self._flush:
+            self._flush()
 
     def fail(self, key: str, uri: str, reason: str) -> None:
         self._write(self._text.failure(key, uri, reason))
@@ -68,6 +73,7 @@ class _TextWriter(PredictionWriter):
 class _ParquetWriter(PredictionWriter):
     def __init__(self, parquet: Any, labelling: Labelling) -> None:
         self._parquet, self._labelling = parquet, labelling
+        self._schema = prediction_parquet.file_schema(labelling)
         self._rows: list[Any] = []
         self._num_bytes = 0
 
@@ -85,7 +91,7 @@ class _ParquetWriter(PredictionWriter):
         self._rows, self._num_bytes = [], 0
 
     def _take(self, row: dict[str, Any]) -> None:
-        table = prediction_parquet.table_of(row, self._labelling)
+        table = prediction_parquet.table_of(row, self._schema)
         self._rows.append(table)
         self._num_bytes += table.nbytes
         if self._num_bytes >= ROW_GROUP_BYTES or len(self._rows) == ROW_GROUP_ROWS:
@@ -142,7 +148,8 @@ def open_writer(
         schema = prediction_parquet.file_schema(labelling)
         with (
             storage.open_atomic(path) as stream,
-            pq.ParquetWriter(stream, schema, compression="zstd") as parquet,
+            # Hardly a value comes twice, and looking for those would take several times the memory.
+            pq.ParquetWriter(stream, schema, compression="zstd", use_dictionary=False) as parquet,
         ):
             writer = _ParquetWriter(parquet, labelling)
             yield writer
@@ -150,10 +157,10 @@ def open_writer(
         return
     text = _text_format(form, labelling, frame_scores=frame_scores)
     if path is None:
-        yield _TextWriter(lambda line: print(line, end="", flush=True), text)
+        yield _TextWriter(text, sys.stdout.write, sys.stdout.flush)
         return
     with storage.open_atomic(path) as stream:
-        yield _TextWriter(lambda line: stream.write(line.encode()), text)
+        yield _TextWriter(text, lambda piece: stream.write(piece.encode()))
 
 
 def _text_format(form: Format, labelling: Labelling, *, frame_scores: bool) -> TextFormat:

@@ -49,11 +49,9 @@ def file_schema(labelling: Labelling) -> pa.Schema:
     return SCHEMA.with_metadata({"skipreel.class_names": names, "skipreel.task": labelling.task})
 
 
-def table_of(row: dict[str, Any], labelling: Labelling) -> pa.Table:
-    """One row as a table; columns that it does not name are null."""
-    schema = file_schema(labelling)
-    arrays = [pa.array([row.get(field.name)], field.type) for field in schema]
-    return pa.Table.from_arrays(arrays, schema=schema)
+def table_of(row: dict[str, Any], schema: pa.Schema) -> pa.Table:
+    """One row as a table of a schema that has these columns; those that it does not name are null."""
+    return pa.Table.from_arrays([_column(row.get(field.name), field.type) for field in schema], schema=schema)
 
 
 def row_of(key: str, prediction: Prediction, task: Task) -> dict[str, Any]:
@@ -79,3 +77,10 @@ def row_of(key: str, prediction: Prediction, task: Task) -> dict[str, Any]:
         "encode_s": seconds.encode,
         "recognise_s": seconds.recognise,
     }
+
+
+def _column(value: Any, kind: pa.DataType) -> pa.Array:
+    if pa.types.is_list(kind) and value is not None:  # pa.array would go through Python numbers
+        offsets = pa.array([0, len(value)], pa.int32())
+        return pa.ListArray.from_arrays(offsets, pa.array(value, kind.value_type), type=kind)
+    return pa.array([value], kind)

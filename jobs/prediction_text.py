@@ -35,15 +35,15 @@ class Labelling:
 
 
 class TextFormat(ABC):
-    """How one prediction becomes lines, each with its line break."""
+    """How one prediction becomes text, in pieces small enough for a video of any length."""
 
     def header(self) -> str:
         """What stands at the top of the file."""
         return ""
 
     @abstractmethod
-    def lines(self, key: str, prediction: Prediction) -> Iterator[str]:
-        """The lines of one video, one at a time."""
+    def pieces(self, key: str, prediction: Prediction) -> Iterator[str]:
+        """The lines of one video, with their line breaks."""
 
     def failure(self, key: str, uri: str, reason: str) -> str:  # noqa: ARG002 - only some formats have room for it
         """What stands in the file for a video that failed."""
@@ -63,13 +63,17 @@ class JsonLines(TextFormat):
             )
         self._labelling, self._frame_scores = labelling, frame_scores
 
-    def lines(self, key: str, prediction: Prediction) -> Iterator[str]:
+    def pieces(self, key: str, prediction: Prediction) -> Iterator[str]:
         line = describe(key, prediction, self._labelling)
         if self._frame_scores:
             line["frame_index"] = prediction.frame_index.tolist()
             line["pts_s"] = prediction.pts_s.tolist()
-            line["frame_scores"] = [list(map(float, _digits(row))) for row in prediction.scores]
-        yield json.dumps(line, allow_nan=False) + "\n"
+            yield json.dumps(line)[:-1] + ', "frame_scores": ['
+            for number, row in enumerate(prediction.scores):
+                yield (", [" if number else "[") + ", ".join(_digits(row)) + "]"
+            yield "]}\n"
+        else:
+            yield json.dumps(line) + "\n"
 
     def failure(self, key: str, uri: str, reason: str) -> str:
         return json.dumps({"video": key, "uri": uri, "error": reason}) + "\n"
@@ -91,7 +95,7 @@ class Csv(TextFormat):
     def header(self) -> str:
         return _csv_line([*self._columns, *self._labelling.class_names])
 
-    def lines(self, key: str, prediction: Prediction) -> Iterator[str]:
+    def pieces(self, key: str, prediction: Prediction) -> Iterator[str]:
         names, scores = self._labelling.class_names, prediction.scores
         if self._labelling.task == "video":
             best, looked_at = names[int(scores.argmax())], int(prediction.used.sum())
@@ -113,7 +117,7 @@ class CharadesLocalisation(TextFormat):
         if labelling.task != "frames":
             raise InputError("Charades' files need scores in time, but this network scores whole videos; write csv")
 
-    def lines(self, key: str, prediction: Prediction) -> Iterator[str]:
+    def pieces(self, key: str, prediction: Prediction) -> Iterator[str]:
         for number, scores in enumerate(charades_scores(prediction), 1):
             yield " ".join([_charades_id(key), str(number), *_digits(scores)]) + "\n"
 
@@ -121,7 +125,7 @@ class CharadesLocalisation(TextFormat):
 class CharadesClassification(CharadesLocalisation):
     """Lines `id s0 … sC`: the mean of a video's scores at the same 25 times."""
 
-    def lines(self, key: str, prediction: Prediction) -> Iterator[str]:
+    def pieces(self, key: str, prediction: Prediction) -> Iterator[str]:
         yield " ".join([_charades_id(key), *_digits(_mean(charades_scores(prediction)))]) + "\n"
 
 

@@ -213,6 +213,13 @@ def test_charades_frames_are_those_that_sampling_would_take(seed):
     assert shown | {49} == set(Sampling(25 / one.duration_s).select(pts_s).tolist())
 
 
+def test_a_frame_presented_at_a_charades_time_counts_whatever_its_last_digit():
+    numbered = np.repeat(np.arange(25, dtype=np.float32)[:, None], 3, axis=1)
+    one = replace(prediction(steps=25), pts_s=np.arange(25) * 0.1, duration_s=2.5, scores=numbered)
+    assert (np.arange(25) * 0.1 > np.arange(25) / 25 * 2.5).any()
+    np.testing.assert_array_equal(charades_scores(one), numbered)
+
+
 def test_a_failed_video_is_a_json_line_and_no_row_elsewhere(tmp_path):
     for name in ("a.jsonl", "a.csv", "a.txt"):
         with open_writer(str(tmp_path / name), **FRAMES) as writer:
