@@ -24,6 +24,7 @@ from jobs.prediction_text import (
 )
 from pipeline import storage
 from pipeline.errors import InputError
+from pipeline.locations import has_scheme
 
 Format = Literal["jsonl", "csv", "parquet", "charades-localisation", "charades-classification"]
 SUFFIXES: dict[str, Format] = {
@@ -107,7 +108,7 @@ def choose_format(path: str | None, given: Format | None = None) -> Format:
         if given == "parquet":
             raise InputError("Parquet cannot go to standard output: name a file, or take one of the text formats")
         return given or "jsonl"
-    suffix = PurePosixPath(storage.resolve(path)[1]).suffix.lower()
+    suffix = PurePosixPath(path.partition("?")[0] if has_scheme(path) else path).suffix.lower()
     if given is None and suffix not in SUFFIXES:
         raise InputError(
             f"{path} has the suffix {suffix!r}; allowed: {', '.join(SUFFIXES)}, "

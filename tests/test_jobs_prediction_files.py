@@ -4,6 +4,7 @@ import csv
 import json
 from dataclasses import replace
 from itertools import chain
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -14,8 +15,14 @@ from jobs.prediction import Prediction, Seconds
 from jobs.prediction_files import choose_format, open_writer
 from jobs.prediction_text import charades_scores, segments
 from models import Cost
+from pipeline import storage
 from pipeline.errors import InputError
 from pipeline.sampling import Sampling
+
+if TYPE_CHECKING:
+    from s3 import S3Folder
+
+pytest_plugins = ("s3",)
 
 CLASSES = ("Holding, some clothes", 'Opening "a" door', "Wäving")
 FRAMES = {"class_names": CLASSES, "task": "frames"}
@@ -231,6 +238,13 @@ def test_a_failed_video_is_a_json_line_and_no_row_elsewhere(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.parquet", "a.txt"])
+def test_a_file_in_a_bucket_is_the_same_as_on_a_disk(s3: "S3Folder", tmp_path, name):
+    for path in (s3.join(name), str(tmp_path / name)):
+        written(path, prediction(), prediction(seed=1))
+    assert storage.read_bytes(s3.join(name)) == (tmp_path / name).read_bytes()
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.parquet", "a.txt"])
 def test_an_interrupted_run_leaves_the_old_file_and_nothing_else(tmp_path, name):
     path = tmp_path / name
     path.write_text("old")
@@ -261,6 +275,8 @@ def test_standard_output_gets_each_video_as_it_comes(capsys):
         ("a.CSV", None, "csv"),
         ("a.txt", None, "charades-localisation"),
         ("s3://bucket/a.parquet?region=us-east-1", None, "parquet"),
+        ("s3://bucket/a.csv?endpoint_override=127.0.0.1:9000", None, "csv"),
+        ("what?.csv", None, "csv"),
         ("a.dat", "csv", "csv"),
     ],
 )
