@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +11,8 @@ from pipeline.errors import InputError
 
 # Presentation times come from integer clocks of at least a microsecond: this only absorbs float rounding.
 _EPSILON_S = 1e-6
+
+_Times = TypeVar("_Times", np.float64, NDArray[np.float64])
 
 
 @dataclass(frozen=True)
@@ -36,8 +39,39 @@ class Sampling:
             return np.empty(0, dtype=np.int64)
         # A frame is shown at some target if the first target it does not miss comes before the next frame does; working
         # per frame, not per target, keeps a stray timestamp far in the future from asking for billions of targets.
-        first_target = np.ceil((pts - pts[0] - _EPSILON_S) * self.rate_hz)
-        target_s = pts[0] + first_target / self.rate_hz + _EPSILON_S
+        target_s = _first_target_s(pts, pts[0], self.rate_hz)
         last_s = pts[-1] + 2 * _EPSILON_S
         shown = (target_s < np.append(pts[1:], np.inf)) & (target_s <= last_s)
         return np.flatnonzero(shown).astype(np.int64)
+
+
+class OnlineSampling:
+    """What `Sampling.select` chooses, told while frames arrive; it remembers one frame, however many there are."""
+
+    def __init__(self, sampling: Sampling) -> None:
+        self._sampling = sampling
+        self._start_s = self._last_s = self._target_s = math.nan
+
+    def push(self, pts_s: float) -> bool:
+        """Whether the frame given before this one, presented at `pts_s`, is chosen; False for the first frame.
+
+        ValueError where a time is not finite or lies before the last.
+        """
+        if not math.isfinite(pts_s) or pts_s < self._last_s:
+            raise ValueError(f"presentation times must ascend and be finite, got {pts_s} after {self._last_s}")
+        chosen = self._target_s < pts_s
+        if math.isnan(self._start_s):
+            self._start_s = pts_s
+        self._last_s = pts_s
+        self._target_s = float(_first_target_s(np.float64(pts_s), self._start_s, self._sampling.rate_hz))
+        return chosen
+
+    def end(self) -> bool:
+        """Whether the frame given last is chosen, now that none follows; False where there was none."""
+        return self._target_s <= self._last_s + 2 * _EPSILON_S
+
+
+def _first_target_s(pts: _Times, start_s: float, rate_hz: float) -> _Times:
+    """The first target that a frame presented at `pts` does not miss, with what absorbs rounding added."""
+    target: _Times = start_s + np.ceil((pts - start_s - _EPSILON_S) * rate_hz) / rate_hz + _EPSILON_S
+    return target

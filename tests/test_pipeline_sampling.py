@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from pipeline.errors import InputError
-from pipeline.sampling import Sampling
+from pipeline.sampling import OnlineSampling, Sampling
 
 RATES = st.sampled_from([0.1, 1.0, 6.0, 7.3, 30.0, 200.0])
 
@@ -69,3 +69,39 @@ def test_rate_must_be_positive(rate_hz: float) -> None:
 def test_times_must_ascend() -> None:
     with pytest.raises(ValueError, match="ascending"):
         Sampling().select(np.array([0.0, 2.0, 1.0]))
+
+
+@settings(deadline=None)
+@given(
+    gaps_us=st.lists(st.one_of(st.integers(0, 5), st.integers(0, 400_000), st.just(50_000)), max_size=60),
+    start_s=st.floats(-10, 1e5),
+    rate_hz=RATES,
+)
+def test_told_one_by_one_the_same_frames_are_chosen(gaps_us: list[int], start_s: float, rate_hz: float) -> None:
+    pts = start_s + np.cumsum([0, *gaps_us]) / 1e6
+    online = OnlineSampling(Sampling(rate_hz))
+    answers = [online.push(float(seconds)) for seconds in pts]
+    chosen = np.flatnonzero([*answers[1:], online.end()])
+    assert not answers[0]
+    assert chosen.tolist() == Sampling(rate_hz).select(pts).tolist()
+
+
+@settings(deadline=None)
+@given(pts=st.lists(st.floats(-1e9, 1e9), min_size=1, max_size=30).map(sorted), rate_hz=RATES)
+def test_told_one_by_one_any_ascending_times_do(pts: list[float], rate_hz: float) -> None:
+    online = OnlineSampling(Sampling(rate_hz))
+    answers = [online.push(seconds) for seconds in pts]
+    chosen = np.flatnonzero([*answers[1:], online.end()])
+    assert chosen.tolist() == Sampling(rate_hz).select(np.array(pts)).tolist()
+
+
+def test_told_nothing_nothing_is_chosen() -> None:
+    assert not OnlineSampling(Sampling()).end()
+
+
+@pytest.mark.parametrize("following", [0.9, math.nan, math.inf])
+def test_told_one_by_one_times_must_ascend(following: float) -> None:
+    online = OnlineSampling(Sampling())
+    online.push(1.0)
+    with pytest.raises(ValueError, match="ascend"):
+        online.push(following)

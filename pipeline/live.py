@@ -1,0 +1,248 @@
+"""Frames as they arrive from a live source: a pipe or a network stream, read once and in order.
+
+Every arriving frame is decoded, since later ones refer to it; only those that are looked at become RGB pictures. A
+reader that is slower than its source leaves frames waiting in the pipe or the connection, and nothing here drops them:
+a pipe makes its writer wait, a server may break off, and UDP, which cannot wait, ends with an error.
+"""
+
+import errno
+import math
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from pipeline.decoding import Frame
+from pipeline.errors import VideoError
+from pipeline.live_pipe import Pipe
+from pipeline.sampling import OnlineSampling, Sampling
+
+SCHEMES = ("rtsp", "rtsps", "rtmp", "rtmps", "http", "https", "tcp", "udp", "srt")
+# No playlist, which opens further addresses, and nothing that opens files: a stream is all that a source can give.
+_FORMATS = "mpegts,matroska,mov,flv,live_flv,ogg,rtsp"
+_PROTOCOLS = "rtp,srtp,udp,tcp,tls,http,https,httpproxy,rtmp,rtmps,srt"
+_OPTIONS = {
+    "format_whitelist": _FORMATS,
+    "protocol_whitelist": _PROTOCOLS,
+    "rtsp_flags": "prefer_tcp",  # over UDP, frames are lost wherever the network or this reader is slow
+    "fpsprobesize": "0",  # the frame rate, for which FFmpeg waits for twenty frames, is not needed
+}
+# A time that is earlier by more is no frame out of its place: the source's clock began anew.
+_CLOCK_JUMP_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class LiveFrame:
+    """A frame that has arrived and is decoded, but no picture yet.
+
+    Attributes:
+        pts_s: its presentation time in seconds, as the source states it.
+        to_rgb: makes the picture, (H, W, 3) uint8 RGB, contiguous and upright; a new one at each call.
+    """
+
+    pts_s: float
+    to_rgb: Callable[[], Frame]
+
+
+class Live:
+    """An open live source: iterate once over its frames, or over `sampled`; close it, or use it as a context manager.
+
+    The times ascend strictly. VideoError ends the iteration where the source is silent for too long or breaks off.
+
+    Attributes:
+        name: the source, without the password of its address.
+        num_arrived: frames that came in, intact or not.
+        num_decoded: those that came out of the decoder intact.
+        num_converted: those that were made RGB pictures.
+        num_damaged: those that were not handed out: before the first key frame, and from a damaged one to the next.
+        decode_s: seconds spent on decoding and converting; waiting for the source does not count.
+    """
+
+    def __init__(self, name: str, container: Any, pipe: Pipe | None, timeout_s: float) -> None:
+        from av.video.reformatter import VideoReformatter
+
+        self.name = name
+        self.num_arrived = self.num_decoded = self.num_converted = self.num_damaged = 0
+        self.decode_s = 0.0
+        self._container, self._pipe, self._timeout_s = container, pipe, timeout_s
+        self._stream = _video_stream(name, container)
+        self._reformatter: Any = VideoReformatter()
+        # Nothing presented from the first of these on is intact, until the second; infinity where that is not known.
+        self._broken_pts, self._intact_pts = -math.inf, math.inf
+        self._last_s, self._gap_s, self._shift_s = -math.inf, 0.0, 0.0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the source; calling it again does nothing."""
+        self._container.close()
+        if self._pipe is not None:
+            self._pipe.close()
+
+    def sampled(self, sampling: Sampling) -> Iterator[LiveFrame]:
+        """The frames that `sampling` selects, each once the next has arrived: only then it is known to be chosen."""
+        chooser, before = OnlineSampling(sampling), None
+        for frame in self:
+            if chooser.push(frame.pts_s):
+                assert before is not None
+                yield before
+            before = frame
+        if before is not None and chooser.end():
+            yield before
+
+    def __iter__(self) -> Iterator[LiveFrame]:
+        for packet in self._packets():
+            for frame in self._decode(packet):
+                seconds = self._seconds(frame) if self._is_intact(frame) else None
+                if seconds is None:
+                    self.num_damaged += 1
+                    continue
+                self.num_decoded += 1
+                yield LiveFrame(seconds, partial(self._to_rgb, frame))
+
+    def _packets(self) -> Iterator[Any]:
+        """The packets as they arrive, then None: the decoder still holds frames back."""
+        with _explained(self.name, self._pipe, f"has sent nothing for {self._timeout_s:g} s", "broke off"):
+            try:
+                yield from (packet for packet in self._container.demux(self._stream) if packet.size)
+            except OSError as error:
+                # How FFmpeg puts it that a server closed a stream of unknown length, as any live one is.
+                if not (error.errno == errno.EIO and self.name.lower().startswith(("http", "rtmp"))):
+                    raise
+        if self._pipe is not None and self._pipe.stopped is not None:
+            raise self._pipe.stopped
+        yield None
+
+    def _decode(self, packet: Any) -> list[Any]:
+        import av
+
+        if packet is not None:
+            self.num_arrived += 1
+            if not self._is_decodable(packet):
+                self.num_damaged += 1
+                return []
+        started = time.perf_counter()
+        try:
+            frames: list[Any] = self._stream.codec_context.decode(packet)
+        except (av.FFmpegError, OSError):
+            if packet is not None:
+                self.num_damaged += 1
+                self._break(packet.pts)
+            frames = []
+        self.decode_s += time.perf_counter() - started
+        return frames
+
+    def _is_decodable(self, packet: Any) -> bool:
+        """Whether it is undamaged and so is what it refers to."""
+        if packet.is_corrupt:
+            self._break(packet.pts)
+        elif self._intact_pts == math.inf and packet.is_keyframe:
+            self._intact_pts = -math.inf if packet.pts is None else packet.pts
+        return self._intact_pts < math.inf
+
+    def _break(self, pts: int | None) -> None:
+        """Later frames refer to the one of this time, so from it on none is handed out up to the next key frame."""
+        self._broken_pts = min(self._broken_pts, -math.inf if pts is None else pts)
+        self._intact_pts = math.inf
+
+    def _is_intact(self, frame: Any) -> bool:
+        if frame.pts is None:
+            return False
+        if self._broken_pts <= frame.pts < self._intact_pts:
+            return False
+        if frame.is_corrupt:
+            self._break(frame.pts)
+            return False
+        if frame.pts >= self._intact_pts:
+            self._broken_pts = math.inf
+        return True
+
+    def _seconds(self, frame: Any) -> float | None:
+        """A frame's time, later than the last one's; None for a frame out of its place."""
+        base = self._stream.time_base
+        # As a file's times are computed, to the last bit.
+        seconds: float = float(frame.pts) * base.numerator / base.denominator + self._shift_s
+        if seconds <= self._last_s:
+            if seconds > self._last_s - _CLOCK_JUMP_S:
+                return None
+            following = self._last_s + self._gap_s
+            self._shift_s += following - seconds
+            seconds = following
+        self._gap_s, self._last_s = seconds - self._last_s, seconds
+        return seconds
+
+    def _to_rgb(self, frame: Any) -> Frame:
+        started = time.perf_counter()
+        # Left alone PyAV starts a pool of threads for every frame.
+        picture = self._reformatter.reformat(frame, format="rgb24", threads=1)
+        plane, width, height = picture.planes[0], picture.width, picture.height
+        rows: Frame = np.ndarray((height, plane.line_size), np.uint8, plane)
+        image = np.rot90(rows[:, : width * 3].reshape(height, width, 3), round(frame.rotation / 90) % 4)
+        self.num_converted += 1
+        self.decode_s += time.perf_counter() - started
+        return np.ascontiguousarray(image)
+
+
+def open_live(source: str, *, timeout_s: float = 10.0) -> Live:
+    """Open a live source: a FIFO's path, `-` for standard input, or an address of one of `SCHEMES`.
+
+    Its frames may come as MPEG-TS, Matroska (WebM), fragmented MP4, FLV or Ogg, or by RTSP. FFmpeg reads the first
+    ones to learn what they are, for up to five seconds of them; they are handed out all the same.
+
+    Args:
+        timeout_s: how long the source may be silent, at the start and later.
+
+    Raises:
+        VideoError: when it cannot be opened, is silent, or sends no video.
+    """
+    import av
+
+    name = re.sub(r"//[^/@]*@", "//", source)
+    scheme, is_address, _ = source.partition("://")
+    if is_address and scheme.lower() not in SCHEMES:
+        raise VideoError(f"{name} is no live source: allowed are - (standard input), a FIFO, and {', '.join(SCHEMES)}")
+    with ExitStack() as opened:
+        pipe = None if is_address else opened.enter_context(closing(Pipe(source, timeout_s)))
+        with _explained(name, pipe, f"gave no video within {timeout_s:g} s", "cannot be opened as a video stream"):
+            container = opened.enter_context(av.open(pipe or source, options=_OPTIONS, timeout=timeout_s))
+        live = Live(name, container, pipe, timeout_s)
+        opened.pop_all()
+    return live
+
+
+@contextmanager
+def _explained(name: str, pipe: Pipe | None, silent: str, failed: str) -> Iterator[None]:
+    import av
+
+    try:
+        yield
+    except (av.FFmpegError, OSError) as error:
+        if pipe is not None and pipe.stopped is not None:
+            raise pipe.stopped from None
+        if isinstance(error, av.error.ExitError):
+            raise VideoError(f"{name} {silent}: check that it is sending") from error
+        raise VideoError(f"{name} {failed} ({error.strerror}): check the address and what sends there") from error
+
+
+def _video_stream(name: str, container: Any) -> Any:
+    stream = container.streams.best("video")
+    if stream is None or stream.codec_context is None:
+        kinds = ", ".join(sorted({other.type for other in container.streams})) or "nothing"
+        raise VideoError(f"{name} sends no video that this FFmpeg can decode, only {kinds}; send for example H.264")
+    stream.thread_type = "NONE"
+    stream.codec_context.thread_count = 1
+    # Stop at a corrupt frame instead of handing out garbage.
+    stream.codec_context.options = {"err_detect": "explode"}
+    return stream
