@@ -7,7 +7,7 @@ h and w are the network's input.
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -75,17 +75,26 @@ class Backbone:
             BackboneError: when a feature is not a number, or one beyond float16.
         """
         encoded = np.empty((len(frames), self.dim), np.float16)
-        for shape in {frame.shape for frame in frames}:
-            places = [place for place, frame in enumerate(frames) if frame.shape == shape]
-            pixels = torch.from_numpy(np.stack([frames[place] for place in places]))
-            with torch.inference_mode():
-                features = self.network(self.prepare(pixels.to(self.device)))
-            encoded[places] = features.to("cpu", torch.float16).numpy()
+        with torch.inference_mode():
+            for places, images in self._prepared(frames):
+                encoded[places] = self.network(images).to("cpu", torch.float16).numpy()
         if not np.isfinite(encoded).all():
             raise BackboneError(
                 f"backbone {self.name} gives features that are no float16 numbers (nan, or above 65504)"
             )
         return encoded
+
+    def _prepared(self, frames: Frames) -> Iterator[tuple[list[int], Tensor]]:
+        """Frames of one size are prepared at once; what comes out in one size, (3, h, w), is one batch, with places."""
+        batches: dict[torch.Size, list[tuple[list[int], Tensor]]] = {}
+        for shape in dict.fromkeys(frame.shape for frame in frames):
+            places = [place for place, frame in enumerate(frames) if frame.shape == shape]
+            pixels = torch.from_numpy(np.stack([frames[place] for place in places]))
+            images = self.prepare(pixels.to(self.device))
+            batches.setdefault(images.shape[1:], []).append((places, images))
+        for pieces in batches.values():
+            images = pieces[0][1] if len(pieces) == 1 else torch.cat([images for _, images in pieces])
+            yield [place for places, _ in pieces for place in places], images
 
 
 def batch_size_on(device: str) -> int:

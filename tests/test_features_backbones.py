@@ -1,5 +1,7 @@
 import json
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,12 +10,14 @@ import torch
 from backbone_models import frames, saved_models  # noqa: F401
 from features.backbones import load_backbone
 from features.errors import BackboneError
+from features.preprocessing import Preprocessing
 from features.recipe import Recipe
 from features.small_cnn import load_small_cnn, train_small_cnn
 from pipeline.manifest import Label, Manifest, VideoEntry
 from pipeline.sampling import Sampling
 from videos import write_video
 
+TRAINED = Path(__file__).parents[2] / "shared" / "data" / "weights" / "mobilenet_v1_0.75_224"
 BFLOAT16_TOLERANCE = 0.05  # a share of the features' norm: 8 bits of mantissa, through a few layers
 
 
@@ -30,6 +34,42 @@ def test_a_frame_is_encoded_the_same_alone_and_in_a_batch_of_any_sizes(family, s
     together = backbone.encode(mixed)
     assert together.shape == (5, backbone.dim)
     alone = np.concatenate([backbone.encode([frame]) for frame in mixed])
+    np.testing.assert_allclose(alone.astype(float), together.astype(float), rtol=2e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("family", ["small", "ResNet", "trained MobileNet"])
+def test_frames_of_other_sizes_share_a_batch_and_keep_every_bit(family, saved):
+    if family == "trained MobileNet" and not TRAINED.exists():
+        pytest.skip("real weights (../shared/data/weights) are not here")
+    backbone = load_backbone(
+        {"small": "random:0", "trained MobileNet": f"hf:{TRAINED}"}.get(family) or f"hf:{saved(family)}"
+    )
+    sizes = []
+    watched = replace(backbone, network=lambda images: sizes.append(len(images)) or backbone.network(images))
+    mixed = [*frames(2), *frames(3, height=48, width=64), *frames(1, height=70, width=40), *frames(1)]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        together = watched.encode(mixed)
+        for shape in {frame.shape for frame in mixed}:
+            places = [place for place, frame in enumerate(mixed) if frame.shape == shape]
+            np.testing.assert_array_equal(together[places], backbone.encode([mixed[place] for place in places]))
+    finally:
+        torch.set_num_threads(threads)
+    assert sizes == [7]
+
+
+def test_images_prepared_to_different_sizes_are_batches_of_their_own():
+    backbone = load_backbone("random:0")
+    prepare = Preprocessing(resize=16)  # the shorter edge
+    shapes = []
+    watched = replace(
+        backbone, prepare=prepare, network=lambda images: shapes.append(tuple(images.shape)) or backbone.network(images)
+    )
+    mixed = [*frames(2, height=32, width=64), *frames(1, height=64, width=64), *frames(1, height=16, width=32)]
+    together = watched.encode(mixed)
+    assert shapes == [(3, 3, 16, 32), (1, 3, 16, 16)]
+    alone = np.concatenate([replace(backbone, prepare=prepare).encode([frame]) for frame in mixed])
     np.testing.assert_allclose(alone.astype(float), together.astype(float), rtol=2e-3, atol=1e-3)
 
 
