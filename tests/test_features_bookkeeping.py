@@ -2,6 +2,7 @@ import random
 from collections import deque
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from features.bookkeeping import MAX_DEATHS, MAX_RETRIES, Bookkeeping
@@ -9,6 +10,7 @@ from features.extraction import Ending, Part, VideoTask
 from features.planning import Planned
 from features.progress import Progress
 from features.schema import Failure, Source
+from features.writer import VideoRows
 from pipeline.storage import FileStamp
 
 STAMP = FileStamp(1000, 1)
@@ -122,6 +124,34 @@ def test_a_retried_video_goes_alone():
     made.decoder_died(list(made.more([])), hung_s=None)
     (first,) = made.more([])
     assert not list(made.more([first]))
+
+
+def test_a_decoder_has_no_more_videos_in_hand_than_it_may():
+    planned = [Planned(VideoTask(f"v{number}", f"{number}.mp4"), STAMP, "") for number in range(9)]
+    limits = {"videos_in_hand": 3, "bytes_in_hand": 10**9}
+    made = Bookkeeping(iter(planned), writer=Writer(), progress=Progress(1, 1), on_failure=lambda _: None, **limits)
+    in_hand = list(made.more([]))
+    assert len(in_hand) == 3
+    assert not list(made.more(in_hand))
+    assert len(list(made.more(in_hand[1:]))) == 1
+
+
+def test_rows_are_collected_by_what_the_job_says():
+    class Sizes(VideoRows):
+        def append(self, frame_index, _, values):
+            self.num_frames += len(frame_index)
+            self.values = values
+
+        def tables(self):
+            return iter([pa.table({"frame_index": [[self.values]]})])
+
+    writer = Writer()
+    planned = iter([Planned(VideoTask("a", "a.mp4"), STAMP, "")])
+    made = Bookkeeping(planned, writer=writer, progress=Progress(1, 1), on_failure=lambda _: None, new_rows=Sizes)
+    (video,) = made.more([])
+    made.receive(part(video.task, 0, 7)[0], 42)
+    made.end(Ending(video.task, STAMP, num_frames=7))
+    assert writer.frames == {"a": [42]}
 
 
 @pytest.mark.parametrize("seed", range(30))

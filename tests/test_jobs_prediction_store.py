@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import duckdb
 import numpy as np
@@ -22,6 +23,10 @@ from models import Cost
 from pipeline.storage import FileStamp
 from prediction_models import make_model
 
+if TYPE_CHECKING:
+    from s3 import S3Folder
+
+pytest_plugins = ("s3",)
 SOURCE = Source("digest", FileStamp(1000, 1_700_000_000_123_456))
 
 
@@ -175,3 +180,20 @@ def test_what_a_killed_writer_left_is_removed(uri):
     left.write_bytes(b"PAR1")
     make(uri)
     assert not left.exists()
+
+
+def test_predictions_live_on_s3_too(s3: "S3Folder") -> None:
+    uri = s3.join("predictions")
+    make(uri)
+    writer = ShardWriter(uri, shard_bytes=1 << 20)
+    for name in ("a", "b"):
+        add(writer, name, prediction(name))
+    writer.flush()
+    (file,) = set(store.known(uri, has_segments=False)["file"].to_pylist())
+    writer.fail(Failure("a", "a.mp4", "broken now"), replaces=file)
+    writer.flush()
+    make(uri)
+    assert [name for name, _ in prediction_store.iterate_predictions(uri)] == ["b"]
+    assert [row["video_id"] for row in prediction_store.failures(uri)] == ["a"]
+    with pytest.raises(FeatureSetError, match="another model"):
+        make(uri, seed=1)
