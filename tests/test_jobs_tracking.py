@@ -1,44 +1,17 @@
 """Runs recorded on a real MLflow server."""
 
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
-
 import mlflow
 import pytest
 
 from jobs.tracking import Tracking, log_to_finished_run, start_run
+from mlflow_server import mlflow_server
 from pipeline.errors import InputError
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("mlflow")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    stores = ["--backend-store-uri", f"sqlite:///{folder}/db", "--artifacts-destination", str(folder / "artifacts")]
-    with (folder / "log").open("w") as log, subprocess.Popen([*command, *stores], stdout=log, stderr=log) as process:
-        uri = f"http://127.0.0.1:{port}"
-        try:
-            wait_until_up(uri, process)
-            yield uri
-        finally:
-            process.terminate()
-
-
-def wait_until_up(uri: str, process: subprocess.Popen) -> None:
-    for _ in range(120):
-        assert process.poll() is None, "the MLflow server ended"
-        try:
-            with urllib.request.urlopen(f"{uri}/health", timeout=1):
-                return
-        except OSError:
-            time.sleep(0.5)
-    raise AssertionError("the MLflow server did not come up")
+    with mlflow_server(tmp_path_factory.mktemp("mlflow")) as uri:
+        yield uri
 
 
 def test_parent_and_children_reach_the_server(server, tmp_path):
