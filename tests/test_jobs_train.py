@@ -6,11 +6,14 @@ import sys
 import time
 
 import mlflow
+import pytest
 
 from feature_sets import two_class_corpus
 from jobs import cli
 from jobs.cli import main
 from jobs.evaluation import load_model
+from jobs.model_uri import local_model
+from jobs.train import Settings
 
 
 def command(folder, *more: str) -> list[str]:
@@ -20,14 +23,29 @@ def command(folder, *more: str) -> list[str]:
 
 
 def test_a_video_level_network_is_trained_evaluated_and_recorded(tmp_path, cluster, capsys):
-    assert main(command(tmp_path, "--task", "video", "--model", "skip-lstm", "--epochs", "2")) == 0
-    assert "skip-lstm-lambda-0-seed-0: accuracy" in capsys.readouterr().err
+    words = command(tmp_path, "--task", "video", "--model", "skip-lstm", "--epochs", "2", "--register", "ours")
+    assert main(words) == 0
+    said = capsys.readouterr().err
+    assert "skip-lstm-lambda-0-seed-0: accuracy" in said
+    assert "models:/ours/1" in said
     model = load_model(tmp_path / "run" / "checkpoints" / "skip-lstm-lambda-0-seed-0")
     assert model.recognizer.config.task == "video"
     assert model.class_names == ("low", "high")
-    (run,) = mlflow.MlflowClient(f"sqlite:///{tmp_path}/run/mlflow.db").search_runs(["1"])
+    assert model.budget_curve is not None
+    assert model.budget_curve[-1][1] == 1  # every frame
+    uri = f"sqlite:///{tmp_path}/run/mlflow.db"
+    (run,) = mlflow.MlflowClient(uri).search_runs(["1"])
     assert run.info.status == "FINISHED"
     assert {"accuracy", "updates_per_video"} <= run.data.metrics.keys()
+    registered = load_model(local_model("models:/ours/1", tracking_uri=uri))
+    assert registered.budget_curve == model.budget_curve
+    assert load_model(local_model(f"runs:/{run.info.run_id}", tracking_uri=uri)).settings == model.settings
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "a:1", "a@b", "a'b"])
+def test_a_name_that_cannot_be_registered_is_refused_before_training(tmp_path, name):
+    with pytest.raises(ValueError, match=f"--register is .{name}., a name must"):
+        Settings(manifest="m", features="f", output=str(tmp_path / "o"), register=name)
 
 
 def test_ctrl_c_ends_a_training_with_one_line_and_leaves_no_part(tmp_path):
