@@ -3,7 +3,8 @@
 Worker threads do whatever is due: they decode the frame that a video waits for, or encode a batch of frames gathered
 across videos and take the videos' states one step on, upon which each video's next frame is known and can be decoded.
 FFmpeg and torch let go of Python's lock while they work. On a CPU the workers share the cores and encode with one
-thread each, so that a feature does not depend on what was encoded beside it; a GPU gets a thread of its own.
+thread each: convolutions then round alike whatever was encoded beside a frame (a linear layer may round a frame that is
+alone otherwise). A GPU gets a thread of its own.
 """
 
 import threading
@@ -68,7 +69,7 @@ class Scheduler:
         dense: look at every frame instead of those the network asks for.
         num_workers: threads that decode and, on a CPU, encode.
         in_flight: videos that are open at a time, at most; each holds a decoder with a handful of its pictures.
-        num_threads: of torch, for each worker; with more than one, features may differ in the last bit by the batch.
+        num_threads: of torch, for each worker; with more than one, features may differ in their last bit by the batch.
         time_limit_s: a video fails if its decoder takes longer for one request.
 
     Memory: beside the open videos, the frames of two batches and of one request for each worker.

@@ -41,6 +41,7 @@ class Viewing(ABC):
     def __init__(self, request: Request, video: Video, model: TrainedModel, seconds: Seconds) -> None:
         self.request, self.video, self.model, self.seconds = request, video, model, seconds
         self.frame_index = model.recipe.sampling.select(video.pts_seconds)
+        video.expect(self.frame_index.tolist())
         self.used = np.zeros(len(self.frame_index), np.bool_)
         self.num_encoded = 0
         # For whoever runs it: a decoder is at work, which nobody may close; it has an outcome already.

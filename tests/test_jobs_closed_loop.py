@@ -1,6 +1,5 @@
-"""Looking only where the gate says equals the dense pass of the same network."""
+"""One video from its file to scores: what is decoded for it, how scores are held, controls. See test_jobs_exactness."""
 
-import json
 from itertools import pairwise
 
 import numpy as np
@@ -9,12 +8,10 @@ import torch
 
 from features.backbones import load_backbone
 from features.recipe import Recipe
-from jobs import predict as predict_command
-from jobs.cli import main
 from jobs.closed_loop import predict, predict_dense
 from jobs.evaluation import TrainedModel
-from jobs.predict import segments
 from models import LearnedGate, RandomGate, Recognizer, RecognizerConfig, StridedGate
+from pipeline.errors import VideoError
 from pipeline.sampling import Sampling
 from videos import write_video
 
@@ -30,21 +27,6 @@ def model(*, task="frames", cell="gru", gate=None, seed=0, rate_hz=10.0) -> Trai
     torch.nn.init.normal_(recognizer.recurrent.update_weight, std=0.3)
     recipe = Recipe(BACKBONE.name, BACKBONE.weights_digest, BACKBONE.preprocessing, Sampling(rate_hz), BACKBONE.dim)
     return TrainedModel(recognizer.eval(), ("a", "b", "c"), recipe.feature_set_id, recipe, {})
-
-
-@pytest.mark.parametrize("task", ["frames", "video"])
-@pytest.mark.parametrize("cell", ["gru", "lstm"])
-@pytest.mark.parametrize("key_distance", [4, 100])
-def test_the_closed_loop_equals_the_dense_pass(tmp_path, task, cell, key_distance):
-    path = str(write_video(tmp_path / "a.mp4", num_frames=60, fps=20, key_distance=key_distance))
-    for seed in range(3):
-        network = model(task=task, cell=cell, seed=seed)
-        looked = predict(path, model=network, backbone=BACKBONE)
-        dense = predict_dense(path, model=network, backbone=BACKBONE)
-        np.testing.assert_array_equal(looked.used, dense.used)
-        np.testing.assert_allclose(looked.scores, dense.scores, atol=2e-4)
-        assert looked.used[0]
-        assert 1 < looked.used.sum() < len(looked.used)
 
 
 def test_only_wanted_frames_are_encoded_and_none_beyond_them_decoded(tmp_path):
@@ -77,22 +59,7 @@ def test_a_control_looks_where_its_schedule_says(tmp_path, gate):
     np.testing.assert_allclose(looked.scores, predict_dense(path, model=network, backbone=BACKBONE).scores, atol=2e-4)
 
 
-def test_segments_are_the_runs_above_the_threshold(tmp_path):
-    path = str(write_video(tmp_path / "a.mp4", num_frames=60, fps=20))
-    looked = predict(path, model=model(), backbone=BACKBONE)
-    looked.scores[:] = 0.1
-    looked.scores[2:5, 1] = 0.9
-    looked.scores[29, 2] = 0.7
-    found = [(s["class"], s["start_s"], s["end_s"], s["score"]) for s in segments(looked, ("a", "b", "c"), 0.5)]
-    assert found == [("b", 0.2, 0.4, 0.9), ("c", 2.9, 2.9, 0.7)]
-
-
-def test_predict_prints_a_line_per_video_and_goes_on_after_a_bad_one(swept, tmp_path, capsys):
+def test_a_video_that_cannot_be_decoded_says_why(tmp_path):
     (tmp_path / "bad.mp4").write_text("no video")
-    good = next(swept.folder.glob("*.mp4"))
-    words = [str(tmp_path / "bad.mp4"), str(good), "--model", swept.checkpoint("skip-gru-lambda-0.05")]
-    assert main(["predict", *words]) == predict_command.EXIT_SOME_FAILED
-    bad, line = map(json.loads, capsys.readouterr().out.splitlines())
-    assert "bad.mp4" in bad["error"]
-    cost = line["cost"]
-    assert cost["frames_encoded"] == cost["frames_wanted"] == len(line["looked_at_s"]) < cost["frames_total"]
+    with pytest.raises(VideoError, match=r"bad\.mp4"):
+        predict(str(tmp_path / "bad.mp4"), model=model(), backbone=BACKBONE)

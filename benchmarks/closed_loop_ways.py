@@ -1,0 +1,121 @@
+"""The ways from video files to scores that `benchmarks.closed_loop` compares, and networks with a fixed share of looks.
+
+Letters: T sampled frames, D feature length.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from features.backbones import Backbone
+from features.extraction import encode
+from features.recipe import Recipe
+from jobs.evaluation import TrainedModel
+from jobs.prediction import Prediction
+from jobs.scheduler import Scheduler
+from jobs.viewing import Request
+from models import Recognizer, RecognizerConfig
+from pipeline.decoding import open_video
+from pipeline.sampling import Sampling
+
+CORES = os.cpu_count() or 1
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Videos and a backbone; one video at a time has all cores, of many in flight each core has its own."""
+
+    files: Sequence[str]
+    backbone: Backbone
+    in_flight: int
+
+    @property
+    def num_workers(self) -> int:
+        return 1 if self.in_flight == 1 else CORES
+
+    def each(self, function: Callable[[str], _T]) -> list[_T]:
+        """The function of every file, with a thread of torch for each worker."""
+        if self.in_flight == 1:
+            return list(map(function, self.files))
+        with ThreadPoolExecutor(CORES, initializer=partial(torch.set_num_threads, 1)) as pool:
+            return list(pool.map(function, self.files))
+
+
+def fixed_share(backbone: Backbone, share: float, sampling: Sampling) -> TrainedModel:
+    """A GRU of 128 whose gate opens every 1 / share steps, whatever it sees."""
+    period = round(1 / share)
+    torch.manual_seed(0)
+    recognizer = Recognizer(RecognizerConfig("gru", "frames", backbone.dim, 10, hidden_size=128))
+    assert recognizer.recurrent is not None
+    torch.nn.init.zeros_(recognizer.recurrent.update_weight)
+    # The accumulated probability passes a half at the period's last step, and not before (eq. 5).
+    probability = torch.tensor(min(0.5 / (period - 0.5), 0.99))
+    torch.nn.init.constant_(recognizer.recurrent.update_bias, float(torch.logit(probability)))
+    recipe = Recipe(backbone.name, backbone.weights_digest, backbone.preprocessing, sampling, backbone.dim)
+    names = tuple(f"class {number}" for number in range(10))
+    return TrainedModel(recognizer.eval(), names, recipe.feature_set_id, recipe, {})
+
+
+def looked_at(setup: Setup, model: TrainedModel, *, dense: bool = False) -> list[Prediction]:
+    """Ours: what the gate asks for, or, if ``dense``, every frame."""
+    workers = CORES if dense else setup.num_workers  # in a dense pass, parts of one video keep all cores busy
+    with Scheduler(
+        model,
+        setup.backbone,
+        dense=dense,
+        num_workers=workers,
+        num_threads=CORES // workers,
+        in_flight=setup.in_flight,
+    ) as scheduler:
+        outcomes = list(scheduler.run(Request(file, file) for file in setup.files))
+    found = {outcome.request.uri: outcome.prediction for outcome in outcomes}
+    predictions = [found[file] for file in setup.files]
+    if None in predictions:
+        raise SystemExit(f"{[outcome.reason for outcome in outcomes if outcome.reason]}: nothing is timed")
+    return [prediction for prediction in predictions if prediction is not None]
+
+
+@torch.inference_mode()
+def extracted(setup: Setup, model: TrainedModel, folder: Path) -> list[NDArray[np.float32]]:
+    """What everyone does: features of all frames to disk, one file a video, then the network on the files."""
+
+    def extract(file: str) -> None:
+        with open_video(file) as video:
+            frames = list(video.read_many(model.recipe.sampling.select(video.pts_seconds).tolist()))
+        np.save(folder / f"{Path(file).stem}.npy", encode(setup.backbone, frames))
+
+    def recognise(file: str) -> NDArray[np.float32]:
+        return _scores(model, np.load(folder / f"{Path(file).stem}.npy"))
+
+    setup.each(extract)
+    return setup.each(recognise)
+
+
+@torch.inference_mode()
+def subsampled(setup: Setup, model: TrainedModel, counts: dict[str, int]) -> list[NDArray[np.float32]]:
+    """Uniform subsampling at the same number of frames of each video: which ones is known before anything is read."""
+
+    def recognise(file: str) -> NDArray[np.float32]:
+        with open_video(file) as video:
+            index = model.recipe.sampling.select(video.pts_seconds)
+            count = counts[file]
+            frames = list(video.read_many(index[np.arange(count) * len(index) // count].tolist()))
+        return _scores(model, encode(setup.backbone, frames))
+
+    return setup.each(recognise)
+
+
+@torch.inference_mode()
+def _scores(model: TrainedModel, features: NDArray[np.float16]) -> NDArray[np.float32]:
+    logits, _ = model.recognizer(torch.from_numpy(features)[None].float(), torch.tensor([len(features)]))
+    scores: NDArray[np.float32] = logits[0].sigmoid().numpy()
+    return scores
