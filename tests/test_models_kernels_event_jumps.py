@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from models.gates import steps_until_update
-from models.kernels.event.jumps import _negated_thresholds, jumps
+from models.gates import negated_thresholds, steps_until_update
+from models.kernels.event.jumps import jumps
 from models.kernels.problem import Problem
 from models.reference import SkipState, SkipWeights
 
@@ -18,7 +18,7 @@ def make_problem(p: torch.Tensor, num_steps: int, *, gates: torch.Tensor | None 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 100, 300])
 def test_a_jump_ends_where_stepping_does_at_every_threshold_and_beside_it(num_steps: int, dtype: torch.dtype) -> None:
-    edges = -_negated_thresholds(512, dtype, torch.device("cpu"))[1:]
+    edges = -negated_thresholds(512, dtype, torch.device("cpu"))[1:]
     below = torch.nextafter(edges, torch.zeros((), dtype=dtype))
     eq_6 = 0.5 / torch.arange(1, 400, dtype=dtype)
     drawn = torch.rand(500, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(dtype)

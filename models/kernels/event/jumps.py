@@ -3,15 +3,14 @@
 Letters: B batch, T steps, n rows that are looked at.
 """
 
-from functools import lru_cache
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from models.gates import steps_until_update
+from models.gates import negated_thresholds, steps_until_update
 from models.kernels.problem import Problem
-from models.reference import accumulate, valid_steps
+from models.reference import valid_steps
 
 
 class Jumps(Protocol):
@@ -34,7 +33,7 @@ class _LearnedJumps:
         self._num_steps = problem.x.shape[0]
         size = 1 << (self._num_steps - 1).bit_length()  # so that few tables serve sequences of all lengths
         prob = problem.state.update_prob
-        self._negated = _negated_thresholds(size, prob.dtype, prob.device)
+        self._negated = negated_thresholds(size, prob.dtype, prob.device)
 
     def first(self) -> Tensor:
         p, a = self._state.update_prob, self._state.accumulated
@@ -59,33 +58,3 @@ class _GivenJumps:
 
     def following(self, rows: Tensor, steps: Tensor, prob: Tensor) -> Tensor:  # noqa: ARG002 - learned gates need it
         return self._next.take((steps + 1) * self._batch_size + rows)
-
-
-@lru_cache(maxsize=32)
-def _negated_thresholds(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Ascending (1 + size,): −∞, then −d at place n, d the smallest float whose accumulation passes 0.5 in n steps.
-
-    So the place of −p among them is the wait of p. Rounding is monotone, and with it the wait: it is that of stepping,
-    exactly. A sum of n floats d is within n roundings of n · d, which is the bracket that the search for d starts from.
-    """
-    n = torch.arange(1, size + 1)
-    margin = (n + 2).to(torch.float64) * torch.finfo(dtype).eps
-    middle = 0.5 / n.to(torch.float64)
-    bits = torch.int32 if dtype == torch.float32 else torch.int64
-    fails = (middle * (1 - margin)).to(dtype).view(bits).clone()
-    passes = (middle * (1 + margin)).to(dtype).view(bits).clone()
-    while bool((passes - fails > 1).any()):
-        trial = fails + (passes - fails) // 2
-        passed = _accumulate_each(trial.view(dtype)) > 0.5
-        passes = torch.where(passed, trial, passes)
-        fails = torch.where(passed, fails, trial)
-    thresholds = passes.view(dtype)
-    return torch.cat([thresholds.new_full((1,), -torch.inf), -thresholds]).to(device)
-
-
-def _accumulate_each(p: Tensor) -> Tensor:
-    """(size,): p[n − 1] accumulated for n steps from 0."""
-    a = torch.zeros_like(p)
-    for n in range(p.shape[0]):
-        a[n:] = accumulate(p[n:], a[n:])
-    return a
