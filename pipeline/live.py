@@ -75,6 +75,7 @@ class Live:
         self._reformatter: Any = VideoReformatter()
         # Nothing presented from the first of these on is intact, until the second; infinity where that is not known.
         self._broken_pts, self._intact_pts = -math.inf, math.inf
+        self._failed_pts: int | None = None
         self._last_s, self._gap_s, self._shift_s = -math.inf, 0.0, 0.0
 
     def __enter__(self) -> Self:
@@ -107,7 +108,7 @@ class Live:
             for frame in self._decode(packet):
                 seconds = self._seconds(frame) if self._is_intact(frame) else None
                 if seconds is None:
-                    self.num_damaged += 1
+                    self.num_damaged += frame.pts is None or frame.pts != self._failed_pts
                     continue
                 self.num_decoded += 1
                 yield LiveFrame(seconds, partial(self._to_rgb, frame))
@@ -139,6 +140,7 @@ class Live:
         except (av.FFmpegError, OSError):
             if packet is not None:
                 self.num_damaged += 1
+                self._failed_pts = packet.pts  # some decoders hand out what there is of it all the same
                 self._break(packet.pts)
             frames = []
         self.decode_s += time.perf_counter() - started

@@ -75,11 +75,15 @@ def fifo(folder: Path, *parts: bytes, hold: threading.Event | None = None) -> It
 
 
 @contextmanager
-def http(content: bytes, *, status: int = 200, hold: threading.Event | None = None) -> Iterator[str]:
-    """A server that answers with `content`, slowly and without saying how long it is."""
+def http(
+    content: bytes, *, status: int = 200, hold: threading.Event | None = None, requests: list[str] | None = None
+) -> Iterator[str]:
+    """A server that answers with `content`, slowly and without saying how long it is; it notes what is asked for."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            if requests is not None:
+                requests.append(self.path)
             self.send_response(status)
             self.end_headers()
             send_slowly(content, self.wfile.write)

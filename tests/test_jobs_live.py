@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from jobs.closed_loop import predict, predict_dense
 from jobs.live import describe_end, describe_look, follow, watch
@@ -19,6 +20,15 @@ from pipeline.errors import VideoError
 from test_jobs_closed_loop import BACKBONE, model
 
 ENDED = {"video", "damaged", "cost", "seconds"}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """The network is so small that threads only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

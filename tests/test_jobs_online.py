@@ -17,6 +17,15 @@ from videos import write_video
 FRAME = np.full((48, 64, 3), 90, np.uint8)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """The network is so small that threads only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
     return str(write_video(tmp_path_factory.mktemp("videos") / "a.mp4", num_frames=60, fps=20))

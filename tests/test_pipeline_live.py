@@ -1,11 +1,11 @@
 """Live sources: real pipes and connections, fed in parts, give the frames that the same content gives as a file."""
 
-import itertools
 import os
 import re
 import subprocess
 import sys
 import threading
+import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -122,22 +122,23 @@ def test_a_stream_that_is_joined_starts_at_its_next_key_frame(streams, tmp_path)
     assert live.num_damaged + live.num_decoded == live.num_arrived
 
 
-@pytest.mark.parametrize("kind", ["ts", "mkv"])
-def test_after_damage_frames_are_left_out_and_counted_up_to_the_next_key_frame(tmp_path, kind):
-    path = write_stream(tmp_path / f"a.{kind}", num_frames=NUM_FRAMES, size=(320, 240))
+@pytest.mark.parametrize(("kind", "codec"), [("ts", "libx264"), ("mkv", "libx264"), ("mkv", "mpeg4")])
+@pytest.mark.parametrize("place", [14, 15, 16])
+def test_after_damage_frames_are_left_out_and_counted_up_to_the_next_key_frame(tmp_path, kind, codec, place):
+    path = write_stream(tmp_path / f"a.{kind}", num_frames=NUM_FRAMES, size=(320, 240), codec=codec)
     content = bytearray(path.read_bytes())
     with av.open(str(path)) as container:
-        packet = next(itertools.islice(container.demux(video=0), 15, None))
-    assert packet.pos is not None
-    for place in range(packet.pos + 200, packet.pos + packet.size):
-        content[place] ^= 0xFF
+        packets = [(packet.size, packet.pos or 0) for packet in container.demux(video=0)]
+    size, start = packets[place]
+    for at in range(start + 200, start + size):
+        content[at] ^= 0xFF
     with fifo(tmp_path, bytes(content)) as source, open_live(source) as live:
         images = [frame.to_rgb() for frame in live]
     numbers = [frame_number(image) for image in images]
     missing = sorted(set(range(NUM_FRAMES)) - set(numbers))
-    assert missing == list(range(missing[0], 24))
-    assert missing[0] > 12
-    assert live.num_damaged == len(missing)
+    assert set(range(17, 24)) <= set(missing) <= set(range(12, 24))
+    # FFmpeg's decoder may lose the frame that it was about to hand out as well.
+    assert len(missing) - 1 <= live.num_damaged <= len(missing)
     with open_video(str(path)) as video:
         for image, expected in zip(images, video.read_many(numbers), strict=True):
             np.testing.assert_array_equal(image, expected)
@@ -198,10 +199,12 @@ def test_a_pipe_that_nobody_writes_to_is_an_error(tmp_path):
 @pytest.mark.parametrize(("share", "reason"), [(0.0, "gave no video within"), (0.5, "has sent nothing for")])
 def test_a_server_that_falls_silent_is_an_error(streams, share, reason):
     content, hold = streams["ts"].read_bytes(), threading.Event()
+    started = time.monotonic()
     with http(content[: int(len(content) * share)], hold=hold) as source:
         with pytest.raises(VideoError, match=reason + " 0.3 s: check that it is sending"):  # noqa: SIM117 - as above
             with open_live(source, timeout_s=0.3) as live:
                 list(live)
+        assert time.monotonic() - started < 3
         hold.set()
 
 
@@ -216,6 +219,14 @@ def test_a_stream_that_stops_inside_a_frame_ends_with_whole_ones(streams, tmp_pa
     with open_video(str(streams[kind])) as video:
         for image, expected in zip(images, video.read_many(numbers), strict=True):
             np.testing.assert_array_equal(image, expected)
+
+
+def test_no_playlist_leads_on_to_other_addresses():
+    requests = []
+    content = PLAYLIST.replace(b"file:///etc/hostname", b"more.ts")
+    with http(content, requests=requests) as source, pytest.raises(VideoError, match="cannot be opened"):
+        open_live(source + ".m3u8")
+    assert set(requests) == {"/camera.m3u8"}
 
 
 PLAYLIST = b"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nfile:///etc/hostname\n#EXT-X-ENDLIST\n"
