@@ -1,7 +1,8 @@
 """All that runs on a GPU, checked and then timed: `python -m benchmarks.gpu [rows.json]`.
 
-A backbone from frames in host memory to features; the layers against the reference, and then against cuDNN, in float32
-and then with TF32 allowed, which cuDNN uses too. Needs torch, transformers and pyarrow, with Triton for its kernels.
+A backbone from frames in host memory to features; many videos in the closed loop; the layers against the reference, and
+then against cuDNN, in float32 and then with TF32 allowed, which cuDNN uses too. Needs torch, transformers and pyarrow,
+with Triton for its kernels.
 
 Letters: B batch, T steps, D features, H hidden.
 """
@@ -17,7 +18,7 @@ from typing import Final, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from benchmarks import backbone
+from benchmarks import backbone, closed_loop_gpu
 from benchmarks.timing import Row, paired, ratio, write_json
 from benchmarks.workloads import SHARES, TRAINING, Cell, Layer, Mode, Size, make_dense, make_skip, step, with_backend
 from models.recurrence import Backend
@@ -156,6 +157,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as place:
         resnet = backbone.write_resnet50(Path(place) / "resnet50")
         rows += backbone.compare(f"hf:{resnet}", "cuda", rounds=5, label=name)
+        rows += closed_loop_gpu.compare(f"hf:{resnet}", "cuda", rounds=3, label=name)
     for tf32 in (False, True):
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
         label = f"{name}, {'TF32' if tf32 else 'float32'}"

@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import backbone, extract, gpu, layers
+from benchmarks import backbone, closed_loop, closed_loop_gpu, extract, gpu, layers
 from benchmarks.clips import write_clip
+from benchmarks.closed_loop_ways import Setup, looked_at
 from benchmarks.workloads import Cell, Mode, Size
+from jobs.evaluation import TrainedModel
+from jobs.prediction import Prediction
 from models.kernels import event
 
 TINY = Size("tiny", batch=4, steps=12, features=2, hidden=5, layers=1)
@@ -118,3 +121,49 @@ def test_peak_memory_is_that_of_the_largest_moment() -> None:
         time.sleep(0.5)
         del block
     assert memory.total > 200 << 20
+
+
+def test_many_videos_before_a_device(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    small = {"videos": 12, "length": 20, "in_flight": 8}
+    rows = closed_loop_gpu.compare("random:0", "cpu", rounds=1, label="here", **small)
+    assert [row.name for row in rows][:2] == ["gpu/here/closed-loop/1.0/dense", "gpu/here/closed-loop/1.0/busy"]
+    shares = [line.split(": ")[1].split(" of the frames")[0] for line in capsys.readouterr().out.splitlines()]
+    assert shares == ["100%", "25%", "10%"]
+    assert all(row.ours > 0 and row.ratio > 0 for row in rows)
+    monkeypatch.setattr(closed_loop_gpu.np, "allclose", lambda *_, **__: False)
+    with pytest.raises(SystemExit, match="nothing is timed"):
+        closed_loop_gpu.compare("random:0", "cpu", rounds=1, label="here", **small)
+
+
+def test_the_four_ways_from_files_to_scores(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = torch.get_num_threads()
+    settings = closed_loop.Settings(
+        quick=True, cases=("random-1",), figure=tmp_path / "f.png", json=tmp_path / "r.json"
+    )
+    try:
+        closed_loop.main(settings)
+        rows = {
+            row["name"].removeprefix("closed-loop/480p-key48-random-1/"): row
+            for row in json.loads(settings.json.read_text())
+        }
+        assert set(rows) == {
+            "dense-of-disk",
+            *(f"{share}/{peer}" for share in (1.0, 0.1) for peer in ("dense", "uniform", "overhead")),
+        }
+        assert rows["0.1/dense"]["ours"] < rows["1.0/dense"]["ours"]
+        assert (tmp_path / "f.png").stat().st_size > 10_000
+        monkeypatch.setattr(
+            closed_loop, "looked_at", lambda setup, model, dense=False: _other_gates(setup, model, dense)
+        )
+        with pytest.raises(SystemExit, match="gates differ"):
+            closed_loop.main(settings)
+    finally:
+        torch.set_num_threads(before)
+
+
+def _other_gates(setup: Setup, model: TrainedModel, dense: bool) -> list[Prediction]:
+    found = looked_at(setup, model, dense=dense)
+    found[0].used[-1] ^= dense
+    return found

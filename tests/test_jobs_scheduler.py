@@ -123,9 +123,9 @@ def decode(uri: str) -> Video:
     return FakeVideo(worlds["now"], uri)
 
 
-def backbone() -> FakeBackbone:
+def backbone(device: str = "cpu") -> FakeBackbone:
     nothing = {"prepare": lambda x: x, "network": lambda x: x}
-    return FakeBackbone("fake", "", "pooled", "float32", DIM, "0", {}, **nothing, device=torch.device("cpu"))
+    return FakeBackbone("fake", "", "pooled", "float32", DIM, "0", {}, **nothing, device=torch.device(device))
 
 
 def model(gate=None, *, task="frames", cell="gru", seed=0) -> TrainedModel:
@@ -138,10 +138,10 @@ def model(gate=None, *, task="frames", cell="gru", seed=0) -> TrainedModel:
     return TrainedModel(recognizer.eval(), ("a", "b", "c"), recipe.feature_set_id, recipe, {})
 
 
-def label(world: World, network: TrainedModel, **settings) -> dict[str, Outcome]:
+def label(world: World, network: TrainedModel, *, device: str = "cpu", **settings) -> dict[str, Outcome]:
     worlds["now"] = world
     decoder = f"{__name__}:decode"
-    with Scheduler(network, backbone(), decoder=decoder, **settings) as scheduler:
+    with Scheduler(network, backbone(device), decoder=decoder, **settings) as scheduler:
         outcomes = list(scheduler.run(Request(uri, uri) for uri in world.lengths))
     assert world.opened == 0
     assert len(outcomes) == len(world.lengths)
@@ -195,6 +195,17 @@ def test_only_what_the_gate_asks_for_is_decoded_and_encoded():
         assert counts == (looks,) * 4
         assert cost.state_updates == looks < cost.frames_total or cost.frames_total < 5
     assert max(world.batches) > 1, "nothing was gathered across videos"
+
+
+@pytest.mark.parametrize("dense", [True, False])
+def test_a_gpu_has_a_thread_of_its_own_that_takes_what_is_there(dense):
+    world, network = World(delay_s=0.001, lengths={**many(80), "bad": 30}, broken_at={"bad": 0}), model()
+    outcomes = label(world, network, device="cuda", num_workers=4, in_flight=60, dense=dense)
+    assert "frame 0" in outcomes.pop("bad").reason
+    for uri, outcome in outcomes.items():
+        assert_right(outcome, world, network, uri)
+    assert 4 < max(world.batches) <= 64
+    assert world.most_waiting_frames <= 2 * 64 + 4 * 64
 
 
 def test_results_do_not_depend_on_what_runs_beside_them_to_the_last_bit():
