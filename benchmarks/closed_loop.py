@@ -1,4 +1,4 @@
-"""From video files to scores, four ways: `python -m benchmarks.closed_loop` (half an hour; `--quick` a minute).
+"""From video files to scores, four ways: `python -m benchmarks.closed_loop` (20 minutes; `--quick` a minute).
 
 Ours, which decodes and encodes only the frames that the gate asks for; the same network looking at every frame; what
 everyone does, extracting features to disk and running the network on them; and uniform subsampling at the same number
@@ -6,6 +6,7 @@ of frames, which knows them all beforehand. First that the first three give the 
 with a fixed share of looks, so that the shares compare; or those of a trained network (`--model`), dialled to each.
 """
 
+import shutil
 import statistics
 import tempfile
 import time
@@ -65,47 +66,52 @@ class Case:
 
 
 def cases(settings: Settings, folder: Path) -> Iterator[Case]:
-    """Clips are made as they are needed."""
-
-    def wanted(name: str) -> bool:
-        return any(part in name for part in settings.cases)
-
+    """One video at a time in several rounds; many in flight in one, of which each is long."""
     rounds = 1 if settings.quick else settings.rounds
+    for name, backbone_name, files in _clips(settings, folder):
+        if not any(part in name for part in settings.cases):
+            continue
+        if backbone_name is None:
+            trained = load_model(settings.model or "")
+            backbone = load_backbone_of(trained)
+            models = {share: with_budget(trained, share) for share in SHARES if share < 1}
+        else:
+            backbone = load_backbone(backbone_name)
+            shares = (1.0, 0.1) if settings.quick else SHARES
+            models = {share: fixed_share(backbone, share, Sampling(6.0)) for share in shares}
+        in_flight = int(name.rpartition("-")[2])
+        is_slow = in_flight > 1 or "resnet50" in name
+        yield Case(name, Setup(files(), backbone, in_flight), models, 1 if is_slow else rounds)
+
+
+def _clips(settings: Settings, folder: Path) -> Iterator[tuple[str, str | None, Callable[[], list[str]]]]:
+    """Name of a case, its backbone (None: the trained network's), and what makes its files."""
     resnet = f"hf:{write_resnet50(folder / 'resnet50')}"
-    names = {"random": "random:0"} if settings.quick else {"mobilenet": MOBILENET, "resnet50": resnet}
-    seconds, shares = (5, (1.0, 0.1)) if settings.quick else (30, SHARES)
+    backbones = {"random": "random:0"} if settings.quick else {"mobilenet": MOBILENET, "resnet50": resnet}
     for key_distance in (48,) if settings.quick else (12, 48, 250):
-        for label, backbone_name in names.items():
-            slow = label == "resnet50"
-            for in_flight, count, length in ((1, 1, seconds), (64, 16 if slow else 64, min(seconds, 10))):
-                name = f"480p-key{key_distance}-{label}-{in_flight}"
-                if not wanted(name):
-                    continue
-                backbone = load_backbone(backbone_name)
-                clips = [
-                    write_clip(folder / f"{name}-{seed}.mp4", seconds=length, key_distance=key_distance, seed=seed)
-                    for seed in range(min(count, 4))
-                ]
-                copies = [folder / f"{name}-{number}.mp4" for number in range(len(clips), count)]
-                for number, copy in enumerate(copies):
-                    copy.hardlink_to(clips[number % len(clips)])
-                files = [str(file) for file in (*clips, *copies)]
-                models = {share: fixed_share(backbone, share, Sampling(6.0)) for share in shares}
-                yield Case(name, Setup(files, backbone, in_flight), models, 1 if slow else rounds)
+        for label, backbone in backbones.items():
+            name = f"480p-key{key_distance}-{label}"
+            yield f"{name}-1", backbone, partial(_write, folder, key_distance, 1, 5 if settings.quick else 30)
+            if key_distance == 48:
+                count, seconds = (16 if label == "resnet50" else 64), (5 if settings.quick else 10)
+                yield f"{name}-64", backbone, partial(_write, folder, key_distance, count, seconds)
     fight = [str(file) for file in sorted((DATA / "fight").glob("*/*.mp4"))]
-    for label, model_path in (("mobilenet", None), ("trained", settings.model)):
-        for in_flight, files in ((1, fight[::10]), (64, fight)):
-            name = f"fight-{label}-{in_flight}"
-            if settings.quick or not fight or not wanted(name) or (label == "trained" and model_path is None):
-                continue
-            if model_path is None:
-                backbone = load_backbone(MOBILENET)
-                models = {share: fixed_share(backbone, share, Sampling(6.0)) for share in shares}
-            else:
-                trained = load_model(model_path)
-                backbone = load_backbone_of(trained)
-                models = {share: with_budget(trained, share) for share in shares if share < 1}
-            yield Case(name, Setup(files, backbone, in_flight), models, rounds)
+    if fight and not settings.quick:
+        for label, backbone_name in [("mobilenet", MOBILENET)] + [("trained", None)] * (settings.model is not None):
+            yield f"fight-{label}-1", backbone_name, lambda: fight[::10]
+            yield f"fight-{label}-64", backbone_name, lambda: fight
+
+
+def _write(folder: Path, key_distance: int, count: int, seconds: float) -> list[str]:
+    """Clips of which every fourth has the same content under another name."""
+    stem = f"{key_distance}-{seconds}"
+    files = [folder / f"{stem}-{number}.mp4" for number in range(count)]
+    for number, file in enumerate(files):
+        if number < 4:
+            write_clip(file, seconds=seconds, key_distance=key_distance, seed=number)
+        else:
+            shutil.copy(files[number % 4], file)
+    return [str(file) for file in files]
 
 
 def main(settings: Settings) -> None:
