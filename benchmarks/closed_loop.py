@@ -166,7 +166,8 @@ def compare(case: Case, folder: Path, rows: list[Row]) -> list[tuple[float, floa
             times[way].append(time.perf_counter() - started)
             if way[0] == "ours":
                 work = sum(look.seconds.total for look in found)
-                shares_of_work[way[1]].append(work / (times[way][-1] * case.setup.num_workers))
+                workers = 1 if case.setup.in_flight == 1 else CORES
+                shares_of_work[way[1]].append(work / (times[way][-1] * workers))
     per_video = {way: statistics.median(values) / len(case.setup.files) for way, values in times.items()}
     return _report(case, per_video, looks, {s: statistics.median(v) for s, v in shares_of_work.items()}, rows)
 

@@ -38,10 +38,6 @@ class Setup:
     backbone: Backbone
     in_flight: int
 
-    @property
-    def num_workers(self) -> int:
-        return 1 if self.in_flight == 1 else CORES
-
     def each(self, function: Callable[[str], _T]) -> list[_T]:
         """The function of every file, with a thread of torch for each worker."""
         if self.in_flight == 1:
@@ -67,15 +63,8 @@ def fixed_share(backbone: Backbone, share: float, sampling: Sampling) -> Trained
 
 def looked_at(setup: Setup, model: TrainedModel, *, dense: bool = False) -> list[Prediction]:
     """Ours: what the gate asks for, or, if ``dense``, every frame."""
-    workers = CORES if dense else setup.num_workers  # in a dense pass, parts of one video keep all cores busy
-    with Scheduler(
-        model,
-        setup.backbone,
-        dense=dense,
-        num_workers=workers,
-        num_threads=CORES // workers,
-        in_flight=setup.in_flight,
-    ) as scheduler:
+    workers = 0 if setup.in_flight == 1 and not dense else CORES
+    with Scheduler(model, setup.backbone, dense=dense, num_workers=workers, in_flight=setup.in_flight) as scheduler:
         outcomes = list(scheduler.run(Request(file, file) for file in setup.files))
     found = {outcome.request.uri: outcome.prediction for outcome in outcomes}
     predictions = [found[file] for file in setup.files]

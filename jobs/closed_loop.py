@@ -2,8 +2,6 @@
 
 from functools import partial
 
-import torch
-
 from features.backbones import Backbone, load_backbone
 from features.errors import BackboneError
 from jobs.evaluation import TrainedModel
@@ -45,8 +43,7 @@ def predict(
     Raises:
         VideoError: when the file cannot be opened or a wanted frame cannot be decoded.
     """
-    num_threads = torch.get_num_threads()
-    with Scheduler(model, backbone, dense=dense, decoder=decoder, num_threads=num_threads) as scheduler:
+    with Scheduler(model, backbone, dense=dense, decoder=decoder, num_workers=0) as scheduler:
         (outcome,) = scheduler.run([Request(uri, uri)])
     if outcome.prediction is None:
         raise VideoError(outcome.reason)

@@ -122,20 +122,17 @@ class Recognizer:
             in_flight: videos that are open at a time, at most.
             time_limit_s: a video fails if its next frame does not come within this.
         """
-        num_cpus = available_cpus()
         source = iter(requests)
-        first = list(islice(source, num_cpus))
-        # A core that would have no video helps to encode; a dense pass, or a GPU, finds work for all workers anyway.
-        is_on_cpu = self.backbone.device.type == "cpu"
-        num_workers = max(1, len(first)) if is_on_cpu and not dense else num_cpus
+        first = list(islice(source, 2))
+        # A lone video goes from decoder to backbone and back; all frames of a dense pass can be at work at once.
+        is_alone = len(first) < 2 and not dense
         with Scheduler(
             self.model,
             self.backbone,
             dense=dense,
             decoder=self._decoder,
-            num_workers=num_workers,
+            num_workers=0 if is_alone else available_cpus(),
             in_flight=in_flight,
-            num_threads=num_cpus // num_workers,
             time_limit_s=time_limit_s,
         ) as scheduler:
             yield from scheduler.run(chain(first, source))

@@ -67,10 +67,10 @@ class Scheduler:
 
     Args:
         dense: look at every frame instead of those the network asks for.
-        num_workers: threads that decode and, on a CPU, encode.
+        num_workers: threads that decode and, on a CPU, encode with one thread of torch each. 0: the caller's own does
+            all while it waits, with as many threads of torch as it has: the fastest way for a lone video.
         in_flight: videos that are open at a time, at most; each holds a decoder with a handful of its pictures.
-        num_threads: of torch, for each worker; with more than one, features may differ in their last bit by the batch.
-        time_limit_s: a video fails if its decoder takes longer for one request.
+        time_limit_s: a video fails if its decoder takes longer for one request; without workers, nobody looks.
 
     Memory: beside the open videos, the frames of two batches and of one request for each worker.
     """
@@ -84,11 +84,10 @@ class Scheduler:
         decoder: str = "pyav",
         num_workers: int = 1,
         in_flight: int = 16,
-        num_threads: int = 1,
         time_limit_s: float = float("inf"),
     ) -> None:
         self._model, self._backbone, self._dense, self._decoder = model, backbone, dense, decoder
-        self._in_flight, self._num_threads, self._time_limit_s = in_flight, num_threads, time_limit_s
+        self._in_flight, self._time_limit_s = in_flight, time_limit_s
         is_on_gpu = backbone.device.type != "cpu"
         self._next_of_worker = self._decode_next if is_on_gpu else self._decode_or_encode_next
         self._changed = threading.Condition()  # guards all that follows
@@ -96,6 +95,7 @@ class Scheduler:
         self._waiting: deque[tuple[Viewing, Steps]] = deque()  # to be decoded, in turn
         self._ready: deque[_Frames] = deque()  # to be encoded, in turn
         self._calls: dict[int, _Call] = {}  # of decoders, by thread
+        self._replaced: set[int] = set()  # threads that were slow, and to which there is another now
         self._num_open = 0
         self._outcomes: list[Outcome] = []
         self._is_closed = False
@@ -103,7 +103,7 @@ class Scheduler:
         self.frames_encoded = 0
         for _ in range(num_workers):
             self._start(self._next_of_worker)
-        if is_on_gpu:
+        if is_on_gpu and num_workers:
             self._start(self._encode_next)
 
     def add(self, requests: Iterable[Request]) -> None:
@@ -114,8 +114,10 @@ class Scheduler:
 
     def wait(self, timeout_s: float) -> list[Outcome]:
         """The outcomes since the last call, as soon as there is one; none when time is up first."""
+        if not self._threads:
+            self._work_here(timeout_s)
         with self._changed:
-            self._changed.wait_for(lambda: self._outcomes, timeout_s)
+            self._changed.wait_for(lambda: self._outcomes or not self._threads, timeout_s)
             self._check_calls()
             found, self._outcomes = self._outcomes, []
         return found
@@ -160,16 +162,22 @@ class Scheduler:
         thread.start()
 
     def _work(self, next_job: Callable[[], _Job | None]) -> None:
-        torch.set_num_threads(self._num_threads)  # of this thread
+        torch.set_num_threads(1)  # of this thread
         with torch.inference_mode():
             while (job := self._await_job(next_job)) is not None:
                 job()
 
+    def _work_here(self, timeout_s: float) -> None:
+        until = time.monotonic() + timeout_s
+        with torch.inference_mode():
+            while not self._outcomes and time.monotonic() < until and (job := self._decode_or_encode_next()):
+                job()
+
     def _await_job(self, next_job: Callable[[], _Job | None]) -> _Job | None:
         with self._changed:
-            call = self._calls.pop(threading.get_ident(), None)
-            if call is not None and call.is_slow:
-                return None  # another took this one's place
+            if threading.get_ident() in self._replaced:
+                self._replaced.remove(threading.get_ident())
+                return None
             while not self._is_closed:
                 if job := next_job():
                     return job
@@ -237,6 +245,9 @@ class Scheduler:
         except Exception as error:  # a decoder may be anyone's: none of its failures may reach another video
             reason = _reason(error, call.request, "decoder")
         with self._changed:
+            del self._calls[threading.get_ident()]
+            if call.is_slow:
+                self._replaced.add(threading.get_ident())
             viewing = call.viewing or (answer if isinstance(answer, Viewing) else None)
             if viewing is not None:
                 viewing.is_decoding = False

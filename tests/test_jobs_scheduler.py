@@ -212,7 +212,7 @@ def test_results_do_not_depend_on_what_runs_beside_them_to_the_last_bit():
     network = model()
     runs = [
         label(World(seed=seed, delay_s=delay_s, lengths=many(30)), network, num_workers=workers, in_flight=in_flight)
-        for seed, (delay_s, workers, in_flight) in enumerate([(0, 1, 1), (0, 1, 30), (0.002, 4, 9)])
+        for seed, (delay_s, workers, in_flight) in enumerate([(0, 0, 1), (0, 1, 30), (0.002, 4, 9)])
     ]
     for other in runs[1:]:
         for uri, outcome in runs[0].items():
@@ -303,6 +303,23 @@ def test_a_long_video_does_not_hold_up_short_ones():
     with Scheduler(model(), backbone(), decoder=f"{__name__}:decode", in_flight=8) as scheduler:
         order = [outcome.request.key for outcome in scheduler.run(Request(uri, uri) for uri in world.lengths)]
     assert order.index("long") > 10
+
+
+def test_without_workers_the_caller_does_all_while_it_waits():
+    before = threading.active_count()
+    world, network = World(delay_s=0.01, lengths=dict.fromkeys(["a", "b"], 60)), model(StridedGate(1.0))
+    worlds["now"] = world
+    with Scheduler(network, backbone(), decoder=f"{__name__}:decode", num_workers=0) as scheduler:
+        scheduler.add(Request(uri, uri) for uri in world.lengths)
+        assert world.opened == 0
+        started = time.monotonic()
+        assert scheduler.wait(timeout_s=0.1) == []
+        assert time.monotonic() - started < 0.19, "it waited for others after its own time"
+        assert world.opened > 0
+        assert threading.active_count() == before
+        outcomes = _outcomes(scheduler, 2)
+    for uri in world.lengths:
+        assert_right(outcomes[uri], world, network, uri)
 
 
 def test_closing_ends_the_workers_with_videos_under_way():
