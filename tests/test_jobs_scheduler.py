@@ -307,14 +307,14 @@ def test_a_long_video_does_not_hold_up_short_ones():
 
 def test_without_workers_the_caller_does_all_while_it_waits():
     before = threading.active_count()
-    world, network = World(delay_s=0.01, lengths=dict.fromkeys(["a", "b"], 60)), model(StridedGate(1.0))
+    world, network = World(delay_s=0.04, lengths=dict.fromkeys(["a", "b"], 60)), model(StridedGate(1.0))
     worlds["now"] = world
     with Scheduler(network, backbone(), decoder=f"{__name__}:decode", num_workers=0) as scheduler:
         scheduler.add(Request(uri, uri) for uri in world.lengths)
         assert world.opened == 0
         started = time.monotonic()
-        assert scheduler.wait(timeout_s=0.1) == []
-        assert time.monotonic() - started < 0.19, "it waited for others after its own time"
+        assert scheduler.wait(timeout_s=0.5) == []
+        assert time.monotonic() - started < 0.95, "it waited for others after its own time"
         assert world.opened > 0
         assert threading.active_count() == before
         outcomes = _outcomes(scheduler, 2)
