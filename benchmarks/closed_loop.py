@@ -74,7 +74,8 @@ def cases(settings: Settings, folder: Path) -> Iterator[Case]:
         if backbone_name is None:
             trained = load_model(settings.model or "")
             backbone = load_backbone_of(trained)
-            models = {share: with_budget(trained, share) for share in SHARES if share < 1}
+            lowest = min(share for _, share in trained.budget_curve or ())
+            models = {share: with_budget(trained, share) for share in (*SHARES, lowest) if lowest <= share < 1}
         else:
             backbone = load_backbone(backbone_name)
             shares = (1.0, 0.1) if settings.quick else SHARES

@@ -106,5 +106,6 @@ def subsampled(setup: Setup, model: TrainedModel, counts: dict[str, int]) -> lis
 @torch.inference_mode()
 def _scores(model: TrainedModel, features: NDArray[np.float16]) -> NDArray[np.float32]:
     logits, _ = model.recognizer(torch.from_numpy(features)[None].float(), torch.tensor([len(features)]))
-    scores: NDArray[np.float32] = logits[0].sigmoid().numpy()
+    is_frames = model.recognizer.config.task == "frames"
+    scores: NDArray[np.float32] = (logits[0].sigmoid() if is_frames else logits[0].softmax(-1)).numpy()
     return scores

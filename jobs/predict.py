@@ -18,7 +18,7 @@ from jobs.live import follow, watch
 from jobs.prediction import Prediction
 from jobs.prediction_files import Format, PredictionWriter, choose_format, open_writer
 from jobs.progress import console, track
-from jobs.recognizer import VIDEOS_IN_FLIGHT, Recognizer
+from jobs.recognizer import VIDEOS_IN_FLIGHT, Recognizer, trained_model
 from jobs.video_inputs import VideoInputs, video_inputs
 from jobs.video_strip import StripFolder
 from jobs.viewing import Request
@@ -112,16 +112,9 @@ def run(settings: Settings) -> int:
     if settings.live is not None:
         return _watch(settings, settings.live)
     inputs = video_inputs(settings.videos, manifest=settings.manifest, split=settings.split)
-    recognizer = Recognizer.load(
-        settings.model,
-        budget=settings.budget,
-        backbone=settings.backbone,
-        device="cpu" if settings.is_job else settings.device,  # of a job, the processes have the GPUs
-        decoder=settings.decoder,
-        tracking_uri=settings.tracking_uri,
-    )
     if settings.is_job:
-        return _run_job(settings, recognizer, inputs)
+        return _run_job(settings, inputs)
+    recognizer = _load(settings)
     names, task, threshold = recognizer.class_names, recognizer.task, settings.threshold
     with open_writer(
         settings.output,
@@ -135,6 +128,17 @@ def run(settings: Settings) -> int:
         return _label(settings, recognizer, inputs, writer, strips or None)
 
 
+def _load(settings: Settings) -> Recognizer:
+    return Recognizer.load(
+        settings.model,
+        budget=settings.budget,
+        backbone=settings.backbone,
+        device=settings.device,
+        decoder=settings.decoder,
+        tracking_uri=settings.tracking_uri,
+    )
+
+
 def _label(
     settings: Settings,
     recognizer: Recognizer,
@@ -142,7 +146,8 @@ def _label(
     writer: PredictionWriter,
     strips: StripFolder | None,
 ) -> int:
-    costs, failed, started = list[Cost](), 0, time.perf_counter()
+    cost: Cost | None = None
+    failed, started = 0, time.perf_counter()
     outcomes = recognizer.stream(
         (Request(video.key, video.uri) for video in inputs),
         dense=settings.dense,
@@ -158,12 +163,12 @@ def _label(
                 console.print(f"failed: {outcome.reason}", markup=False)
                 continue
             writer.add(key, prediction)
-            costs = [sum(costs, start=prediction.cost)]
+            cost = prediction.cost if cost is None else cost + prediction.cost
             if strips is not None:
                 _draw(strips, key, prediction)
-    if not costs:
+    if cost is None:
         console.print(f"no video was labelled, {failed} failed")
-    for cost in costs:
+    else:
         _report(cost, len(inputs) - failed, failed, seconds=time.perf_counter() - started)
     return EXIT_SOME_FAILED if failed else 0
 
@@ -185,19 +190,13 @@ def _report(cost: Cost, labelled: int, failed: int, *, seconds: float) -> None:
 
 
 def _watch(settings: Settings, source: str) -> int:
-    recognizer = Recognizer.load(
-        settings.model,
-        budget=settings.budget,
-        backbone=settings.backbone,
-        device=settings.device,
-        tracking_uri=settings.tracking_uri,
-    )
+    recognizer = _load(settings)
     watching = watch(source, model=recognizer.model, backbone=recognizer.backbone, threshold=settings.threshold)
     follow(watching, lambda line: print(json.dumps(line), flush=True))
     return 0
 
 
-def _run_job(settings: Settings, recognizer: Recognizer, inputs: VideoInputs) -> int:
+def _run_job(settings: Settings, inputs: VideoInputs) -> int:
     from jobs.prediction_job import JobSettings, run_job  # imports Ray
 
     assert settings.output is not None
@@ -215,7 +214,8 @@ def _run_job(settings: Settings, recognizer: Recognizer, inputs: VideoInputs) ->
         decoder_memory_mb=settings.decoder_memory_mb,
         retry_failed=settings.retry_failed,
     )
-    summary = run_job(job, model=recognizer.model, videos=inputs, num_videos=len(inputs))
+    model = trained_model(settings.model, budget=settings.budget, tracking_uri=settings.tracking_uri)
+    summary = run_job(job, model=model, videos=inputs, num_videos=len(inputs))
     if summary["finished"]:
         seconds = summary["this_run"]["seconds"]
         _report(Cost(**summary["cost"]), summary["finished"], summary["failed"], seconds=seconds)

@@ -65,9 +65,7 @@ class Recognizer:
         Raises:
             CheckpointError, BackboneError, InputError: when one of them cannot be had.
         """
-        trained = load_model(local_model(str(model), tracking_uri=tracking_uri))
-        if budget is not None:
-            trained = with_budget(trained, budget)
+        trained = trained_model(str(model), budget=budget, tracking_uri=tracking_uri)
         return cls(trained, load_backbone_of(trained, name=backbone, device=device), decoder=decoder)
 
     @property
@@ -147,6 +145,12 @@ class Recognizer:
             "labels"
         ]
         return labels
+
+
+def trained_model(model: str, *, budget: float | None = None, tracking_uri: str | None = None) -> TrainedModel:
+    """The network alone, found and dialled as in `Recognizer.load`."""
+    trained = load_model(local_model(model, tracking_uri=tracking_uri))
+    return trained if budget is None else with_budget(trained, budget)
 
 
 def available_cpus() -> int:

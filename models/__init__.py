@@ -1,4 +1,7 @@
-"""Skip RNN layers, the recogniser built on them, its losses, metrics, cost model and checkpoints. Needs torch alone."""
+"""Skip RNN layers, the recogniser built on them, its losses, metrics, cost model and checkpoints.
+
+Needs torch and numpy alone.
+"""
 
 from models.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from models.cost import Cost, multiply_accumulates
