@@ -242,7 +242,7 @@ class Scheduler:
         answer, reason = None, ""
         try:
             answer = function()
-        except Exception as error:  # a decoder may be anyone's: none of its failures may reach another video
+        except (Exception, SystemExit) as error:  # a decoder may be anyone's: its failures may reach no other video
             reason = _reason(error, call.request, "decoder")
         with self._changed:
             del self._calls[threading.get_ident()]
@@ -282,7 +282,7 @@ class Scheduler:
     def _encode(self, batch: list[_Frames]) -> None:
         try:
             self._see(batch)
-        except Exception as error:  # likewise a backbone
+        except (Exception, SystemExit) as error:  # likewise a backbone
             if len(batch) > 1:
                 for alone in batch:
                     self._encode([alone])
@@ -314,9 +314,16 @@ class Scheduler:
                 first += count
             over = {frames.viewing for frames in batch if frames.viewing.is_read}
         for viewing in over:
+            self._finish(viewing)
+
+    def _finish(self, viewing: Viewing) -> None:
+        prediction, reason = None, ""
+        try:
             prediction = viewing.prediction()
-            with self._changed:
-                self._end(viewing.request, viewing, prediction)
+        except Exception as error:
+            reason = _reason(error, viewing.request, "network")
+        with self._changed:
+            self._end(viewing.request, viewing, prediction, reason)
 
     def _end(self, request: Request, viewing: Viewing | None, prediction: Prediction | None, reason: str = "") -> None:
         """With the lock held: the outcome of a video, unless it has one already."""
@@ -331,7 +338,7 @@ class Scheduler:
         self._changed.notify_all()
 
 
-def _reason(error: Exception, request: Request, part: str) -> str:
+def _reason(error: BaseException, request: Request, part: str) -> str:
     text = " ".join(str(error).split())
     if request.path:
         text = text.replace(request.path, request.uri)

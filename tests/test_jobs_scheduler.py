@@ -14,7 +14,7 @@ from features.backbones import Backbone
 from features.recipe import Recipe
 from jobs.evaluation import TrainedModel
 from jobs.scheduler import Outcome, Scheduler
-from jobs.viewing import Request
+from jobs.viewing import Reading, Request
 from models import LearnedGate, Recognizer, RecognizerConfig, StridedGate
 from pipeline.decoding import Frame, Video
 from pipeline.errors import VideoError
@@ -81,6 +81,8 @@ class FakeVideo(Video):
             event.wait()
         world.pause()
         if world.broken_at.get(self.uri) == index:
+            if self.uri == "exits":
+                sys.exit("no")
             raise VideoError(f"{self.uri}: frame {index} could not be decoded")
         self.count += 1
         with world.lock:
@@ -234,6 +236,29 @@ def test_a_broken_video_fails_alone_and_says_why():
             assert outcome.prediction is None
         else:
             assert_right(outcome, world, network, uri)
+
+
+def test_a_network_that_fails_for_one_video_spares_the_other_of_its_batch(monkeypatch):
+    world, network = World(lengths={"a": 2, "b": 2}), model(StridedGate(1.0))
+    prediction = Reading.prediction
+
+    def fail_for_a(viewing):
+        if viewing.request.key == "a":
+            raise RuntimeError("out of luck")
+        return prediction(viewing)
+
+    monkeypatch.setattr(Reading, "prediction", fail_for_a)
+    outcomes = label(world, network)
+    assert world.batches == [4], "both were in one batch"
+    assert outcomes["a"].reason == "a: the network raised RuntimeError: out of luck"
+    assert_right(outcomes["b"], world, network, "b")
+
+
+def test_a_decoder_that_exits_fails_its_video_alone():
+    world, network = World(lengths={"exits": 5, "b": 20}, broken_at={"exits": 0}), model()
+    outcomes = label(world, network)
+    assert outcomes["exits"].reason == "exits: the decoder raised SystemExit: no"
+    assert_right(outcomes["b"], world, network, "b")
 
 
 def test_a_backbone_that_fails_for_one_frame_spares_the_other_videos_of_its_batch():
