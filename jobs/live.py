@@ -1,6 +1,9 @@
 """Labels of a live source while it sends: an answer after every look, and a ledger whenever it ends."""
 
+import signal
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -63,6 +66,10 @@ class Watch:
         """Let go of the source; calling it again does nothing."""
         self._live.close()
 
+    def end(self) -> None:
+        """Have the iteration end soon; see `Live.end`."""
+        self._live.end()
+
     def __iter__(self) -> Iterator[Look]:
         recognizer = self._recognizer
         for step, frame in enumerate(self._live.sampled(self._sampling)):
@@ -120,7 +127,7 @@ def follow(watching: Watch, write: Callable[[dict[str, Any]], None]) -> None:
     Raises:
         VideoError: when the source is silent for too long or breaks off, once the ledger is written.
     """
-    with watching:
+    with watching, _ended_by_interrupt(watching):
         try:
             for look in watching:
                 write(describe_look(look))
@@ -128,6 +135,25 @@ def follow(watching: Watch, write: Callable[[dict[str, Any]], None]) -> None:
             pass  # how one stops to watch
         finally:
             write(describe_end(watching))
+
+
+@contextmanager
+def _ended_by_interrupt(watching: Watch) -> Iterator[None]:
+    """The first Ctrl-C only asks: an exception that rises while FFmpeg calls our reader can get lost in it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def end(*_: object) -> None:
+        signal.signal(signal.SIGINT, before)
+        watching.end()
+
+    signal.signal(signal.SIGINT, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def describe_look(look: Look) -> dict[str, Any]:

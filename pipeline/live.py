@@ -71,6 +71,7 @@ class Live:
         self.num_arrived = self.num_decoded = self.num_converted = self.num_damaged = 0
         self.decode_s = 0.0
         self._container, self._pipe, self._timeout_s = container, pipe, timeout_s
+        self._is_ending = False
         self._stream = _video_stream(name, container)
         self._reformatter: Any = VideoReformatter()
         # Nothing presented from the first of these on is intact, until the second; infinity where that is not known.
@@ -92,6 +93,12 @@ class Live:
         if self._pipe is not None:
             self._pipe.close()
 
+    def end(self) -> None:
+        """Have the iteration end, from a signal handler too: a pipe's at once, another when the next packet comes."""
+        self._is_ending = True
+        if self._pipe is not None:
+            self._pipe.is_ending = True
+
     def sampled(self, sampling: Sampling) -> Iterator[LiveFrame]:
         """The frames that `sampling` selects, each once the next has arrived: only then it is known to be chosen."""
         chooser, before = OnlineSampling(sampling), None
@@ -105,6 +112,8 @@ class Live:
 
     def __iter__(self) -> Iterator[LiveFrame]:
         for packet in self._packets():
+            if self._is_ending:
+                return
             for frame in self._decode(packet):
                 seconds = self._seconds(frame) if self._is_intact(frame) else None
                 if seconds is None:

@@ -3,9 +3,13 @@
 import os
 import select
 import stat
+import time
 from pathlib import Path
 
 from pipeline.errors import VideoError
+
+# So often is it looked whether the reading is to end.
+_LOOK_S = 0.2
 
 
 class Pipe:
@@ -16,6 +20,7 @@ class Pipe:
     Attributes:
         name: `-` or the path.
         stopped: what ended the reading before the end of the stream.
+        is_ending: set it, from a signal handler too, and the reading ends as if the stream did.
 
     Raises:
         VideoError: when the source is none that can be read as a pipe.
@@ -24,6 +29,7 @@ class Pipe:
     def __init__(self, source: str, timeout_s: float) -> None:
         self.name = source
         self.stopped: BaseException | None = None
+        self.is_ending = False
         self._timeout_s = timeout_s
         self._fd = _open(source)
         self._poll = select.poll()
@@ -33,10 +39,14 @@ class Pipe:
         """At most `size` bytes, waiting for the first; nothing at the end or once `stopped`."""
         if self.stopped is not None:
             return b""
+        until = time.monotonic() + self._timeout_s
         try:
-            if not self._poll.poll(self._timeout_s * 1000):
-                raise VideoError(f"{self.name} has sent nothing for {self._timeout_s:g} s: check what writes to it")
-            return os.read(self._fd, size)
+            while not self.is_ending:
+                if self._poll.poll(1000 * max(0.0, min(_LOOK_S, until - time.monotonic()))):
+                    return os.read(self._fd, size)
+                if time.monotonic() >= until:
+                    raise VideoError(f"{self.name} has sent nothing for {self._timeout_s:g} s: check what writes to it")
+            return b""
         except BaseException as error:
             self.stopped = error
             return b""
