@@ -30,6 +30,7 @@ class World:
 
     seed: int = 0
     delay_s: float = 0.0
+    encode_s: float = 0.0
     lengths: dict[str, int] = field(default_factory=dict)
     broken_at: dict[str, int] = field(default_factory=dict)  # -1: cannot be opened
     unencodable: dict[str, int] = field(default_factory=dict)
@@ -108,6 +109,7 @@ class FakeBackbone(Backbone):
 
     def encode(self, frames):
         world = worlds["now"]
+        time.sleep(world.encode_s)
         with world.lock:
             world.waiting_frames -= len(frames)
             world.batches.append(len(frames))
@@ -145,8 +147,11 @@ def label(world: World, network: TrainedModel, *, device: str = "cpu", **setting
     decoder = f"{__name__}:decode"
     with Scheduler(network, backbone(device), decoder=decoder, **settings) as scheduler:
         outcomes = list(scheduler.run(Request(uri, uri) for uri in world.lengths))
-    assert world.opened == 0
     assert len(outcomes) == len(world.lengths)
+    deadline = time.monotonic() + 5  # a video that failed may still be in its decoder's hands
+    while world.opened and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert world.opened == 0
     return {outcome.request.key: outcome for outcome in outcomes}
 
 
@@ -202,6 +207,7 @@ def test_only_what_the_gate_asks_for_is_decoded_and_encoded():
 @pytest.mark.parametrize("dense", [True, False])
 def test_a_gpu_has_a_thread_of_its_own_that_takes_what_is_there(dense):
     world, network = World(delay_s=0.001, lengths={**many(80), "bad": 30}, broken_at={"bad": 0}), model()
+    world.encode_s = 0.02  # decoders are ahead
     outcomes = label(world, network, device="cuda", num_workers=4, in_flight=60, dense=dense)
     assert "frame 0" in outcomes.pop("bad").reason
     for uri, outcome in outcomes.items():
@@ -236,6 +242,14 @@ def test_a_broken_video_fails_alone_and_says_why():
             assert outcome.prediction is None
         else:
             assert_right(outcome, world, network, uri)
+
+
+def test_a_video_that_fails_twice_at_once_has_one_outcome():
+    names = many(60)
+    world = World(delay_s=0.002, lengths=dict.fromkeys(names, 30), broken_at=dict.fromkeys(names, 5))
+    world.unencodable |= dict.fromkeys(names, 0)
+    outcomes = label(world, model(StridedGate(1.0)), num_workers=6, in_flight=12)
+    assert all(outcome.prediction is None for outcome in outcomes.values())
 
 
 def test_a_network_that_fails_for_one_video_spares_the_other_of_its_batch(monkeypatch):
@@ -275,6 +289,7 @@ def test_a_backbone_that_fails_for_one_frame_spares_the_other_videos_of_its_batc
 def test_slow_videos_delay_themselves_alone(monkeypatch):
     monkeypatch.setattr("jobs.scheduler.SLOW_S", 0.05)
     slow = {"v0": threading.Event(), "v1": threading.Event()}
+    before = threading.active_count()
     world, network = World(lengths=many(20), blocked=slow), model()
     worlds["now"] = world
     with Scheduler(network, backbone(), decoder=f"{__name__}:decode", num_workers=2, in_flight=6) as scheduler:
@@ -284,6 +299,7 @@ def test_slow_videos_delay_themselves_alone(monkeypatch):
         for event in slow.values():
             event.set()
         outcomes = others | _outcomes(scheduler, 2)
+        _await_threads(before + 2)  # those that were replaced have gone
     for uri in world.lengths:
         assert_right(outcomes[uri], world, network, uri)
 
@@ -354,10 +370,14 @@ def test_closing_ends_the_workers_with_videos_under_way():
     with Scheduler(model(), backbone(), decoder=f"{__name__}:decode", num_workers=3) as scheduler:
         scheduler.add(Request(uri, uri) for uri in world.lengths)
         scheduler.wait(timeout_s=5)
+    _await_threads(before)
+
+
+def _await_threads(count: int) -> None:
     deadline = time.monotonic() + 5
-    while threading.active_count() > before and time.monotonic() < deadline:
+    while threading.active_count() > count and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert threading.active_count() == before
+    assert threading.active_count() == count
 
 
 def test_a_path_in_place_of_the_video_is_not_named_in_messages():
