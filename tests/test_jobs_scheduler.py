@@ -377,7 +377,7 @@ def _await_threads(count: int) -> None:
     deadline = time.monotonic() + 5
     while threading.active_count() > count and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert threading.active_count() == count
+    assert threading.active_count() <= count
 
 
 def test_a_path_in_place_of_the_video_is_not_named_in_messages():
