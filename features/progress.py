@@ -68,6 +68,19 @@ class Progress:
             min(1.0, self.encode_s / elapsed / self.num_encoders),
         )
 
+    def summary(self, *, seconds: float) -> dict[str, float]:
+        """The counts and rates of a run that took ``seconds`` with its start-up, rounded for a record."""
+        return {
+            "finished": self.finished,
+            "failed": self.failed,
+            "frames": self.frames,
+            "video_hours": round(self.video_s / 3600, 4),
+            "seconds": round(seconds, 2),
+            "startup_seconds": round(seconds - self.working_s, 2),
+            "frames_per_second": round(self.frames_per_s, 2),
+            "restarted_processes": self.restarts,
+        }
+
     def line(self) -> str:
         """Rates and shares, and in a second line what to change, for a progress display of 80 columns."""
         if self.working_since is None:

@@ -199,16 +199,9 @@ def _summary(progress: Progress, skipped: Skipped, num_videos: int, *, seconds: 
         "finished": skipped.finished + progress.finished + progress.unchanged,
         "failed": skipped.failed + progress.failed,
         "this_run": {
-            "finished": progress.finished,
-            "failed": progress.failed,
-            "frames": progress.frames,
-            "video_hours": round(progress.video_s / 3600, 4),
-            "seconds": round(seconds, 2),
-            "startup_seconds": round(seconds - progress.working_s, 2),
-            "frames_per_second": round(progress.frames_per_s, 2),
+            **progress.summary(seconds=seconds),
             "decoders_busy": round(decoders_busy, 3),
             "encoders_busy": round(encoders_busy, 3),
-            "restarted_processes": progress.restarts,
             "advice": progress.advice(),
         },
     }

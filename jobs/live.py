@@ -5,8 +5,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +15,7 @@ from jobs.evaluation import TrainedModel
 from jobs.online import OnlineRecognizer
 from jobs.prediction import Seconds
 from models import Cost
+from pipeline.closeable import Closeable
 from pipeline.live import Live, open_live
 
 
@@ -38,7 +38,7 @@ class Look:
     wait: int
 
 
-class Watch:
+class Watch(Closeable):
     """A live source under way: iterate once over its looks; close it, or use it as a context manager.
 
     VideoError ends the iteration where the source is silent for too long or breaks off.
@@ -53,14 +53,6 @@ class Watch:
         self._sampling = model.recipe.sampling
         self._recognizer = OnlineRecognizer(model, backbone)
         self._num_sampled = 0
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Let go of the source; calling it again does nothing."""

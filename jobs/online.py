@@ -111,9 +111,9 @@ class _Walk(ABC):
     def look(self, feature: Tensor) -> tuple[Tensor, int]:
         """The update: feature (1, D) float32 -> logits (1, C), and how many steps were left out after it."""
 
+    @abstractmethod
     def hold(self) -> int:
         """The step was no update after all; how many were left out after it."""
-        raise NotImplementedError
 
 
 class _Learned(_Walk):
@@ -181,6 +181,9 @@ class _Mean(_Walk):
             self._count += 1
             feature = (self._sum / self._count).float()
         return self._recognizer(feature[None], torch.tensor([1])).logits.reshape(1, -1), 0
+
+    def hold(self) -> int:
+        return 0  # every step is an update
 
 
 def _walk_of(recognizer: Recognizer) -> _Walk:

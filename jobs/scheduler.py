@@ -14,8 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from types import TracebackType
-from typing import Self, TypeVar
+from typing import TypeVar
 
 import torch
 
@@ -23,6 +22,7 @@ from features.backbones import Backbone
 from jobs.evaluation import TrainedModel
 from jobs.prediction import Prediction, Seconds
 from jobs.viewing import ClosedLoop, Reading, Request, Steps, Viewing, look, view
+from pipeline.closeable import Closeable
 from pipeline.decoding import Frame, open_video
 from pipeline.errors import InputError
 
@@ -62,7 +62,7 @@ class _Call:
     is_given_up: bool = False
 
 
-class Scheduler:
+class Scheduler(Closeable):
     """Labels videos, many at a time; use it as a context manager.
 
     Args:
@@ -145,14 +145,6 @@ class Scheduler:
         for thread in self._threads:
             if thread.ident not in in_decoder:  # that one may never return, and cannot be stopped
                 thread.join()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     # What a worker does next; asked with the lock held
 

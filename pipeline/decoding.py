@@ -3,21 +3,20 @@
 Letters: N frames in the video, H and W in pixels.
 """
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from importlib import import_module
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.closeable import Closeable
 from pipeline.errors import VideoError
 
 Frame = NDArray[np.uint8]
 
 
-class Video(ABC):
+class Video(Closeable):
     """An opened video; use it as a context manager or call `close`.
 
     Attributes:
@@ -50,7 +49,7 @@ class Video(ABC):
         """The frames `indices` one by one, in their order, each as `read` returns it; cheaper than single reads."""
         return map(self.read, indices)
 
-    def expect(self, indices: Iterable[int]) -> None:  # noqa: B027 - nothing to do is an answer
+    def expect(self, indices: Iterable[int]) -> None:
         """Say that from now on no other frames will be read, in whatever order: a decoder may drop all others for good.
 
         Any frame can still be read, exactly; a dropped one costs a start at the key frame before it.
@@ -59,14 +58,6 @@ class Video(ABC):
     @abstractmethod
     def close(self) -> None:
         """Release the file; calling it again does nothing."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _checked(self, index: int) -> int:
         if not 0 <= index < len(self.pts_seconds):

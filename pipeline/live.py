@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
+from pipeline.closeable import Closeable
 from pipeline.decoding import Frame
 from pipeline.errors import VideoError
 from pipeline.live_pipe import Pipe
@@ -50,7 +50,7 @@ class LiveFrame:
     to_rgb: Callable[[], Frame]
 
 
-class Live:
+class Live(Closeable):
     """An open live source: iterate once over its frames, or over `sampled`; close it, or use it as a context manager.
 
     The times ascend strictly. VideoError ends the iteration where the source is silent for too long or breaks off.
@@ -78,14 +78,6 @@ class Live:
         self._broken_pts, self._intact_pts = -math.inf, math.inf
         self._failed_pts: int | None = None
         self._last_s, self._gap_s, self._shift_s = -math.inf, 0.0, 0.0
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Let go of the source; calling it again does nothing."""

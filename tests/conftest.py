@@ -4,10 +4,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 
 from jobs.cli import main
 from jobs.cluster import ray_cluster
 from pipeline.synthetic import CorpusConfig, plan_corpus, write_annotations, write_video
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """For networks so small that threads only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

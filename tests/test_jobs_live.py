@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from jobs.closed_loop import predict, predict_dense
 from jobs.live import describe_end, describe_look, follow, watch
@@ -22,13 +21,7 @@ from test_jobs_closed_loop import BACKBONE, model
 ENDED = {"video", "damaged", "cost", "seconds"}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """The network is so small that threads only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -17,13 +17,7 @@ from videos import write_video
 FRAME = np.full((48, 64, 3), 90, np.uint8)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """The network is so small that threads only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -299,7 +299,7 @@ def test_slow_videos_delay_themselves_alone(monkeypatch):
         for event in slow.values():
             event.set()
         outcomes = others | _outcomes(scheduler, 2)
-        _await_threads(before + 2)  # those that were replaced have gone
+        assert _threads_left(above=before + 2) <= 0, "those that were replaced have not gone"
     for uri in world.lengths:
         assert_right(outcomes[uri], world, network, uri)
 
@@ -370,20 +370,21 @@ def test_closing_ends_the_workers_with_videos_under_way():
     with Scheduler(model(), backbone(), decoder=f"{__name__}:decode", num_workers=3) as scheduler:
         scheduler.add(Request(uri, uri) for uri in world.lengths)
         scheduler.wait(timeout_s=5)
-    _await_threads(before)
+    assert _threads_left(above=before) <= 0
 
 
-def _await_threads(count: int) -> None:
+def _threads_left(*, above: int) -> int:
+    """How many threads there are above a number, after some time for them to end."""
     deadline = time.monotonic() + 5
-    while threading.active_count() > count and time.monotonic() < deadline:
+    while threading.active_count() > above and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert threading.active_count() <= count
+    return threading.active_count() - above
 
 
 def test_a_path_in_place_of_the_video_is_not_named_in_messages():
-    worlds["now"] = World(lengths={"/tmp/copy": 5}, broken_at={"/tmp/copy": 0})
+    worlds["now"] = World(lengths={"copy-of-a": 5}, broken_at={"copy-of-a": 0})
     with Scheduler(model(), backbone(), decoder=f"{__name__}:decode") as scheduler:
-        (outcome,) = scheduler.run([Request("a", "s3://there/a.mp4", "/tmp/copy")])
+        (outcome,) = scheduler.run([Request("a", "s3://there/a.mp4", "copy-of-a")])
     assert outcome.reason == "s3://there/a.mp4: frame 0 could not be decoded"
 
 
