@@ -50,6 +50,10 @@ class Batch:
     targets: Tensor
     video_ids: tuple[str, ...]
 
+    def to(self, device: str) -> "Batch":
+        """The same batch on a device."""
+        return Batch(self.features.to(device), self.lengths.to(device), self.targets.to(device), self.video_ids)
+
 
 def frame_targets(labels: SequenceOf[Label], pts_s: NDArray[np.float64], *, num_classes: int) -> NDArray[np.float32]:
     """(T, C) of {0, 1}: a class is positive at time t if start <= t <= end of one of its labels (Charades' rule).
