@@ -8,17 +8,17 @@ from pathlib import Path
 from statistics import fmean
 from typing import Literal
 
-from features.batches import Example, Task, load_examples
-from features.reader import FeatureSet
+from features.batches import Task
 from jobs.cluster import ray_cluster
 from jobs.evaluation import evaluate, load_model
 from jobs.points import ModelName, ModelSettings, Schedule
 from jobs.progress import console
-from jobs.ray_training import TrainingData, Workers
+from jobs.ray_training import Workers
 from jobs.sweep_record import SweepPoint, SweepRecord
 from jobs.tracking import TrackedRun, Tracking, code_version, start_run, tracking_uri
-from jobs.train import log_point, train_with_progress, training_data
-from pipeline.manifest import read_manifest
+from jobs.train import log_point, train_with_progress
+from jobs.training_data import CheckedData, checked_data
+from pipeline.errors import InputError
 
 # A control of a network that reads nearly everything would be the dense network once more.
 MATCHED_BELOW = 0.95
@@ -40,6 +40,7 @@ class Settings:
         num_layers: stacked recurrent layers.
         dropout: before the classifier, while training.
         test_split: the split of the manifest that networks are measured on.
+        skip_missing: leave out videos without features instead of stopping.
     """
 
     manifest: str
@@ -53,6 +54,7 @@ class Settings:
     num_layers: int = 1
     dropout: float = 0.0
     test_split: str = "test"
+    skip_missing: bool = False
     schedule: Schedule = field(default_factory=Schedule)
     workers: Workers = field(default_factory=Workers)
     tracking: Tracking = field(default_factory=Tracking)
@@ -80,29 +82,45 @@ def run(settings: Settings) -> int:
 
 def sweep(settings: Settings) -> SweepRecord:
     """Train and evaluate every network; the record is also written to <output>/sweep.json."""
-    data = training_data(settings.manifest, settings.features, settings.task)
-    feature_set = FeatureSet(data.features)
-    examples = load_examples(feature_set, read_manifest(data.manifest), split=settings.test_split, task=data.task)
+    data = _data(settings)
+    console.print(f"data: {data}")
     output = Path(settings.output)
     output.mkdir(parents=True, exist_ok=True)
     with start_run(settings.tracking, name=f"sweep {output.name}", output=output) as parent, ray_cluster():
-        parent.log_params({"task": settings.task, "feature_set_id": feature_set.id, "cell": settings.cell})
-        trainer = _Trainer(settings, data, examples, parent, output)
+        parent.log_params({"task": settings.task, "feature_set_id": data.feature_set.id, "cell": settings.cell})
+        parent.log_params(data.counts)
+        trainer = _Trainer(settings, data, parent, output)
         points = trainer.train(_first_points(settings))
         points += trainer.train(matched_controls(settings, points))
         record = SweepRecord(
             task=settings.task,
-            manifest=data.manifest,
-            features=data.features,
+            manifest=data.training.manifest,
+            features=data.training.features,
             test_split=settings.test_split,
             mlflow_uri=tracking_uri(settings.tracking, output=output),
             run_id=parent.id,
-            facts=_facts(settings, feature_set),
+            facts=_facts(settings, data),
             points=tuple(points),
         )
         record.save(output)
         parent.log_files(output / "sweep.json")
     return record
+
+
+def _data(settings: Settings) -> CheckedData:
+    data = checked_data(
+        settings.manifest,
+        settings.features,
+        settings.task,
+        test_split=settings.test_split,
+        skip_missing=settings.skip_missing,
+    )
+    if all(len(example.sequence.features) == 1 for example in data.examples):
+        raise InputError(
+            f"every video of split {settings.test_split!r} has a single sampled frame, which no network can skip: "
+            f"extract features at a higher --rate-hz than {data.feature_set.recipe.sampling.rate_hz:g}"
+        )
+    return data
 
 
 def _first_points(settings: Settings) -> list[ModelSettings]:
@@ -140,8 +158,7 @@ def matched_controls(settings: Settings, points: list[SweepPoint]) -> list[Model
 @dataclass(frozen=True, slots=True)
 class _Trainer:
     settings: Settings
-    data: TrainingData
-    examples: list[Example]
+    data: CheckedData
     parent: TrackedRun
     output: Path
 
@@ -154,7 +171,7 @@ class _Trainer:
             directories = train_with_progress(
                 points,
                 runs=runs,
-                data=self.data,
+                data=self.data.training,
                 schedule=self.settings.schedule,
                 workers=self.settings.workers,
                 checkpoints=self.output / "checkpoints",
@@ -163,19 +180,21 @@ class _Trainer:
 
     def _finish(self, point: ModelSettings, directory: Path, tracked: TrackedRun) -> SweepPoint:
         model = load_model(directory)
-        result = evaluate(model.recognizer, self.examples)
+        result = evaluate(model.recognizer, self.data.examples)
         log_point(tracked, point, self.settings.schedule, result, feature_set_id=model.feature_set_id)
+        tracked.log_params(self.data.counts)
         tracked.log_files(directory)
         checkpoint = str(directory.relative_to(self.output))
         return SweepPoint.of(point, result, checkpoint=checkpoint, run_id=tracked.id)
 
 
-def _facts(settings: Settings, feature_set: FeatureSet) -> dict[str, str]:
-    schedule = settings.schedule
+def _facts(settings: Settings, data: CheckedData) -> dict[str, str]:
+    schedule, feature_set = settings.schedule, data.feature_set
     return {
         "feature set": feature_set.id,
         "backbone": str(feature_set.about.get("backbone", feature_set.recipe.backbone)),
         "sampling": f"{feature_set.recipe.sampling.rate_hz:g} frames a second",
+        "videos": str(data),
         "training": f"{schedule.epochs} epochs, {schedule.batch_size} videos a step, Adam {schedule.learning_rate:g}, "
         f"{settings.workers.num_workers} workers, {settings.num_seeds} seed(s)",
         "network": f"{settings.cell.upper()}, {settings.num_layers} x {settings.hidden_size} hidden",

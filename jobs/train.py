@@ -4,8 +4,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from features.batches import Task, load_examples
-from features.reader import FeatureSet
+from features.batches import Task
 from jobs.cluster import ray_cluster
 from jobs.evaluation import Evaluation, evaluate, load_model
 from jobs.points import ModelSettings, Schedule
@@ -13,8 +12,7 @@ from jobs.progress import console, progress_bar
 from jobs.ray_training import TrainingData, Workers, train_on_ray
 from jobs.tracking import TrackedRun, Tracking, start_run
 from jobs.training import Epoch
-from pipeline import storage
-from pipeline.manifest import read_manifest
+from jobs.training_data import checked_data
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +25,7 @@ class Settings:
         output: a folder; the checkpoint goes to <output>/checkpoints/<name>.
         task: frames: any number of labels at every frame (mAP); video: one label for the whole (accuracy).
         test_split: the split of the manifest that the network is measured on.
+        skip_missing: leave out videos without features instead of stopping.
         register: make the network a new version of this model in MLflow's registry; it can then be had by
             --model models:/NAME/VERSION.
     """
@@ -36,6 +35,7 @@ class Settings:
     output: str
     task: Task = "frames"
     test_split: str = "test"
+    skip_missing: bool = False
     register: str | None = None
     model: ModelSettings = field(default_factory=ModelSettings)
     schedule: Schedule = field(default_factory=Schedule)
@@ -49,24 +49,29 @@ class Settings:
 
 def run(settings: Settings) -> int:
     """Train, evaluate and print the result."""
-    data = training_data(settings.manifest, settings.features, settings.task)
-    examples = load_examples(
-        FeatureSet(data.features), read_manifest(data.manifest), split=settings.test_split, task=data.task
+    data = checked_data(
+        settings.manifest,
+        settings.features,
+        settings.task,
+        test_split=settings.test_split,
+        skip_missing=settings.skip_missing,
     )
+    console.print(f"data: {data}")
     output = Path(settings.output)
     output.mkdir(parents=True, exist_ok=True)
     name = settings.model.name
     with start_run(settings.tracking, name=name, output=output) as tracked, ray_cluster():
+        tracked.log_params(data.counts)
         directories = train_with_progress(
             [settings.model],
             runs={name: tracked},
-            data=data,
+            data=data.training,
             schedule=settings.schedule,
             workers=settings.workers,
             checkpoints=output / "checkpoints",
         )
         model = load_model(directories[name])
-        result = evaluate(model.recognizer, examples)
+        result = evaluate(model.recognizer, data.examples)
         log_point(tracked, settings.model, settings.schedule, result, feature_set_id=model.feature_set_id)
         tracked.log_files(directories[name])
         version = tracked.register(settings.register, directories[name]) if settings.register else None
@@ -76,14 +81,6 @@ def run(settings: Settings) -> int:
         + (f", models:/{settings.register}/{version}" if version else "")
     )
     return 0
-
-
-def training_data(manifest: str, features: str, task: Task) -> TrainingData:
-    """Where the workers find their data, as absolute places, after a look that both can be read."""
-    data = TrainingData(storage.absolute(manifest), storage.absolute(features), task)
-    read_manifest(data.manifest)
-    FeatureSet(data.features)
-    return data
 
 
 def train_with_progress(
