@@ -3,9 +3,8 @@
 Letters: B batch, T steps, C classes.
 """
 
-import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from features.batches import Batch, Example, Task, collate
 from features.errors import FeatureSetError
 from features.reader import FeatureSet
 from features.recipe import Recipe
+from jobs.video_inputs import video_id_of
 from models import (
     CheckpointError,
     Cost,
@@ -145,15 +145,11 @@ def _metric(scores: Tensor, targets: Tensor, task: Task) -> tuple[float, tuple[f
 
 
 def _random_gates(recognizer: Recognizer, batch: Batch) -> Tensor | None:
-    """Randomly skipped frames drawn per video, so that a split's update share comes close to 1 - p_skip."""
+    """(B, T), each video's own mask by its id."""
     gate = recognizer.config.gate
     if not isinstance(gate, RandomGate):
         return None
     steps = batch.features.shape[1]
-    rows = [replace(gate, seed=_seed_of(video_id, gate.seed)).schedule(steps)[:, 0] for video_id in batch.video_ids]
+    rows = [gate.schedule(steps, key=video_id_of(video_id))[:, 0] for video_id in batch.video_ids]
     valid = torch.arange(steps) < batch.lengths[:, None]
     return torch.stack(rows) * valid
-
-
-def _seed_of(video_id: str, seed: int) -> int:
-    return int.from_bytes(hashlib.sha256(f"{seed}/{video_id}".encode()).digest()[:4], "big")

@@ -14,6 +14,7 @@ from features.backbones import Backbone
 from jobs.evaluation import TrainedModel
 from jobs.online import OnlineRecognizer
 from jobs.prediction import Seconds
+from jobs.video_inputs import video_id_of
 from models import Cost
 from pipeline.closeable import Closeable
 from pipeline.live import Live, open_live
@@ -51,7 +52,7 @@ class Watch(Closeable):
         self.source = live.name
         self._live, self._threshold = live, threshold
         self._sampling = model.recipe.sampling
-        self._recognizer = OnlineRecognizer(model, backbone)
+        self._recognizer = OnlineRecognizer(model, backbone, key=video_id_of(live.name))
         self._num_sampled = 0
 
     def close(self) -> None:

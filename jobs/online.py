@@ -10,10 +10,8 @@ Letters: H and W in pixels, C classes.
 """
 
 import dataclasses
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from itertools import count
 from typing import Any
 
 import numpy as np
@@ -24,11 +22,9 @@ from torch import Tensor
 from features.backbones import Backbone
 from jobs.evaluation import TrainedModel
 from jobs.prediction import Seconds
-from models import LearnedGate, RandomGate, Recognizer, SkipState, StridedGate, steps_until_update
+from models import LearnedGate, Recognizer, SkipState, steps_until_update
 from models.gates import LEARNED, MAX_WAIT
 from models.reference import accumulate
-
-_DRAWS = 1024
 
 
 class OnlineRecognizer:
@@ -47,17 +43,22 @@ class OnlineRecognizer:
     num_looks: int
     seconds: Seconds
 
-    def __init__(self, model: TrainedModel, backbone: Backbone) -> None:
+    def __init__(self, model: TrainedModel, backbone: Backbone, *, key: str | None = None) -> None:
         self.rate_hz = model.recipe.sampling.rate_hz
         self._model, self._backbone = model, backbone
-        self.reset()
+        self.reset(key=key)
 
-    def reset(self) -> None:
-        """Begin a new sequence."""
+    def reset(self, *, key: str | None = None) -> None:
+        """Begin a new sequence.
+
+        Args:
+            key: its name, by which a random control draws where it looks: a video's id, for the frames that `evaluate`
+                draws. Other networks make nothing of it.
+        """
         self.num_steps = self.num_looks = 0
         self.seconds = Seconds()
         self._scores: NDArray[np.float32] | None = None
-        self._walk = _walk_of(self._model.recognizer)
+        self._walk = _walk_of(self._model.recognizer, key)
 
     def step(self, frame: NDArray[np.uint8]) -> int:
         """Look at a frame, (H, W, 3) uint8 RGB; as many sampled frames as the result says are not needed after it.
@@ -144,11 +145,11 @@ class _Learned(_Walk):
 class _Scheduled(_Walk):
     """A control, whose updates are known beforehand: the network steps as if its own gate had opened there."""
 
-    def __init__(self, recognizer: Recognizer, gate: RandomGate | StridedGate) -> None:
+    def __init__(self, recognizer: Recognizer, gates: Iterator[bool]) -> None:
         self._recognizer = Recognizer(dataclasses.replace(recognizer.config, gate=LEARNED)).eval()
         self._recognizer.load_state_dict(recognizer.state_dict())
         self._state: SkipState | None = None
-        self._gates = _gates(gate)
+        self._gates = gates
         next(self._gates)
 
     def look(self, feature: Tensor) -> tuple[Tensor, int]:
@@ -186,23 +187,11 @@ class _Mean(_Walk):
         return 0  # every step is an update
 
 
-def _walk_of(recognizer: Recognizer) -> _Walk:
+def _walk_of(recognizer: Recognizer, key: str | None) -> _Walk:
     if recognizer.recurrent is None:
         return _Mean(recognizer)
     gate = recognizer.config.gate
-    return _Learned(recognizer) if isinstance(gate, LearnedGate) else _Scheduled(recognizer, gate)
-
-
-def _gates(gate: RandomGate | StridedGate) -> Iterator[bool]:
-    """`gate.schedule` of a sequence without end."""
-    if isinstance(gate, StridedGate):
-        for step in count():
-            yield math.floor(step / gate.stride) > math.floor((step - 1) / gate.stride)
-    else:
-        generator = torch.Generator().manual_seed(gate.seed)
-        yield bool(torch.rand(1, generator=generator) >= 0)  # drawn all the same: the first step is always used
-        while True:
-            yield from (torch.rand(_DRAWS, generator=generator) >= gate.p_skip).tolist()
+    return _Learned(recognizer) if isinstance(gate, LearnedGate) else _Scheduled(recognizer, gate.stream(key=key))
 
 
 def _check(frame: NDArray[np.uint8]) -> None:

@@ -7,7 +7,7 @@ shards (--output FOLDER). Exit code 0: every video was labelled; 3: some could n
 
 import json
 import time
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Literal
@@ -17,9 +17,9 @@ import tyro
 from jobs.live import follow, watch
 from jobs.prediction import Prediction
 from jobs.prediction_files import Format, PredictionWriter, choose_format, open_writer
-from jobs.progress import console, track
+from jobs.progress import console, progress_bar
 from jobs.recognizer import VIDEOS_IN_FLIGHT, Recognizer, trained_model
-from jobs.video_inputs import VideoInputs, video_inputs
+from jobs.video_inputs import VideoInputs, require_distinct_ids, video_inputs
 from jobs.video_strip import StripFolder
 from jobs.viewing import Request
 from models import Cost
@@ -114,6 +114,9 @@ def run(settings: Settings) -> int:
     inputs = video_inputs(settings.videos, manifest=settings.manifest, split=settings.split)
     if settings.is_job:
         return _run_job(settings, inputs)
+    form = choose_format(settings.output, settings.format)
+    if form.startswith("charades"):
+        require_distinct_ids(inputs)
     recognizer = _load(settings)
     names, task, threshold = recognizer.class_names, recognizer.task, settings.threshold
     with open_writer(
@@ -154,18 +157,23 @@ def _label(
         in_flight=settings.in_flight,
         time_limit_s=settings.time_limit_s,
     )
-    with closing(outcomes):
-        for outcome in track(outcomes, "labelling videos", total=len(inputs)):
+    with closing(outcomes), progress_bar() as bar:
+        room_for_lines = bar.cleared if settings.output is None else nullcontext
+        task = bar.add_task("labelling videos", total=len(inputs), note="")
+        for outcome in outcomes:
             key, prediction = outcome.request.key, outcome.prediction
             if prediction is None:
                 failed += 1
-                writer.fail(key, outcome.request.uri, outcome.reason)
+                with room_for_lines():
+                    writer.fail(key, outcome.request.uri, outcome.reason)
                 console.print(f"failed: {outcome.reason}", markup=False)
-                continue
-            writer.add(key, prediction)
-            cost = prediction.cost if cost is None else cost + prediction.cost
-            if strips is not None:
-                _draw(strips, key, prediction)
+            else:
+                with room_for_lines():
+                    writer.add(key, prediction)
+                cost = prediction.cost if cost is None else cost + prediction.cost
+                if strips is not None:
+                    _draw(strips, key, prediction)
+            bar.advance(task)
     if cost is None:
         console.print(f"no video was labelled, {failed} failed")
     else:

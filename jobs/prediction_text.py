@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from features.batches import Task
 from jobs.prediction import Prediction
+from jobs.video_inputs import video_id_of
 from pipeline.errors import InputError
 
 CHARADES_TIMES = 25
@@ -110,7 +111,8 @@ class Csv(TextFormat):
 class CharadesLocalisation(TextFormat):
     """Lines `id framenr s0 … sC`: 25 times evenly over each video, framenr 1 to 25.
 
-    An id is the video's name with percent codes for white space (a manifest has Charades' own ids).
+    An id is `video_id_of` a video's key: a manifest's id, or a file's name without the suffix, as Charades names its
+    own. White space becomes percent codes.
     """
 
     def __init__(self, labelling: Labelling) -> None:
@@ -194,7 +196,7 @@ def _mean(scores: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _charades_id(key: str) -> str:
-    return "".join(quote(letter) if letter.isspace() else letter for letter in key)
+    return "".join(quote(letter) if letter.isspace() else letter for letter in video_id_of(key))
 
 
 def _digits(scores: NDArray[np.float32]) -> list[str]:

@@ -1,5 +1,6 @@
 """Progress bars and messages on the terminal, all on standard error so that standard output stays data."""
 
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -16,6 +17,20 @@ class NotedProgress(Progress):
     """A progress display with a line of text below it."""
 
     line = ""
+
+    @contextmanager
+    def cleared(self) -> Iterator[None]:
+        """Take the display off the terminal meanwhile, for lines that go to standard output on the same terminal."""
+        if not (self.console.is_terminal and sys.stdout.isatty()):
+            yield
+            return
+        self.live.transient = True
+        self.live.stop()
+        try:
+            yield
+        finally:
+            self.live.transient = False
+            self.live.start(refresh=True)
 
     def get_renderables(self) -> Iterable[RenderableType]:
         """The bars, and the line where there is one."""

@@ -99,15 +99,16 @@ class Recognizer:
         if isinstance(videos, str | PathLike):
             return self.predict([videos], dense=dense)[0]
         found: dict[str, Prediction] = {}
-        for outcome in self.stream((Request(str(n), os.fspath(uri)) for n, uri in enumerate(videos)), dense=dense):
+        uris = [os.fspath(video) for video in videos]
+        for outcome in self.stream(dict.fromkeys(uris), dense=dense):
             if outcome.prediction is None:
                 raise VideoError(outcome.reason)
-            found[outcome.request.key] = outcome.prediction
-        return [found[str(number)] for number in range(len(videos))]
+            found[outcome.request.uri] = outcome.prediction
+        return [found[uri] for uri in uris]
 
     def stream(
         self,
-        requests: Iterable[Request],
+        videos: Iterable[str | PathLike[str] | Request],
         *,
         dense: bool = False,
         in_flight: int = VIDEOS_IN_FLIGHT,
@@ -116,11 +117,12 @@ class Recognizer:
         """Label any number of videos, each handed out as it comes to an end, with a reason if it failed.
 
         Args:
-            requests: read as they are needed.
+            videos: paths or URIs, or a `Request` to give a video an id; read as they are needed. They come back as
+                `Outcome.request`.
             in_flight: videos that are open at a time, at most.
             time_limit_s: a video fails if its next frame does not come within this.
         """
-        source = iter(requests)
+        source = (v if isinstance(v, Request) else Request(os.fspath(v), os.fspath(v)) for v in videos)
         first = list(islice(source, 2))
         # A lone video goes from decoder to backbone and back; all frames of a dense pass can be at work at once.
         is_alone = len(first) < 2 and not dense
@@ -135,9 +137,13 @@ class Recognizer:
         ) as scheduler:
             yield from scheduler.run(chain(first, source))
 
-    def online(self) -> OnlineRecognizer:
-        """A recogniser that is given frames one by one and says for how long it needs none."""
-        return OnlineRecognizer(self.model, self.backbone)
+    def online(self, *, key: str | None = None) -> OnlineRecognizer:
+        """A recogniser that is given frames one by one and says for how long it needs none.
+
+        Args:
+            key: the sequence's name, see `OnlineRecognizer.reset`.
+        """
+        return OnlineRecognizer(self.model, self.backbone, key=key)
 
     def labels(self, prediction: Prediction, *, threshold: float = 0.5) -> list[dict[str, Any]]:
         """What was recognised: class and score, with start_s and end_s for task frames (where ≥ ``threshold``)."""

@@ -7,10 +7,12 @@ thread each: convolutions then round alike whatever was encoded beside a frame (
 alone otherwise). A GPU gets a thread of its own.
 """
 
+import logging
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -19,18 +21,21 @@ from typing import TypeVar
 import torch
 
 from features.backbones import Backbone
+from jobs.decoder_calls import Call, DecoderCalls
 from jobs.evaluation import TrainedModel
 from jobs.prediction import Prediction, Seconds
-from jobs.viewing import ClosedLoop, Reading, Request, Steps, Viewing, look, view
+from jobs.torch_threads import use_one_thread
+from jobs.viewing import DecodedFrames, Request, Steps, Update, Viewing, encode, view
 from pipeline.closeable import Closeable
-from pipeline.decoding import Frame, open_video
+from pipeline.decoding import open_video
 from pipeline.errors import InputError
 
-# A worker whose decoder takes longer (a slow disk, a slow network) gets another beside it: it delays its video alone.
-SLOW_S = 1.0
+# How long `close` waits for decoders that are at work.
+LAST_CALL_S = 1.0
 
 _T = TypeVar("_T")
 _Job = Callable[[], None]
+_LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,33 +47,14 @@ class Outcome:
     reason: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class _Frames:
-    """Decoded frames on their way to the backbone."""
-
-    viewing: Viewing
-    steps: Steps
-    frames: list[Frame]
-
-
-@dataclass(slots=True, eq=False)
-class _Call:
-    """A worker's call of a decoder; ``viewing`` is None while it opens the video."""
-
-    request: Request
-    viewing: Viewing | None
-    since: float
-    is_slow: bool = False
-    is_given_up: bool = False
-
-
 class Scheduler(Closeable):
     """Labels videos, many at a time; use it as a context manager.
 
     Args:
         dense: look at every frame instead of those the network asks for.
-        num_workers: threads that decode and, on a CPU, encode with one thread of torch each. 0: the caller's own does
-            all while it waits, with as many threads of torch as it has: the fastest way for a lone video.
+        num_workers: threads that decode and, on a CPU, encode with one thread of torch each; up to twice as many where
+            decoders are slow. 0: the caller's own does all while it waits, with as many threads of torch as it has: the
+            fastest way for a lone video.
         in_flight: videos that are open at a time, at most; each holds a decoder with a handful of its pictures.
         time_limit_s: a video fails if its decoder takes longer for one request; without workers, nobody looks.
 
@@ -87,19 +73,20 @@ class Scheduler(Closeable):
         time_limit_s: float = float("inf"),
     ) -> None:
         self._model, self._backbone, self._dense, self._decoder = model, backbone, dense, decoder
-        self._in_flight, self._time_limit_s = in_flight, time_limit_s
+        self._in_flight, self._num_workers, self._time_limit_s = in_flight, num_workers, time_limit_s
         is_on_gpu = backbone.device.type != "cpu"
         self._next_of_worker = self._decode_next if is_on_gpu else self._decode_or_encode_next
         self._changed = threading.Condition()  # guards all that follows
         self._requests: deque[Request] = deque()  # not begun
         self._waiting: deque[tuple[Viewing, Steps]] = deque()  # to be decoded, in turn
-        self._ready: deque[_Frames] = deque()  # to be encoded, in turn
-        self._calls: dict[int, _Call] = {}  # of decoders, by thread
-        self._replaced: set[int] = set()  # threads that were slow, and to which there is another now
-        self._num_open = 0
+        self._ready: deque[DecodedFrames] = deque()  # to be encoded, in turn
+        self._read: deque[Viewing] = deque()  # to be finished
+        self._calls = DecoderCalls(max_substitutes=num_workers, time_limit_s=time_limit_s)
+        self._num_begun = 0  # videos without an outcome yet
+        self._open: set[Viewing] = set()  # of those
         self._outcomes: list[Outcome] = []
         self._is_closed = False
-        self._threads: list[threading.Thread] = []
+        self._threads: set[threading.Thread] = set()
         self.frames_encoded = 0
         for _ in range(num_workers):
             self._start(self._next_of_worker)
@@ -114,10 +101,10 @@ class Scheduler(Closeable):
 
     def wait(self, timeout_s: float) -> list[Outcome]:
         """The outcomes since the last call, as soon as there is one; none when time is up first."""
-        if not self._threads:
+        if not self._num_workers:
             self._work_here(timeout_s)
         with self._changed:
-            self._changed.wait_for(lambda: self._outcomes or not self._threads, timeout_s)
+            self._changed.wait_for(lambda: self._outcomes or not self._num_workers, timeout_s)
             self._check_calls()
             found, self._outcomes = self._outcomes, []
         return found
@@ -137,24 +124,34 @@ class Scheduler(Closeable):
                 yield outcome
 
     def close(self) -> None:
-        """Stop; videos that are under way have no outcome."""
+        """Stop; videos that are under way are closed and have no outcome.
+
+        A decoder that does not return within a second is left to its thread, which closes the video when it does.
+        """
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()
-            in_decoder = set(self._calls)
-        for thread in self._threads:
-            if thread.ident not in in_decoder:  # that one may never return, and cannot be stopped
-                thread.join()
+            self._changed.wait_for(lambda: not self._calls.threads, LAST_CALL_S)
+            in_decoder = self._calls.threads
+            idle = [viewing for viewing in self._open if not viewing.is_decoding]
+            for viewing in self._open:
+                viewing.is_over = True
+            self._open.clear()
+            threads = [thread for thread in self._threads if thread.ident not in in_decoder]
+        for thread in threads:
+            thread.join()
+        for viewing in idle:
+            _close(viewing)
 
     # What a worker does next; asked with the lock held
 
     def _start(self, next_job: Callable[[], _Job | None]) -> None:
         thread = threading.Thread(target=self._work, args=(next_job,), daemon=True)
-        self._threads.append(thread)
+        self._threads.add(thread)
         thread.start()
 
     def _work(self, next_job: Callable[[], _Job | None]) -> None:
-        torch.set_num_threads(1)  # of this thread
+        use_one_thread()
         with torch.inference_mode():
             while (job := self._await_job(next_job)) is not None:
                 job()
@@ -167,8 +164,8 @@ class Scheduler(Closeable):
 
     def _await_job(self, next_job: Callable[[], _Job | None]) -> _Job | None:
         with self._changed:
-            if threading.get_ident() in self._replaced:
-                self._replaced.remove(threading.get_ident())
+            if self._calls.take_leave():
+                self._threads.remove(threading.current_thread())
                 return None
             while not self._is_closed:
                 if job := next_job():
@@ -183,20 +180,22 @@ class Scheduler(Closeable):
         return self._decode_next() or self._encode_next()
 
     def _decode_next(self) -> _Job | None:
+        if self._read:
+            return partial(self._finish, self._read.popleft())
         if self._num_ready >= 2 * self._backbone.batch_size:
             return None
         while self._waiting:
             viewing, steps = self._waiting.popleft()
             if not viewing.is_over:
                 viewing.is_decoding = True
-                return partial(self._decode, viewing, steps)
-        if self._requests and self._num_open < self._in_flight:
-            self._num_open += 1
-            return partial(self._open, self._requests.popleft())
+                return partial(self._decode, self._calls.begin(viewing.request, viewing), viewing, steps)
+        if self._requests and self._num_begun < self._in_flight:
+            self._num_begun += 1
+            return partial(self._begin, self._calls.begin(self._requests.popleft(), None))
         return None
 
     def _encode_next(self) -> _Job | None:
-        batch: list[_Frames] = []
+        batch: list[DecodedFrames] = []
         room = self._backbone.batch_size
         while self._ready and len(self._ready[0].frames) <= room:
             batch.append(self._ready.popleft())
@@ -209,104 +208,103 @@ class Scheduler(Closeable):
 
     # Decoding
 
-    def _open(self, request: Request) -> None:
-        seconds = Seconds()
+    def _begin(self, call: Call) -> None:
+        def begin() -> tuple[Viewing, Steps]:
+            seconds, request = Seconds(), call.request
+            with ExitStack() as on_error:
+                with seconds.measure("decode"):
+                    video = on_error.enter_context(open_video(request.path or request.uri, decoder=self._decoder))
+                part_frames = self._backbone.batch_size
+                viewing = view(request, video, self._model, seconds, dense=self._dense, part_frames=part_frames)
+                wanted = viewing.wanted()
+                on_error.pop_all()
+            viewing.is_decoding = True
+            call.viewing = viewing
+            return viewing, wanted
 
-        def open_and_view() -> Viewing:
-            with seconds.measure("decode"):
-                video = open_video(request.path or request.uri, decoder=self._decoder)
-            part_frames = self._backbone.batch_size
-            return view(request, video, self._model, seconds, dense=self._dense, part_frames=part_frames)
+        def take(opened: tuple[Viewing, Steps]) -> None:
+            self._open.add(opened[0])
+            self._queue(*opened)
 
-        self._call_decoder(_Call(request, None, time.monotonic()), open_and_view, self._ask)
+        self._call_decoder(call, begin, take)
 
-    def _decode(self, viewing: Viewing, steps: Steps) -> None:
-        def take(frames: list[Frame]) -> None:
-            self._ready.append(_Frames(viewing, steps, frames))
-            self._ask(viewing)
+    def _decode(self, call: Call, viewing: Viewing, steps: Steps) -> None:
+        def decode() -> tuple[DecodedFrames, Steps]:
+            return DecodedFrames(viewing, steps, viewing.decode(steps)), viewing.wanted()
 
-        call = _Call(viewing.request, viewing, time.monotonic())
-        self._call_decoder(call, partial(viewing.decode, steps), take)
+        def take(decoded: tuple[DecodedFrames, Steps]) -> None:
+            self._ready.append(decoded[0])
+            self._queue(viewing, decoded[1])
 
-    def _call_decoder(self, call: _Call, function: Callable[[], _T], take: Callable[[_T], None]) -> None:
-        with self._changed:
-            self._calls[threading.get_ident()] = call
-        answer, reason = None, ""
+        self._call_decoder(call, decode, take)
+
+    def _call_decoder(self, call: Call, function: Callable[[], _T], take: Callable[[_T], None]) -> None:
+        answer, reason = None, f"{call.request.uri}: its decoder was interrupted"
         try:
             answer = function()
         except (Exception, SystemExit) as error:  # a decoder may be anyone's: its failures may reach no other video
             reason = _reason(error, call.request, "decoder")
-        with self._changed:
-            del self._calls[threading.get_ident()]
-            if call.is_slow:
-                self._replaced.add(threading.get_ident())
-            viewing = call.viewing or (answer if isinstance(answer, Viewing) else None)
-            if viewing is not None:
-                viewing.is_decoding = False
-            if call.is_given_up or (viewing is not None and viewing.is_over):
-                if viewing is not None:
-                    viewing.video.close()
-            elif answer is None:
-                self._end(call.request, viewing, None, reason)
-            else:
-                take(answer)
+        finally:  # an interruption ends the caller's own work
+            with self._changed:
+                is_lost = self._end_call(call)
+                if answer is not None and not is_lost:
+                    take(answer)
+            if is_lost and call.viewing is not None:
+                _close(call.viewing)
+            elif answer is None and not is_lost:
+                self._end(call.request, call.viewing, None, reason)
 
-    def _ask(self, viewing: Viewing) -> None:
-        """Have the frames decoded that a video wants next, when it is its turn."""
-        steps = viewing.wanted()
-        if len(steps):
-            self._waiting.append((viewing, steps))
+    def _end_call(self, call: Call) -> bool:
+        """With the lock held: the decoder has returned; whether nobody waits for its answer any more."""
+        self._calls.end()
+        self._changed.notify_all()
+        if call.viewing is None:
+            return call.is_given_up or self._is_closed
+        call.viewing.is_decoding = False
+        if self._is_closed:
+            self._claim(call.viewing)
+        return call.is_given_up or call.viewing.is_over
+
+    def _queue(self, viewing: Viewing, wanted: Steps) -> None:
+        """With the lock held: have these frames decoded when it is their turn."""
+        if len(wanted):
+            self._waiting.append((viewing, wanted))
         self._changed.notify_all()
 
     def _check_calls(self) -> None:
-        now = time.monotonic()
-        for call in self._calls.values():
-            if not call.is_slow and now - call.since > SLOW_S:
-                call.is_slow = True
-                self._start(self._next_of_worker)
-            if not call.is_given_up and now - call.since > self._time_limit_s:
-                call.is_given_up = True  # its worker closes the video, should it ever return
-                late = f"{call.request.uri}: its next frame did not come within {self._time_limit_s:g} seconds"
-                self._end(call.request, call.viewing, None, late)
+        """With the lock held: substitutes for slow workers, outcomes for videos whose time is up."""
+        for call in self._calls.give_up():  # its worker closes the video, should the decoder ever return
+            late = f"{call.request.uri}: its next frame did not come within {self._time_limit_s:g} seconds"
+            if self._claim(call.viewing):
+                self._book(Outcome(call.request, None, late))
+        for _ in range(self._calls.substitute()):
+            self._start(self._next_of_worker)
 
     # Encoding
 
-    def _encode(self, batch: list[_Frames]) -> None:
+    def _encode(self, batch: list[DecodedFrames]) -> None:
         try:
-            self._see(batch)
+            updates, seconds = encode(batch, self._backbone)
         except (Exception, SystemExit) as error:  # likewise a backbone
             if len(batch) > 1:
                 for alone in batch:
                     self._encode([alone])
                 return
-            (frames,) = batch
-            reason = _reason(error, frames.viewing.request, "backbone")
-            with self._changed:
-                self._end(frames.viewing.request, frames.viewing, None, reason)
+            request = batch[0].viewing.request
+            self._end(request, batch[0].viewing, None, _reason(error, request, "backbone"))
+            return
+        self._commit(batch, updates, seconds)
 
-    def _see(self, batch: list[_Frames]) -> None:
-        started = time.perf_counter()
-        features = self._backbone.encode([frame for frames in batch for frame in frames.frames])
-        encoded = time.perf_counter()
-        loops = [frames.viewing for frames in batch if isinstance(frames.viewing, ClosedLoop)]
-        if loops:
-            look(loops, features, num_rows=self._backbone.batch_size)
-        encode_s, recognise_s = encoded - started, time.perf_counter() - encoded
+    def _commit(self, batch: list[DecodedFrames], updates: list[Update], seconds: Seconds) -> None:
         with self._changed:
-            self.frames_encoded += len(features)
-            first = 0
-            for frames in batch:
-                viewing, count = frames.viewing, len(frames.frames)
-                viewing.seconds.encode += encode_s * count / len(features)
-                viewing.seconds.recognise += recognise_s * count / len(features)
-                if isinstance(viewing, Reading):
-                    viewing.receive(frames.steps, features[first : first + count])
-                else:
-                    self._ask(viewing)
-                first += count
-            over = {frames.viewing for frames in batch if frames.viewing.is_read}
-        for viewing in over:
-            self._finish(viewing)
+            for frames, update in zip(batch, updates, strict=True):
+                self.frames_encoded += update.num_frames
+                frames.viewing.seconds.encode += seconds.encode * update.num_frames
+                frames.viewing.seconds.recognise += seconds.recognise * update.num_frames
+                frames.viewing.commit(update)
+                self._queue(frames.viewing, update.wanted)
+            self._read.extend({frames.viewing for frames in batch if frames.viewing.is_read})
+            self._changed.notify_all()
 
     def _finish(self, viewing: Viewing) -> None:
         prediction, reason = None, ""
@@ -314,20 +312,40 @@ class Scheduler(Closeable):
             prediction = viewing.prediction()
         except Exception as error:
             reason = _reason(error, viewing.request, "network")
-        with self._changed:
-            self._end(viewing.request, viewing, prediction, reason)
+        self._end(viewing.request, viewing, prediction, reason)
 
     def _end(self, request: Request, viewing: Viewing | None, prediction: Prediction | None, reason: str = "") -> None:
-        """With the lock held: the outcome of a video, unless it has one already."""
-        if viewing is not None:
-            if viewing.is_over:
+        """The outcome of a video, unless it has one already; without the lock, since closing a video may take long."""
+        with self._changed:
+            is_idle = viewing is not None and not viewing.is_decoding  # else its worker closes it
+            if not self._claim(viewing):
                 return
-            viewing.is_over = True
-            if not viewing.is_decoding:  # else its worker closes it
-                viewing.video.close()
-        self._num_open -= 1
-        self._outcomes.append(Outcome(request, prediction, reason))
+        if viewing is not None and is_idle:
+            _close(viewing)
+        with self._changed:
+            self._book(Outcome(request, prediction, reason))
+
+    def _claim(self, viewing: Viewing | None) -> bool:
+        """With the lock held: the right to say what became of a video; it is given once."""
+        if viewing is None:  # not opened
+            return True
+        is_first = not viewing.is_over
+        viewing.is_over = True
+        self._open.discard(viewing)
+        return is_first
+
+    def _book(self, outcome: Outcome) -> None:
+        """With the lock held."""
+        self._num_begun -= 1
+        self._outcomes.append(outcome)
         self._changed.notify_all()
+
+
+def _close(viewing: Viewing) -> None:
+    try:
+        viewing.video.close()
+    except Exception as error:  # a decoder may be anyone's, and the video has its outcome
+        _LOGGER.warning("%s could not be closed: %s: %s", viewing.request.uri, type(error).__name__, error)
 
 
 def _reason(error: BaseException, request: Request, part: str) -> str:

@@ -1,6 +1,6 @@
 """What a user names as videos (files, folders, URIs, a manifest) becomes videos, each once."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import NamedTuple
@@ -11,7 +11,7 @@ import pyarrow.fs as pafs
 from pipeline import storage
 from pipeline.errors import InputError, ManifestError
 from pipeline.folders import SUFFIXES
-from pipeline.locations import explained
+from pipeline.locations import explained, has_scheme
 from pipeline.manifest import iterate_manifest
 
 
@@ -24,6 +24,27 @@ class VideoInput(NamedTuple):
 
     key: str
     uri: str
+
+
+def video_id_of(key: str) -> str:
+    """The id that a video most likely has in a manifest: of a path or URI of a video file its name without the suffix.
+
+    Any other key is an id already. By it a random control draws a video's mask, and Charades' evaluation knows a video.
+    """
+    name = PurePosixPath(key.partition("?")[0] if has_scheme(key) else key)
+    return name.stem if name.suffix.lower() in SUFFIXES else key
+
+
+def require_distinct_ids(videos: Iterable[VideoInput]) -> None:
+    """InputError where two videos have one `video_id_of`."""
+    seen: dict[str, str] = {}
+    for video in videos:
+        first = seen.setdefault(video_id_of(video.key), video.uri)
+        if first != video.uri:
+            raise InputError(
+                f"{first} and {video.uri} would both be {video_id_of(video.key)!r} in the file: give one of them, "
+                "rename one, or give a manifest with an id for each"
+            )
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 Letters: T sampled frames, n frames of one request, D feature length, C classes.
 """
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,8 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from features.backbones import Backbone
 from jobs.evaluation import TrainedModel
 from jobs.prediction import Prediction, Seconds
+from jobs.video_inputs import video_id_of
 from models import Cost, LearnedGate, SkipState, rows_of, stack_states
 from pipeline.decoding import Frame, Video
 
@@ -25,7 +28,7 @@ class Request:
     """A video to be labelled.
 
     Attributes:
-        key: the caller's name for it.
+        key: the caller's name for it: a manifest's id, or the path or URI as it was given (see `video_id_of`).
         uri: what messages and the prediction call it.
         path: what is opened in its place, such as a local copy; "" for ``uri`` itself.
     """
@@ -35,8 +38,29 @@ class Request:
     path: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Update:
+    """What encoded frames will change in their viewing, see `Viewing.commit`.
+
+    Attributes:
+        num_frames: n, how many.
+        wanted: the steps (n,) to decode next, now that these are known.
+        due: closed loop: the next look.
+        state: closed loop: the network's, once it stands there.
+    """
+
+    num_frames: int
+    wanted: Steps
+    due: int = 0
+    state: SkipState | None = None
+
+
 class Viewing(ABC):
-    """An open video. `wanted` are the steps to decode next; they come back, in any order of requests, encoded."""
+    """An open video. `wanted` are the steps to decode next; they come back, in any order of requests, encoded.
+
+    Encoded frames come in by two calls. The first computes an `Update` (see `encode`): it may raise, and it may be
+    repeated, since it changes nothing that is read before the second, `commit`, which only assigns.
+    """
 
     def __init__(self, request: Request, video: Video, model: TrainedModel, seconds: Seconds) -> None:
         self.request, self.video, self.model, self.seconds = request, video, model, seconds
@@ -59,7 +83,14 @@ class Viewing(ABC):
 
     @abstractmethod
     def wanted(self) -> Steps:
-        """The steps (n,) to decode next; none while that depends on frames that are under way, or at the end."""
+        """The steps (n,) to decode next, to be asked at the start and after each decoding.
+
+        None at the end, or while that depends on frames that are under way: then their `Update` says it.
+        """
+
+    def commit(self, update: Update) -> None:
+        """Take over what was computed from encoded frames; raises nothing."""
+        self.num_encoded += update.num_frames
 
     @property
     @abstractmethod
@@ -100,7 +131,7 @@ class ClosedLoop(Viewing):
         super().__init__(request, video, model, seconds)
         self.state: SkipState | None = None
         self._due = 0  # the next look
-        self._is_under_way = False
+        self._has_begun = False
         self._logits = torch.empty(len(self.used), model.recognizer.config.num_classes)
 
     @property
@@ -113,18 +144,22 @@ class ClosedLoop(Viewing):
         return self.remaining == 0
 
     def wanted(self) -> Steps:
-        if self._is_under_way or self.is_read:
+        if self._has_begun:
             return np.empty(0, np.int64)
-        self._is_under_way = True
-        return np.array([self._due])
+        self._has_begun = True
+        return np.array([0])
 
-    def look(self, logits: Tensor, wait: int, state: SkipState) -> None:
-        """Take the answer (C,), which holds until the next look, ``wait`` steps after the one that follows."""
-        following = self._due + 1 + wait
-        self._logits[self._due : following] = logits
+    def update_of(self, logits: Tensor, wait: int, state: SkipState) -> Update:
+        """What the answer (C,) to a look changes; it holds for the ``wait`` steps after the look too."""
+        due = self._due + 1 + wait
+        self._logits[self._due : due] = logits  # nobody reads them before `due` is past them
+        return Update(1, np.arange(due, min(due + 1, len(self.used))), due, state)
+
+    def commit(self, update: Update) -> None:
+        """See `Viewing.commit`."""
+        super().commit(update)
         self.used[self._due] = True
-        self.num_encoded += 1
-        self.state, self._due, self._is_under_way = state, following, False
+        self._due, self.state = update.due, update.state
 
     def logits(self) -> Tensor:
         return self._logits if self.model.recognizer.config.task == "frames" else self._logits[-1]
@@ -140,10 +175,12 @@ class Reading(Viewing):
         self._part_frames = part_frames
         recognizer, steps = model.recognizer, len(self.used)
         gate = recognizer.config.gate
-        if dense or recognizer.recurrent is None or isinstance(gate, LearnedGate):
-            self._steps = np.arange(steps)
-        else:
-            self._steps = np.flatnonzero(gate.schedule(steps)[:, 0].numpy())
+        self._steps = np.arange(steps)
+        self._gates: Tensor | None = None  # (1, T) of a control
+        if not isinstance(gate, LearnedGate):
+            self._gates = gate.schedule(steps, key=video_id_of(request.key)).T
+            if not dense:
+                self._steps = np.flatnonzero(self._gates[0].numpy())
         self._asked = 0
         # What is not wanted stays zero and is never read: its gate is known to be shut.
         self._features = np.zeros((steps, recognizer.config.feature_dim), np.float16)
@@ -157,18 +194,27 @@ class Reading(Viewing):
         self._asked = min(start + self._part_frames, len(self._steps))
         return self._steps[start : self._asked]
 
-    def receive(self, steps: Steps, features: NDArray[np.float16]) -> None:
-        """Take the features (n, D) of these steps."""
+    def update_of(self, steps: Steps, features: NDArray[np.float16]) -> Update:
+        """Take the features (n, D) of these steps; they count from `commit` on."""
         self._features[steps] = features
-        self.num_encoded += len(steps)
+        return Update(len(steps), np.empty(0, np.int64))
 
     def logits(self) -> Tensor:
         with self.seconds.measure("recognise"):
             features = torch.from_numpy(self._features)[None].float()
-            logits, gates = self.model.recognizer(features, torch.tensor([len(self.used)]))
+            logits, gates = self.model.recognizer(features, torch.tensor([len(self.used)]), gates=self._gates)
         self.used[:] = gates[0].numpy() > 0.5
         row: Tensor = logits[0]
         return row
+
+
+@dataclass(frozen=True, slots=True)
+class DecodedFrames:
+    """Decoded frames on their way to the backbone: those of these steps."""
+
+    viewing: Viewing
+    steps: Steps
+    frames: list[Frame]
 
 
 def view(
@@ -185,8 +231,8 @@ def view(
     return Reading(request, video, model, seconds, dense=dense, part_frames=part_frames)
 
 
-def look(viewings: Sequence[ClosedLoop], features: NDArray[np.float16], *, num_rows: int) -> None:
-    """One update of the state of each of these videos, with the feature (D,) of each: together (n, D).
+def look(viewings: Sequence[ClosedLoop], features: NDArray[np.float16], *, num_rows: int) -> list[Update]:
+    """One step of the network for each of these videos, with the feature (D,) of each: together (n, D).
 
     Args:
         num_rows: the update is computed for so many rows whatever n is: a matrix product rounds by its number of rows,
@@ -205,5 +251,26 @@ def look(viewings: Sequence[ClosedLoop], features: NDArray[np.float16], *, num_r
     remaining = torch.tensor([viewing.remaining for viewing in viewings] + [1] * (num_rows - count))
     waits = torch.minimum(waits, remaining - 1)
     state = recognizer.skip(state, waits)
-    for row, viewing in enumerate(viewings):
-        viewing.look(logits[row], int(waits[row]), rows_of(state, slice(row, row + 1)))
+    # Copies of the rows: a view would hold on to the whole batch for as long as its video waits.
+    return [
+        viewing.update_of(logits[row], int(waits[row]), rows_of(state, torch.tensor([row])))
+        for row, viewing in enumerate(viewings)
+    ]
+
+
+def encode(batch: Sequence[DecodedFrames], backbone: Backbone) -> tuple[list[Update], Seconds]:
+    """What these frames change in their viewings, one update for each element, and what a frame took on average.
+
+    All that can fail is done here and may be repeated, whole or for some of them. Viewings are of one kind.
+    """
+    counts = [len(decoded.frames) for decoded in batch]
+    started = time.perf_counter()
+    features = backbone.encode([frame for decoded in batch for frame in decoded.frames])
+    encoded = time.perf_counter()
+    loops = [decoded.viewing for decoded in batch if isinstance(decoded.viewing, ClosedLoop)]
+    updates = look(loops, features, num_rows=backbone.batch_size) if loops else []
+    for decoded, rows in zip(batch, np.split(features, np.cumsum(counts)[:-1]), strict=True):
+        if isinstance(decoded.viewing, Reading):
+            updates.append(decoded.viewing.update_of(decoded.steps, rows))
+    recognise_s = time.perf_counter() - encoded
+    return updates, Seconds(encode=(encoded - started) / sum(counts), recognise=recognise_s / sum(counts))

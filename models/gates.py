@@ -4,11 +4,12 @@ Letters: B batch, T steps.
 """
 
 import dataclasses
+import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
+from itertools import count, pairwise
 from typing import Any, Final
 
 import numpy as np
@@ -27,6 +28,8 @@ TABLE_SIZE: Final = 256
 FIRST_BLOCK: Final = 64
 """Steps that other jumps look ahead at first; then as many again as they have looked at, so few looks go far."""
 
+_DRAWS: Final = 1024
+
 
 def _check_shape(num_steps: int, batch_size: int) -> None:
     if num_steps < 1 or batch_size < 1:
@@ -44,9 +47,9 @@ class LearnedGate:
 class RandomGate:
     """The paper's control: each update is skipped with probability p_skip; the first step is always used.
 
-    In evaluation the gate at step t depends on (seed, t) alone: every row gets the same mask, and a longer schedule
-    begins with the shorter one, so neither the batch a row came in nor its padding changes its result. Average over
-    seeds for the spread.
+    In evaluation the gate at step t depends on (seed, key, t) alone, where the key names the sequence. A longer
+    schedule begins with the shorter one, so neither the batch a row came in nor its padding changes its result.
+    Average over seeds for the spread.
 
     Raises ValueError when p_skip is not in [0, 1] or seed is negative.
     """
@@ -60,11 +63,22 @@ class RandomGate:
         if self.seed < 0:
             raise ValueError(f"seed must be 0 or more, got {self.seed}")
 
-    def schedule(self, num_steps: int, *, batch_size: int = 1) -> Tensor:
-        """The gates of evaluation, {0, 1} float32 (T, B) on the CPU, the same for every row."""
+    def schedule(self, num_steps: int, *, batch_size: int = 1, key: str | None = None) -> Tensor:
+        """The gates of evaluation, {0, 1} float32 (T, B) on the CPU, the same for every row.
+
+        key: the sequence's name, such as a video's id. Each has a mask of its own, so that the mean over many sequences
+        comes close to 1 - p_skip; without a key there is one mask.
+        """
         _check_shape(num_steps, batch_size)
-        draws = torch.rand(num_steps, 1, generator=torch.Generator().manual_seed(self.seed))
+        draws = torch.rand(num_steps, 1, generator=self._generator(key))
         return self._gates(draws).expand(-1, batch_size).clone()
+
+    def stream(self, *, key: str | None = None) -> Iterator[bool]:
+        """The gates of `schedule` one by one, without end."""
+        generator = self._generator(key)
+        yield bool(torch.rand(1, generator=generator) >= 0)  # drawn all the same: the first step is always used
+        while True:
+            yield from (torch.rand(_DRAWS, generator=generator) >= self.p_skip).tolist()
 
     def sample(self, num_steps: int, *, batch_size: int = 1, generator: torch.Generator | None = None) -> Tensor:
         """Fresh gates for training, independent for each row, {0, 1} float32 (T, B) on the CPU.
@@ -73,6 +87,12 @@ class RandomGate:
         """
         _check_shape(num_steps, batch_size)
         return self._gates(torch.rand(num_steps, batch_size, generator=generator))
+
+    def _generator(self, key: str | None) -> torch.Generator:
+        seed = self.seed
+        if key is not None:
+            seed = int.from_bytes(hashlib.sha256(f"{seed}/{key}".encode()).digest()[:4], "big")
+        return torch.Generator().manual_seed(seed)
 
     def _gates(self, draws: Tensor) -> Tensor:
         gates = (draws >= self.p_skip).float()
@@ -93,12 +113,17 @@ class StridedGate:
         if not (math.isfinite(self.stride) and self.stride >= 1):
             raise ValueError(f"stride must be a finite number of steps, 1 or more, got {self.stride}")
 
-    def schedule(self, num_steps: int, *, batch_size: int = 1) -> Tensor:
-        """{0, 1} float32 (T, B) on the CPU, the same for every row."""
+    def schedule(self, num_steps: int, *, batch_size: int = 1, key: str | None = None) -> Tensor:  # noqa: ARG002
+        """{0, 1} float32 (T, B) on the CPU, the same for every row and every key."""
         _check_shape(num_steps, batch_size)
         cell = [math.floor(t / self.stride) for t in range(-1, num_steps)]  # t = −1 is cell −1, so step 0 is used
         gates = torch.tensor([float(now > before) for before, now in pairwise(cell)])
         return gates[:, None].repeat(1, batch_size)
+
+    def stream(self, *, key: str | None = None) -> Iterator[bool]:  # noqa: ARG002 - as `RandomGate.stream` has it
+        """The gates of `schedule` one by one, without end."""
+        for t in count():
+            yield math.floor(t / self.stride) > math.floor((t - 1) / self.stride)
 
 
 Gate = LearnedGate | RandomGate | StridedGate

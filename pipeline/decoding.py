@@ -96,9 +96,13 @@ def open_video(uri: str, decoder: str = "pyav") -> Video:
     `decoder` is a name in `DECODERS`, or `module:function` for one of your own, called with the URI and returning a
     `Video`. pyav reads everything FFmpeg reads, exactly and skipping what is not wanted; decord and torchcodec (an
     extra) read plain local MP4 and MKV files only and do not notice all damaged frames. VideoError, with a reason,
-    where the file cannot be opened or `decoder` is unknown or refuses it.
+    where the file cannot be opened, has no frames, or `decoder` is unknown or refuses it.
     """
-    return find_decoder(decoder)(uri)
+    video = find_decoder(decoder)(uri)
+    if len(video.pts_seconds) == 0:
+        video.close()
+        raise VideoError(f"{uri} has no frames, says decoder {decoder}")
+    return video
 
 
 def find_decoder(decoder: str) -> Callable[[str], Video]:

@@ -7,9 +7,13 @@ import pytest
 import torch
 
 from features.backbones import load_backbone
+from features.batches import Example
+from features.reader import Sequence
 from features.recipe import Recipe
 from jobs.closed_loop import predict, predict_dense
-from jobs.evaluation import TrainedModel
+from jobs.evaluation import TrainedModel, evaluate
+from jobs.recognizer import Recognizer as VideoRecognizer
+from jobs.viewing import Request
 from models import LearnedGate, RandomGate, Recognizer, RecognizerConfig, StridedGate
 from pipeline.errors import VideoError
 from pipeline.sampling import Sampling
@@ -54,9 +58,55 @@ def test_a_control_looks_where_its_schedule_says(tmp_path, gate):
     path = str(write_video(tmp_path / "a.mp4", num_frames=60, fps=20))
     network = model(gate=gate)
     looked = predict(path, model=network, backbone=BACKBONE)
-    np.testing.assert_array_equal(looked.used, gate.schedule(30)[:, 0].numpy() > 0)
+    np.testing.assert_array_equal(looked.used, gate.schedule(30, key="a")[:, 0].numpy() > 0)
     assert looked.cost.frames_encoded == looked.used.sum()
     np.testing.assert_allclose(looked.scores, predict_dense(path, model=network, backbone=BACKBONE).scores, atol=2e-4)
+
+
+def masks_of_evaluation(network: TrainedModel, video_ids: list[str]) -> np.ndarray:
+    """(videos, 30) bool: where `evaluate` looks in videos of 30 sampled frames."""
+    random = np.random.default_rng(0)
+    features = random.normal(size=(30, BACKBONE.dim)).astype(np.float16)
+    index, targets = np.arange(30, dtype=np.int32), torch.zeros(30, 3)
+    targets[::2] = 1
+    examples = [Example(Sequence(video_id, index, index / 10, features), targets) for video_id in video_ids]
+    masks = []
+    hook = network.recognizer.register_forward_hook(lambda _module, _given, found: masks.append(found.gates))
+    evaluate(network.recognizer, examples)
+    hook.remove()
+    return torch.cat(masks).numpy() > 0.5
+
+
+@pytest.mark.parametrize("dense", [False, True])
+@pytest.mark.parametrize("gate", [RandomGate(0.5, seed=3), StridedGate(2.5)])
+def test_files_and_single_frames_get_the_mask_that_evaluation_draws_for_the_video_of_their_id(tmp_path, gate, dense):
+    network, names = model(gate=gate), ["one", "two"]
+    masks = masks_of_evaluation(network, names)
+    assert (masks[0] == masks[1]).all() == isinstance(gate, StridedGate)
+    recognizer = VideoRecognizer(network, BACKBONE)
+    paths = [write_video(tmp_path / f"{name}.mp4", num_frames=60, fps=20) for name in names]
+    listed = [Request(name, str(paths[0])) for name in reversed(names)]  # a manifest's ids, whatever the file is called
+    for mask, found in zip(masks, recognizer.predict(paths, dense=dense), strict=True):
+        np.testing.assert_array_equal(found.used, mask)
+    for outcome in recognizer.stream(listed, dense=dense):
+        np.testing.assert_array_equal(outcome.prediction.used, masks[names.index(outcome.request.key)])
+    online = recognizer.online(key="two")
+    looks = []
+    while online.num_steps < 30:
+        looks.append(online.num_steps)
+        online.step(np.zeros((48, 64, 3), np.uint8))
+    assert looks == np.flatnonzero(masks[1]).tolist()
+
+
+def test_paths_in_any_number_are_streamed_and_the_same_one_twice_is_predicted_twice(tmp_path):
+    paths = [write_video(tmp_path / f"{name}.mp4", num_frames=20, fps=20) for name in "ab"]
+    recognizer = VideoRecognizer(model(), BACKBONE)
+    outcomes = {outcome.request.uri: outcome for outcome in recognizer.stream([paths[0], str(paths[1])])}
+    assert set(outcomes) == {str(path) for path in paths}
+    again = recognizer.predict([*paths, paths[0]])
+    assert [found.uri for found in again] == [str(path) for path in [*paths, paths[0]]]
+    for found in again:
+        np.testing.assert_array_equal(found.scores, outcomes[found.uri].prediction.scores)
 
 
 def test_a_video_that_cannot_be_decoded_says_why(tmp_path):

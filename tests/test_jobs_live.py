@@ -135,7 +135,7 @@ def test_an_interruption_while_nothing_arrives_ends_at_once_with_the_ledger(path
     process.send_signal(signal.SIGINT)
     *_, last = process.stdout.read().splitlines()
     assert set(json.loads(last)) == ENDED
-    assert process.wait(5) == 0
+    assert process.wait(15) == 0
     process.stdin.close()
 
 

@@ -48,6 +48,7 @@ def walk(recognizer, path, sampling):
 
 
 def assert_equals_dense(recognizer, network, path):
+    """The recogniser's key is to be the file's name."""
     dense = predict_dense(path, model=network, backbone=BACKBONE)
     used, scores = walk(recognizer, path, network.recipe.sampling)
     np.testing.assert_array_equal(used, dense.used)
@@ -71,7 +72,7 @@ def test_a_learned_gate_gives_what_the_dense_pass_gives(path, task, cell):
 @pytest.mark.parametrize("gate", [StridedGate(2.5), RandomGate(0.6, seed=1), StridedGate(1.0)])
 def test_a_control_gives_what_the_dense_pass_gives(path, gate, task):
     network = model(gate=gate, task=task)
-    assert_equals_dense(OnlineRecognizer(network, BACKBONE), network, path)
+    assert_equals_dense(OnlineRecognizer(network, BACKBONE, key="a"), network, path)
 
 
 @pytest.mark.parametrize("task", ["frames", "video"])
@@ -126,15 +127,16 @@ def test_a_control_that_looks_once_waits_on_and_on(gate):
     assert recognizer.num_steps == 3 * (MAX_WAIT + 1)
 
 
+@pytest.mark.parametrize("key", [None, "a"])
 @pytest.mark.parametrize("gate", [RandomGate(0.999, seed=5), RandomGate(0.3), StridedGate(7.3)])
-def test_a_control_follows_its_schedule_for_thousands_of_steps(gate):
+def test_a_control_follows_its_schedule_for_thousands_of_steps(gate, key):
     quick = dataclasses.replace(BACKBONE, prepare=lambda x: x, network=lambda x: torch.zeros(len(x), BACKBONE.dim))
-    recognizer = OnlineRecognizer(model(gate=gate), quick)
+    recognizer = OnlineRecognizer(model(gate=gate), quick, key=key)
     looks = []
     while recognizer.num_steps < 1500:
         looks.append(recognizer.num_steps)
         recognizer.step(FRAME)
-    expected = np.flatnonzero(gate.schedule(1500)[:, 0].numpy())
+    expected = np.flatnonzero(gate.schedule(1500, key=key)[:, 0].numpy())
     np.testing.assert_array_equal(looks, expected)
 
 

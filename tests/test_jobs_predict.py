@@ -126,6 +126,7 @@ def test_a_notebook_gets_predictions_in_the_order_of_its_videos(videos, model):
         (["v.mp4", "--output", "labels.xls"], "suffix '.xls'"),
         (["v.mp4", "--threshold", "1"], "--threshold is 1.0"),
         (["v.mp4", "--in-flight", "0"], "--in-flight is 0"),
+        (["a/x.mp4", "b/x.mp4", "--output", "c.txt"], "would both be 'x' in the file"),
         ([], "no video given"),
     ],
 )

@@ -208,6 +208,14 @@ def test_charades_classification_is_the_mean_of_the_same_25_scores(tmp_path):
         np.testing.assert_allclose(np.array(scores, float), charades_scores(video).mean(axis=0), rtol=1e-6)
 
 
+def test_charades_ids_are_those_of_a_manifest_or_names_of_files(tmp_path):
+    keys = ["0UNUJ", "few/1AB2C.mp4", "s3://bucket/few/3D E.mkv"]
+    with open_writer(str(tmp_path / "a.txt"), **FRAMES) as writer:
+        for key in keys:
+            writer.add(key, prediction())
+    assert {name for name, _, _ in read_charades(tmp_path / "a.txt")} == {"0UNUJ", "1AB2C", "3D%20E"}
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_charades_frames_are_those_that_sampling_would_take(seed):
     rng = np.random.default_rng(seed)

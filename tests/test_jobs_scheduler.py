@@ -1,10 +1,12 @@
 """Many videos in flight: whose frame it is never gets lost, and what one video does reaches no other."""
 
+import queue
 import sys
 import threading
 import time
 from dataclasses import dataclass, field
 from random import Random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from features.backbones import Backbone
 from features.recipe import Recipe
 from jobs.evaluation import TrainedModel
 from jobs.scheduler import Outcome, Scheduler
-from jobs.viewing import Reading, Request
+from jobs.viewing import ClosedLoop, Reading, Request
 from models import LearnedGate, Recognizer, RecognizerConfig, StridedGate
 from pipeline.decoding import Frame, Video
 from pipeline.errors import VideoError
@@ -35,11 +37,16 @@ class World:
     broken_at: dict[str, int] = field(default_factory=dict)  # -1: cannot be opened
     unencodable: dict[str, int] = field(default_factory=dict)
     blocked: dict[str, threading.Event] = field(default_factory=dict)
+    blocked_at_end: dict[str, threading.Event] = field(default_factory=dict)
+    unclosable: str = ""
     opened: int = 0
     most_opened: int = 0
     waiting_frames: int = 0
     most_waiting_frames: int = 0
     batches: list[int] = field(default_factory=list)
+    decoders: set[threading.Thread] = field(default_factory=set)
+    now_in_blocked: queue.Queue[str] = field(default_factory=queue.Queue)
+    threads_of_torch: set[int] = field(default_factory=set)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def number(self, uri: str) -> int:
@@ -52,6 +59,12 @@ class World:
                 self.seed += 1
             time.sleep(seconds)
 
+    def end(self) -> None:
+        """Wait until every other thread that was in a decoder has ended, such as those of a closed scheduler."""
+        for thread in self.decoders - {threading.current_thread()}:
+            thread.join(timeout=20)
+            assert not thread.is_alive()
+
 
 class FakeVideo(Video):
     """Frames that carry the number of their video and their own; one user at a time, as with a real decoder."""
@@ -60,6 +73,7 @@ class FakeVideo(Video):
         world.pause()
         if world.broken_at.get(uri) == -1:
             raise VideoError(f"{uri} cannot be opened")
+        world.decoders.add(threading.current_thread())
         self.world, self.uri = world, uri
         self.pts_seconds = np.arange(world.lengths[uri]) / 10
         self.duration_s = len(self.pts_seconds) / 10
@@ -78,12 +92,16 @@ class FakeVideo(Video):
         assert self.in_use.acquire(blocking=False), "two threads in one decoder"
         assert not self.is_closed
         world = self.world
+        world.decoders.add(threading.current_thread())
         if event := world.blocked.get(self.uri):
-            event.wait()
+            world.now_in_blocked.put(self.uri)
+            event.wait(20)
         world.pause()
         if world.broken_at.get(self.uri) == index:
             if self.uri == "exits":
                 sys.exit("no")
+            if self.uri == "interrupted":
+                raise KeyboardInterrupt
             raise VideoError(f"{self.uri}: frame {index} could not be decoded")
         self.count += 1
         with world.lock:
@@ -95,8 +113,12 @@ class FakeVideo(Video):
     def close(self) -> None:
         if not self.is_closed:
             self.is_closed = True
+            if event := self.world.blocked_at_end.get(self.uri):
+                event.wait(20)
             with self.world.lock:
                 self.world.opened -= 1
+            if self.uri == self.world.unclosable:
+                raise OSError("cannot be closed")
 
 
 def code(video: int, index: int) -> np.ndarray:
@@ -113,6 +135,7 @@ class FakeBackbone(Backbone):
         with world.lock:
             world.waiting_frames -= len(frames)
             world.batches.append(len(frames))
+            world.threads_of_torch.add(torch.get_num_threads())
         numbers = [(int(f[0, 0, 0]), 256 * int(f[0, 0, 1]) + int(f[0, 0, 2])) for f in frames]
         names = list(world.lengths)
         if any(world.unencodable.get(names[video]) == index for video, index in numbers):
@@ -148,9 +171,7 @@ def label(world: World, network: TrainedModel, *, device: str = "cpu", **setting
     with Scheduler(network, backbone(device), decoder=decoder, **settings) as scheduler:
         outcomes = list(scheduler.run(Request(uri, uri) for uri in world.lengths))
     assert len(outcomes) == len(world.lengths)
-    deadline = time.monotonic() + 5  # a video that failed may still be in its decoder's hands
-    while world.opened and time.monotonic() < deadline:
-        time.sleep(0.01)
+    world.end()
     assert world.opened == 0
     return {outcome.request.key: outcome for outcome in outcomes}
 
@@ -268,6 +289,85 @@ def test_a_network_that_fails_for_one_video_spares_the_other_of_its_batch(monkey
     assert_right(outcomes["b"], world, network, "b")
 
 
+def test_an_error_after_the_look_leaves_the_other_videos_of_its_batch_alone(monkeypatch):
+    world, network = World(lengths={"v0": 40, "v1": 40, "v2": 40, "v3": 40}), model()
+    update_of, looks = ClosedLoop.update_of, []
+
+    def run_out_of_memory(viewing, *answer):
+        update = update_of(viewing, *answer)
+        looks.append(viewing.request.key)
+        if looks.count("v1") >= 3 and viewing.request.key == "v1":
+            raise MemoryError
+        return update
+
+    monkeypatch.setattr(ClosedLoop, "update_of", run_out_of_memory)
+    outcomes = label(world, network, num_workers=0)
+    assert max(world.batches) == 4, "all were in one batch"
+    assert outcomes.pop("v1").reason == "v1: the backbone raised MemoryError: "
+    for uri, outcome in outcomes.items():
+        assert_right(outcome, world, network, uri)
+        assert outcome.prediction.cost.frames_encoded == outcome.prediction.used.sum()
+
+
+def test_a_waiting_video_keeps_its_own_row_of_the_states_alone(monkeypatch):
+    commit, states = ClosedLoop.commit, []
+    monkeypatch.setattr(
+        ClosedLoop, "commit", lambda viewing, update: (states.append(update.state), commit(viewing, update))
+    )
+    label(World(lengths=many(4)), model(cell="lstm"), num_workers=0)
+    parts = [part for state in states for part in state]
+    assert {part.untyped_storage().nbytes() == part.nbytes for part in parts} == {True}
+
+
+@pytest.mark.parametrize("gate", [None, StridedGate(2.0)])
+def test_a_video_without_frames_fails(gate):
+    world, network = World(lengths={"empty": 0, "b": 5}), model(gate)
+    outcomes = label(world, network, num_workers=0)
+    assert outcomes["empty"].reason == f"empty has no frames, says decoder {__name__}:decode"
+    assert_right(outcomes["b"], world, network, "b")
+
+
+@pytest.mark.parametrize("pts_seconds", [[0.0, 0.2, 0.1], [0.0, float("nan")]])
+def test_a_video_that_is_refused_once_it_is_open_is_closed(monkeypatch, pts_seconds):
+    world = World(lengths={"bad": 3})
+    worlds["now"] = world
+    video = FakeVideo(world, "bad")
+    video.pts_seconds = np.array(pts_seconds)
+    monkeypatch.setattr("jobs.scheduler.open_video", lambda *_, **__: video)
+    with Scheduler(model(), backbone(), num_workers=0) as scheduler:
+        (outcome,) = scheduler.run([Request("bad", "bad")])
+    assert "ascending" in outcome.reason
+    assert video.is_closed
+
+
+def test_a_decoder_that_cannot_close_its_video_is_only_complained_about(caplog):
+    world, network = World(lengths=many(6), unclosable="v2"), model()
+    outcomes = label(world, network)
+    assert_right(outcomes["v2"], world, network, "v2")
+    assert "v2 could not be closed: OSError: cannot be closed" in caplog.text
+
+
+def test_workers_leave_the_threads_of_torch_to_others_as_they_were():
+    def of_a_new_thread() -> int:
+        found = []
+        thread = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
+        thread.start()
+        thread.join()
+        return found[0]
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        world = World(lengths=many(20))
+        worlds["now"] = world
+        with Scheduler(model(), backbone(), decoder=f"{__name__}:decode", num_workers=4) as scheduler:
+            assert len(list(scheduler.run(Request(uri, uri) for uri in world.lengths))) == 20
+        assert world.threads_of_torch == {1}
+        assert (of_a_new_thread(), torch.get_num_threads()) == (3, 3)
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_a_decoder_that_exits_fails_its_video_alone():
     world, network = World(lengths={"exits": 5, "b": 20}, broken_at={"exits": 0}), model()
     outcomes = label(world, network)
@@ -287,9 +387,8 @@ def test_a_backbone_that_fails_for_one_frame_spares_the_other_videos_of_its_batc
 
 
 def test_slow_videos_delay_themselves_alone(monkeypatch):
-    monkeypatch.setattr("jobs.scheduler.SLOW_S", 0.05)
+    monkeypatch.setattr("jobs.decoder_calls.SLOW_S", 0.05)
     slow = {"v0": threading.Event(), "v1": threading.Event()}
-    before = threading.active_count()
     world, network = World(lengths=many(20), blocked=slow), model()
     worlds["now"] = world
     with Scheduler(network, backbone(), decoder=f"{__name__}:decode", num_workers=2, in_flight=6) as scheduler:
@@ -299,33 +398,89 @@ def test_slow_videos_delay_themselves_alone(monkeypatch):
         for event in slow.values():
             event.set()
         outcomes = others | _outcomes(scheduler, 2)
-        assert _threads_left(above=before + 2) <= 0, "those that were replaced have not gone"
+    world.end()
+    for uri in world.lengths:
+        assert_right(outcomes[uri], world, network, uri)
+
+
+def test_slow_videos_get_as_many_substitutes_as_there_are_workers_and_no_more(monkeypatch):
+    monkeypatch.setattr("jobs.decoder_calls.SLOW_S", 0.0)
+    event = threading.Event()
+    world, network = World(lengths=many(12), blocked=dict.fromkeys(many(12), event)), model()
+    worlds["now"] = world
+    with Scheduler(network, backbone(), decoder=f"{__name__}:decode", num_workers=2) as scheduler:
+        scheduler.add(Request(uri, uri) for uri in world.lengths)
+        while world.now_in_blocked.qsize() < 4:
+            assert scheduler.wait(timeout_s=0.01) == []
+        for _ in range(10):
+            assert scheduler.wait(timeout_s=0.01) == []
+        assert len(world.decoders) == 4
+        event.set()
+        outcomes = _outcomes(scheduler, 12)
+    for uri in world.lengths:
+        assert_right(outcomes[uri], world, network, uri)
+
+
+def test_videos_after_more_that_hang_than_there_are_workers_are_labelled(monkeypatch):
+    hung = {f"hung{number}": threading.Event() for number in range(5)}
+    world, network = World(lengths=dict.fromkeys(hung, 5) | many(6), blocked=hung), model()
+    outcomes = hang(world, network, monkeypatch)
+    for uri in hung:
+        assert outcomes[uri].reason == f"{uri}: its next frame did not come within 100 seconds"
+    for uri in many(6):
+        assert_right(outcomes[uri], world, network, uri)
+
+
+def test_a_video_that_takes_long_to_close_holds_nobody_up():
+    event = threading.Event()
+    world, network = World(lengths=many(20), blocked_at_end={"v3": event}), model()
+    worlds["now"] = world
+    with Scheduler(network, backbone(), decoder=f"{__name__}:decode", num_workers=2) as scheduler:
+        scheduler.add(Request(uri, uri) for uri in world.lengths)
+        others = _outcomes(scheduler, 19)
+        assert not event.is_set()
+        event.set()
+        outcomes = others | _outcomes(scheduler, 1)
     for uri in world.lengths:
         assert_right(outcomes[uri], world, network, uri)
 
 
 def test_a_video_whose_decoder_hangs_fails_and_its_late_frame_changes_nothing(monkeypatch):
-    monkeypatch.setattr("jobs.scheduler.SLOW_S", 0.05)
-    hung = threading.Event()
-    world, network = World(lengths=many(6), blocked={"v2": hung}), model()
+    world, network = World(lengths=many(6), blocked={"v2": threading.Event()}), model()
+    outcomes = hang(world, network, monkeypatch)
+    assert "v2: its next frame did not come within 100 seconds" in outcomes["v2"].reason
+    assert all(outcomes[uri].prediction is not None for uri in world.lengths if uri != "v2")
+
+
+def hang(world: World, network: TrainedModel, monkeypatch: pytest.MonkeyPatch) -> dict[str, Outcome]:
+    """The outcomes where time stands still for all but the decoders of blocked videos, which return only afterwards."""
+    now = SimpleNamespace(s=0.0)
+    monkeypatch.setattr("jobs.decoder_calls.time", SimpleNamespace(monotonic=lambda: now.s))
     worlds["now"] = world
-    settings = {"decoder": f"{__name__}:decode", "num_workers": 1, "time_limit_s": 0.3}
+    settings = {"decoder": f"{__name__}:decode", "num_workers": 1, "time_limit_s": 100}
     with Scheduler(network, backbone(), **settings) as scheduler:
         scheduler.add(Request(uri, uri) for uri in world.lengths)
-        outcomes = _outcomes(scheduler, 6)
-        assert "v2: its next frame did not come within 0.3 seconds" in outcomes["v2"].reason
-        hung.set()
-        assert scheduler.wait(timeout_s=0.3) == []
-    assert all(outcomes[uri].prediction is not None for uri in world.lengths if uri != "v2")
+        outcomes: dict[str, Outcome] = {}
+        for _ in world.blocked:
+            world.now_in_blocked.get(timeout=20)  # with the one worker there is
+            now.s += 101
+            outcomes |= _outcomes(scheduler, 1)
+        outcomes |= _outcomes(scheduler, len(world.lengths) - len(outcomes))
+        for event in world.blocked.values():
+            event.set()
+        assert scheduler.wait(timeout_s=0.1) == []
+    world.end()
     assert world.opened == 0
+    return outcomes
 
 
 def _outcomes(scheduler: Scheduler, count: int) -> dict[str, Outcome]:
+    """As many outcomes or more, as they come."""
     found: dict[str, Outcome] = {}
     deadline = time.monotonic() + 20
     while len(found) < count and time.monotonic() < deadline:
         found |= {outcome.request.key: outcome for outcome in scheduler.wait(timeout_s=0.02)}
-    assert len(found) == count
+    assert len(found) >= count
     return found
 
 
@@ -346,39 +501,61 @@ def test_a_long_video_does_not_hold_up_short_ones():
     assert order.index("long") > 10
 
 
-def test_without_workers_the_caller_does_all_while_it_waits():
-    before = threading.active_count()
-    world, network = World(delay_s=0.04, lengths=dict.fromkeys(["a", "b"], 60)), model(StridedGate(1.0))
+def test_without_workers_the_caller_does_all_while_it_waits(monkeypatch):
+    world, network = World(lengths=dict.fromkeys(["a", "b"], 60)), model(StridedGate(1.0))
     worlds["now"] = world
+    now = SimpleNamespace(s=0.0)
+    clock = SimpleNamespace(monotonic=lambda: now.s, perf_counter=time.perf_counter)
+    for module in ("scheduler", "decoder_calls"):
+        monkeypatch.setattr(f"jobs.{module}.time", clock)
+    monkeypatch.setattr(world, "pause", lambda: setattr(now, "s", now.s + 0.04))
     with Scheduler(network, backbone(), decoder=f"{__name__}:decode", num_workers=0) as scheduler:
         scheduler.add(Request(uri, uri) for uri in world.lengths)
         assert world.opened == 0
-        started = time.monotonic()
         assert scheduler.wait(timeout_s=0.5) == []
-        assert time.monotonic() - started < 0.95, "it waited for others after its own time"
+        assert 0.5 < now.s < 0.7, "it went on for as long as one decoding, of four frames, takes at most"
         assert world.opened > 0
-        assert threading.active_count() == before
         outcomes = _outcomes(scheduler, 2)
+    assert world.decoders == {threading.current_thread()}
     for uri in world.lengths:
         assert_right(outcomes[uri], world, network, uri)
 
 
-def test_closing_ends_the_workers_with_videos_under_way():
-    before = threading.active_count()
+@pytest.mark.parametrize("num_workers", [0, 3])
+def test_closing_ends_the_workers_and_closes_the_videos_that_are_under_way(num_workers):
     world = World(delay_s=0.001, lengths=many(200))
     worlds["now"] = world
-    with Scheduler(model(), backbone(), decoder=f"{__name__}:decode", num_workers=3) as scheduler:
+    with Scheduler(model(), backbone(), decoder=f"{__name__}:decode", num_workers=num_workers) as scheduler:
         scheduler.add(Request(uri, uri) for uri in world.lengths)
-        scheduler.wait(timeout_s=5)
-    assert _threads_left(above=before) <= 0
+        assert scheduler.wait(timeout_s=20)
+        assert world.opened
+    assert world.opened == 0
+    world.end()
 
 
-def _threads_left(*, above: int) -> int:
-    """How many threads there are above a number, after some time for them to end."""
-    deadline = time.monotonic() + 5
-    while threading.active_count() > above and time.monotonic() < deadline:
-        time.sleep(0.01)
-    return threading.active_count() - above
+def test_a_video_in_a_decoder_that_hangs_is_closed_once_it_returns(monkeypatch):
+    monkeypatch.setattr("jobs.scheduler.LAST_CALL_S", 0.0)
+    event = threading.Event()
+    world = World(lengths=many(8), blocked={"v1": event})
+    worlds["now"] = world
+    with Scheduler(model(), backbone(), decoder=f"{__name__}:decode", num_workers=2) as scheduler:
+        scheduler.add(Request(uri, uri) for uri in world.lengths)
+        _outcomes(scheduler, 7)
+    assert world.opened == 1
+    event.set()
+    world.end()
+    assert world.opened == 0
+
+
+def test_an_interruption_of_the_caller_leaves_no_video_open():
+    world = World(lengths={**many(8), "interrupted": 5}, broken_at={"interrupted": 0})
+    worlds["now"] = world
+    with (
+        pytest.raises(KeyboardInterrupt),
+        Scheduler(model(), backbone(), decoder=f"{__name__}:decode", num_workers=0) as scheduler,
+    ):
+        list(scheduler.run(Request(uri, uri) for uri in world.lengths))
+    assert world.opened == 0
 
 
 def test_a_path_in_place_of_the_video_is_not_named_in_messages():

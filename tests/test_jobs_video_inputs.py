@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from jobs import video_inputs as module
-from jobs.video_inputs import VideoInput, video_inputs
+from jobs.video_inputs import VideoInput, require_distinct_ids, video_id_of, video_inputs
 from pipeline.errors import InputError, ManifestError, StorageError
 from pipeline.manifest import Manifest, VideoEntry, write_manifest, write_rows
 
@@ -64,6 +64,30 @@ def test_a_file_named_twice_is_there_once(clips):
     spellings = ["./clips/b.mp4", absolute, f"file://{absolute}", "clips", "clips/"]
     found = keys(video_inputs(spellings))
     assert found == ["./clips/b.mp4", "clips/a%20b.mov", "clips/a.MKV", "clips/sub/c d.webm"]
+
+
+@pytest.mark.parametrize(
+    ("key", "video_id"),
+    [
+        ("few/0UNUJ.mp4", "0UNUJ"),
+        ("s3://bucket/a/0UNUJ.MKV?endpoint_override=there/x.mp4", "0UNUJ"),
+        ("/videos/what?.mp4", "what?"),
+        ("v1.2.mp4", "v1.2"),
+        ("0UNUJ", "0UNUJ"),
+        ("fight/fi001", "fight/fi001"),
+        ("v1.2", "v1.2"),
+    ],
+)
+def test_the_id_of_a_file_is_its_name_and_any_other_key_is_one_already(key, video_id):
+    assert video_id_of(key) == video_id
+
+
+def test_two_files_with_one_id_are_refused_where_ids_must_tell_them_apart(clips):
+    touch(clips, "sub/b.mp4")
+    require_distinct_ids(video_inputs(["clips/b.mp4", "clips/a.MKV"]))
+    both = r"clips/b\.mp4 and clips/sub/b\.mp4 would both be 'b' in the file: .* give a manifest with an id for each"
+    with pytest.raises(InputError, match=both):
+        require_distinct_ids(video_inputs(["clips"]))
 
 
 def test_a_folder_as_a_uri_quotes_what_a_uri_must(clips):

@@ -1,5 +1,8 @@
 """Schedules of gates, and the jump to the next learned update."""
 
+from itertools import islice
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import example, given, settings
@@ -191,6 +194,21 @@ def test_in_evaluation_a_random_gate_depends_on_seed_and_step_alone(
     gate = RandomGate(0.5, seed)
     schedule = gate.schedule(short + longer, batch_size=batch_size)
     assert torch.equal(schedule[:short], gate.schedule(short).expand(-1, batch_size))
+
+
+@pytest.mark.parametrize("gate", [RandomGate(0.6, seed=4), StridedGate(2.5)])
+@pytest.mark.parametrize("key", [None, "", "0UNUJ"])
+def test_a_stream_of_gates_is_the_schedule_of_its_key(gate: RandomGate | StridedGate, key: str | None) -> None:
+    schedule = gate.schedule(1500, key=key)[:, 0].bool().tolist()
+    assert list(islice(gate.stream(key=key), 1500)) == schedule
+
+
+def test_each_key_has_a_mask_of_its_own_beside_the_one_without() -> None:
+    masks = {tuple(RandomGate(0.5).schedule(64, key=key)[:, 0].tolist()) for key in (None, "", "a", "b", "a")}
+    assert len(masks) == 4
+    share = np.mean([RandomGate(0.75).schedule(100, key=str(number)).mean() for number in range(100)])
+    assert share == pytest.approx(0.25 + 0.0075, abs=0.02)
+    assert len({tuple(StridedGate(2).schedule(9, key=key)[:, 0].tolist()) for key in (None, "a", "b")}) == 1
 
 
 def test_another_seed_is_another_mask() -> None:

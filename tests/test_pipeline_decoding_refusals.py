@@ -139,6 +139,7 @@ def test_decoder_of_ones_own_is_imported_by_name(folder: Path, tmp_path: Path, m
         "from pipeline.decoding import open_video\n"
         "from pipeline.errors import VideoError\n"
         "def opens(uri):\n    return open_video(uri)\n"
+        "def empty(uri):\n    video = open_video(uri)\n    video.pts_seconds = []\n    return video\n"
         "def refuses(uri):\n    raise VideoError(f'{uri} is not to my taste')\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
@@ -147,3 +148,5 @@ def test_decoder_of_ones_own_is_imported_by_name(folder: Path, tmp_path: Path, m
         assert frame_number(video.read(0)) == 0
     with pytest.raises(VideoError, match=r"one-frame\.mp4 is not to my taste"):
         open_video(str(path), "my_decoding:refuses")
+    with pytest.raises(VideoError, match=r"one-frame\.mp4 has no frames, says decoder my_decoding:empty"):
+        open_video(str(path), "my_decoding:empty")
