@@ -36,6 +36,7 @@ class World:
     lengths: dict[str, int] = field(default_factory=dict)
     broken_at: dict[str, int] = field(default_factory=dict)  # -1: cannot be opened
     unencodable: dict[str, int] = field(default_factory=dict)
+    blocked_in_open: dict[str, threading.Event] = field(default_factory=dict)
     blocked: dict[str, threading.Event] = field(default_factory=dict)
     blocked_at_end: dict[str, threading.Event] = field(default_factory=dict)
     unclosable: str = ""
@@ -70,10 +71,12 @@ class FakeVideo(Video):
     """Frames that carry the number of their video and their own; one user at a time, as with a real decoder."""
 
     def __init__(self, world: World, uri: str) -> None:
+        world.decoders.add(threading.current_thread())
         world.pause()
+        if event := world.blocked_in_open.get(uri):
+            event.wait(20)
         if world.broken_at.get(uri) == -1:
             raise VideoError(f"{uri} cannot be opened")
-        world.decoders.add(threading.current_thread())
         self.world, self.uri = world, uri
         self.pts_seconds = np.arange(world.lengths[uri]) / 10
         self.duration_s = len(self.pts_seconds) / 10
@@ -533,15 +536,16 @@ def test_closing_ends_the_workers_and_closes_the_videos_that_are_under_way(num_w
     world.end()
 
 
-def test_a_video_in_a_decoder_that_hangs_is_closed_once_it_returns(monkeypatch):
+@pytest.mark.parametrize("method", ["blocked", "blocked_in_open"])
+def test_a_video_in_a_decoder_that_hangs_is_closed_once_it_returns(monkeypatch, method):
     monkeypatch.setattr("jobs.scheduler.LAST_CALL_S", 0.0)
     event = threading.Event()
-    world = World(lengths=many(8), blocked={"v1": event})
+    world = World(lengths=many(8), **{method: {"v1": event}})
     worlds["now"] = world
     with Scheduler(model(), backbone(), decoder=f"{__name__}:decode", num_workers=2) as scheduler:
         scheduler.add(Request(uri, uri) for uri in world.lengths)
         _outcomes(scheduler, 7)
-    assert world.opened == 1
+    assert world.opened == (method == "blocked")
     event.set()
     world.end()
     assert world.opened == 0
