@@ -11,11 +11,13 @@ from typing import Any, ClassVar, Literal, Self, cast
 import torch
 from torch import Tensor, nn
 
+from models.arguments import check_arguments
 from models.gates import LEARNED, MAX_WAIT, Gate, LearnedGate, RandomGate, accumulate_steps, steps_until_update
 from models.kernels.problem import CellName
 from models.recurrence import CELLS, Backend, check_backend, recurrence
 from models.reference import LayerWeights, SkipState, SkipWeights, accumulate, candidate
 from models.states import rows_of
+from models.transforms import autocast_is_on
 
 Fetch = Callable[[Tensor, Tensor], Tensor]
 """(rows (n,) int64, steps (n,) int64) -> their samples (n, D)."""
@@ -178,7 +180,7 @@ class _SkipLayer(nn.Module, ABC):
             raise ValueError(
                 f"gates must have shape {tuple(x.shape[:2])}, as the input's rows and steps, got {tuple(gates.shape)}"
             )
-        if torch.is_autocast_enabled(x.device.type):
+        if autocast_is_on(x.device.type):
             x = x.to(self.initial_h.dtype)  # so that the gate decides in float32 here too
         if self.batch_first:
             x = x.transpose(0, 1)
@@ -217,12 +219,16 @@ class _SkipLayer(nn.Module, ABC):
         self._check_learned("step")
         if x.dim() != 2 or x.shape[-1] != self.input_size or x.shape[0] < 1:
             raise ValueError(f"x must be (B, {self.input_size}) with B of 1 or more, got shape {tuple(x.shape)}")
+        if autocast_is_on(x.device.type):
+            x = x.to(self.initial_h.dtype)
         state = self.initial_state(x.shape[0]) if state is None else state
+        weights = self._weights()
+        check_arguments(x, state, weights, cell=self.cell)
         early = accumulate(state.update_prob, state.accumulated) <= 0.5
         if early.any():
             rows = early.nonzero().flatten().tolist()
             raise ValueError(f"rows {rows} are not due for an update: skip() them first, by the wait that step() gave")
-        state = candidate(x, state, self._weights(), cell=CELLS[self.cell])
+        state = candidate(x, state, weights, cell=CELLS[self.cell])
         return state.h[-1], state, steps_until_update(state.update_prob, limit=limit) - 1
 
     @torch.no_grad()
@@ -269,6 +275,7 @@ class _SkipLayer(nn.Module, ABC):
         Raises ValueError for a negative number, for one that would pass an update, and for gates that are not learned.
         """
         self._check_learned("skip")
+        check_arguments(None, state, self._weights(), cell=self.cell)
         count = torch.as_tensor(num_steps, device=state.accumulated.device).expand_as(state.accumulated)
         if count.min() < 0:
             raise ValueError(f"num_steps must be 0 or more, got {count.tolist()}")

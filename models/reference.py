@@ -12,7 +12,7 @@ normalisation reaches (LSTM 4, GRU 2: r and z).
 import math
 from collections.abc import Callable
 from itertools import repeat
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -61,20 +61,11 @@ Cell = Callable[[Tensor, Tensor, Tensor | None, LayerWeights], tuple[Tensor, Ten
 """(x (B, D), h (B, H), c (B, H) or None, weights) -> candidate (h̃ (B, H), c̃ (B, H) or None)."""
 
 
-class _Binarise(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, accumulated: Tensor) -> Tensor:  # noqa: ARG004 - the signature is torch's
-        return torch.round(accumulated)
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:  # noqa: ARG004
-        return grad_outputs[0]
-
-
 def binarise(accumulated: Tensor) -> Tensor:
     """u = round(ũ), half to even, so that u = 1 iff ũ > 0.5; the gradient passes straight through (eqs. 2 and 7)."""
-    u: Tensor = _Binarise.apply(accumulated)  # type: ignore[no-untyped-call]
-    return u
+    fixed = accumulated.detach()
+    # Plus exactly 0, whose derivative is 1: in every mode of torch, which an autograd.Function is not.
+    return torch.round(fixed) + (accumulated - fixed)
 
 
 def accumulate(p: Tensor, a: Tensor) -> Tensor:
