@@ -41,6 +41,7 @@ Backend = Literal["auto", "reference", "event", "cpp", "triton"]
 CELLS: Final[dict[CellName, Cell]] = {"lstm": lstm_cell, "gru": gru_cell, "gru_reset_after": gru_cell_reset_after}
 
 _FAST_DTYPES: Final = (torch.float32, torch.float64)
+_NARROW_DTYPES: Final = (torch.float16, torch.bfloat16)
 
 
 def check_backend(backend: str) -> Backend:
@@ -59,43 +60,52 @@ def recurrence(
     backend: Backend = "auto",
     lengths: Tensor | None = None,
     gates: Tensor | None = None,
+    dropout: float = 0.0,
 ) -> tuple[Tensor, SkipState, Tensor]:
     """As `models.reference.skip_recurrence`, computed by `backend`; x (T, B, D) of any strides.
 
     "auto" takes the C++ implementation on a CPU where it can be built, the event order in torch operators elsewhere,
-    and the reference for what only it can do: dtypes narrower than float32, given gates that want a gradient, and the
-    transforms of torch.func. "triton" is taken by name alone until it has passed `python -m benchmarks.gpu` on a GPU.
+    and the reference for what only it can do: given gates that want a gradient, dropout between layers, and the
+    transforms of torch.func. float16 and bfloat16 are computed in float32 throughout, and output, h and c rounded once
+    at the end; "reference" rounds to them at every step instead, all but p, a and the gates. "triton" is taken by name alone until it has passed `python -m benchmarks.gpu` on a GPU.
 
     Raises ValueError where dtypes, devices or shapes do not fit each other, and where the backend was named and cannot
     do this; and where lengths or gates hold what is not allowed or a row becomes NaN, unless torch only records or
     transforms the call, and there are no values to look at.
     """
     check_arguments(x, state, weights, cell=cell)
+    if x.dtype in _NARROW_DTYPES and backend != "reference":
+        state, wide = SkipState(*map(_float32, state)), _float32_weights(weights)  # type: ignore[arg-type]
+        output, last, used = recurrence(
+            x.float(), state, wide, cell=cell, backend=backend, lengths=lengths, gates=gates, dropout=dropout
+        )
+        c = None if last.c is None else last.c.to(x.dtype)
+        return output.to(x.dtype), last._replace(h=last.h.to(x.dtype), c=c), used
     batch_first = x.stride(0) <= x.stride(1)
     flat = [tensor for layer in weights.layers for tensor in layer if tensor is not None]
     parameters = [*flat, weights.update_weight, weights.update_bias]
     is_transformed, is_followed = transformed(), followed((x, *state, *parameters))
-    by_reference = x.dtype not in _FAST_DTYPES or (gates is not None and gates.requires_grad)
-    if backend == "reference" or (backend == "auto" and (by_reference or is_transformed)):
+    by_reference = _only_by_reference(x, gates, dropout)
+    if backend == "reference" or (backend == "auto" and (by_reference is not None or is_transformed)):
         has_values = not is_transformed and (torch.compiler.is_compiling() or not is_followed)
         if has_values:
             _check_values(lengths, gates, num_steps=x.shape[0])
         # In place of a fast implementation it computes in the layer's dtype under autocast too, as that would.
-        with contextlib.nullcontext() if backend == "reference" or by_reference else without_autocast(x.device.type):
-            output, last, used = skip_recurrence(x, state, weights, cell=CELLS[cell], lengths=lengths, gates=gates)
+        with (
+            contextlib.nullcontext()
+            if backend == "reference" or by_reference is not None
+            else without_autocast(x.device.type)
+        ):
+            output, last, used = skip_recurrence(
+                x, state, weights, cell=CELLS[cell], lengths=lengths, gates=gates, dropout=dropout
+            )
         if has_values:
             _check_finite(last.update_prob)
         return output, last, used
     if is_transformed:
-        raise ValueError(
-            f"backend {backend!r} cannot do this (a transform of torch.func, or forward-mode differentiation): "
-            "use backend='auto' or 'reference'"
-        )
-    if by_reference:
-        raise ValueError(
-            f"backend {backend!r} takes float32 or float64 and gates that want no gradient, got {x.dtype} and "
-            f"{'gates that want one' if gates is not None and gates.requires_grad else 'none'}: use backend='reference'"
-        )
+        by_reference = "a transform of torch.func, or forward-mode differentiation"
+    if by_reference is not None:
+        raise ValueError(f"backend {backend!r} cannot do this ({by_reference}): use backend='auto' or 'reference'")
     differentiable = torch.is_grad_enabled() and any(
         tensor is not None and tensor.requires_grad for tensor in (x, *state, *parameters)
     )
@@ -117,6 +127,24 @@ def recurrence(
     if batch_first:
         output, used = output.transpose(0, 1), used.transpose(0, 1)
     return output, SkipState(h, None if state.c is None else c, update_prob, accumulated), used
+
+
+def _only_by_reference(x: Tensor, gates: Tensor | None, dropout: float) -> str | None:
+    """What of this only the reference can do; None where every implementation can."""
+    if x.dtype not in _FAST_DTYPES:
+        return f"x of {x.dtype}"
+    if gates is not None and gates.requires_grad:
+        return "gates that want a gradient"
+    return "dropout between layers" if dropout > 0 else None
+
+
+def _float32(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.float()
+
+
+def _float32_weights(weights: SkipWeights) -> SkipWeights:
+    layers = tuple(LayerWeights(*map(_float32, layer)) for layer in weights.layers)  # type: ignore[arg-type]
+    return SkipWeights(layers, weights.update_weight.float(), weights.update_bias.float())
 
 
 def _check_values(lengths: Tensor | None, gates: Tensor | None, *, num_steps: int) -> None:
