@@ -201,8 +201,9 @@ class _SkipLayer(nn.Module, ABC):
         run = functools.partial(self._run, continues=isinstance(state, SkipState))
         start = None if state is None else as_state(state, has_cell_state=self.has_cell_state)
         packed = isinstance(x, PackedSequence)
-        self._check_input(x.data if isinstance(x, PackedSequence) else x)
-        if lengths is not None and (packed or x.dim() == 2):
+        values = x.data if isinstance(x, PackedSequence) else x
+        self._check_input(values)
+        if lengths is not None and values.dim() == 2:
             raise ValueError(
                 "lengths are for a padded batch: a PackedSequence has its own, and one sequence can be cut"
             )
@@ -395,7 +396,7 @@ class SkipLSTM(_SkipLayer):
 
     `update_bias` is where b_p starts: higher means more updates early in training. With `bias=False` the cells have no
     biases; the gate keeps its own. `dropout`, in training alone, sets outputs of all layers but the top one to 0 as
-    torch.nn.LSTM does, drawn anew at each step; only the reference computes it, so such training is as slow as that.
+    torch.nn.LSTM does, drawn again at each step; only the reference computes it, so such training is as slow as that.
     Raises ValueError for a size below 1, and for a dropout outside 0..1.
     """
 

@@ -67,7 +67,8 @@ def recurrence(
     "auto" takes the C++ implementation on a CPU where it can be built, the event order in torch operators elsewhere,
     and the reference for what only it can do: given gates that want a gradient, dropout between layers, and the
     transforms of torch.func. float16 and bfloat16 are computed in float32 throughout, and output, h and c rounded once
-    at the end; "reference" rounds to them at every step instead, all but p, a and the gates. "triton" is taken by name alone until it has passed `python -m benchmarks.gpu` on a GPU.
+    at the end; "reference" rounds to them at every step instead, all but p, a and the gates. "triton" is taken by name
+    alone until it has passed `python -m benchmarks.gpu` on a GPU.
 
     Raises ValueError where dtypes, devices or shapes do not fit each other, and where the backend was named and cannot
     do this; and where lengths or gates hold what is not allowed or a row becomes NaN, unless torch only records or

@@ -31,11 +31,11 @@ def as_state(state: State, *, has_cell_state: bool) -> SkipState:
     """
     if isinstance(state, SkipState):
         return state
-    parts = tuple(state) if has_cell_state and isinstance(state, (tuple, list)) else (state,)
+    parts: tuple[Any, ...] = tuple(state) if has_cell_state and isinstance(state, (tuple, list)) else (state,)
     if len(parts) != 1 + has_cell_state or not all(isinstance(part, Tensor) for part in parts):
         wanted = "(h, c), as torch.nn.LSTM's" if has_cell_state else "a tensor h, as torch.nn.GRU's"
         raise ValueError(f"state must be a SkipState or {wanted}, got a {type(state).__name__}")
-    h = parts[0]
+    h: Tensor = parts[0]
     ones = h.new_ones(h.shape[1:-1], dtype=torch.promote_types(h.dtype, torch.float32))
     return SkipState(h, parts[1] if has_cell_state else None, ones, torch.zeros_like(ones))
 

@@ -103,6 +103,7 @@ def test_packed_gates_are_the_padded_ones_and_can_be_given_back() -> None:
     packed = pack_padded_sequence(x, LENGTHS, enforce_sorted=False)
     given, _, used = layer(packed)
     assert 0 < gates.mean().item() < 0.5
+    assert_close(given.data, pack_padded_sequence(output, LENGTHS, enforce_sorted=False).data)
     assert torch.equal(pad_packed_sequence(used)[0], gates)
     again, _, _ = layer(packed, gates=used._replace(data=used.data.detach()))
     assert_close(again.data, given.data)
