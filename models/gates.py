@@ -86,7 +86,9 @@ class RandomGate:
         Drawn from `generator` (a CPU one), or from torch's global one. `seed` plays no part.
         """
         _check_shape(num_steps, batch_size)
-        return self._gates(torch.rand(num_steps, batch_size, generator=generator))
+        # torch.compile cannot trace `generator=None` with a dynamic number of steps.
+        shape = num_steps, batch_size
+        return self._gates(torch.rand(shape) if generator is None else torch.rand(shape, generator=generator))
 
     def _generator(self, key: str | None) -> torch.Generator:
         seed = self.seed

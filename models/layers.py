@@ -4,21 +4,29 @@ Letters: B batch, T steps, D features, H hidden, L layers, G gate blocks of a ce
 normalisation acts on (LSTM 4, GRU 2: r and z).
 """
 
+import functools
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal, Self, cast
+from typing import Any, ClassVar, Final, Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
+from models.arguments import check_arguments
 from models.gates import LEARNED, MAX_WAIT, Gate, LearnedGate, RandomGate, accumulate_steps, steps_until_update
 from models.kernels.problem import CellName
 from models.recurrence import CELLS, Backend, check_backend, recurrence
 from models.reference import LayerWeights, SkipState, SkipWeights, accumulate, candidate
+from models.sequences import Lengths, State, as_lengths, as_state, run_packed, run_unbatched
 from models.states import rows_of
+from models.transforms import autocast_is_on
 
 Fetch = Callable[[Tensor, Tensor], Tensor]
 """(rows (n,) int64, steps (n,) int64) -> their samples (n, D)."""
+
+_BIASES: Final = ("bias_ih", "bias_hh")
 
 
 class _SkipLayer(nn.Module, ABC):
@@ -40,7 +48,9 @@ class _SkipLayer(nn.Module, ABC):
         hidden_size: int,
         num_layers: int = 1,
         *,
+        bias: bool = True,
         batch_first: bool = False,
+        dropout: float = 0.0,
         gate: Gate | Literal["learned"] = LEARNED,
         layer_norm: bool = False,
         update_bias: float = 1.0,
@@ -52,10 +62,16 @@ class _SkipLayer(nn.Module, ABC):
         for name, size in (("input_size", input_size), ("hidden_size", hidden_size), ("num_layers", num_layers)):
             if size < 1:
                 raise ValueError(f"{name} must be 1 or more, got {size}")
+        if not 0 <= dropout <= 1:
+            raise ValueError(f"dropout must be at least 0 and at most 1, got {dropout}")
+        if dropout > 0 and num_layers == 1:
+            warnings.warn(f"dropout={dropout} acts between layers, and there is only 1: it does nothing", stacklevel=2)
         self.input_size = input_size
         self.hidden_size = hidden_size
         self.num_layers = num_layers
+        self.bias = bias
         self.batch_first = batch_first
+        self.dropout = dropout
         self.gate = LEARNED if gate == "learned" else gate
         self.layer_norm = layer_norm
         self.initial_update_bias = update_bias
@@ -68,8 +84,9 @@ class _SkipLayer(nn.Module, ABC):
         for layer in range(num_layers):
             setattr(self, f"weight_ih_l{layer}", parameter(rows, input_size if layer == 0 else hidden_size))
             setattr(self, f"weight_hh_l{layer}", parameter(rows, hidden_size))
-            setattr(self, f"bias_ih_l{layer}", parameter(rows))
-            setattr(self, f"bias_hh_l{layer}", parameter(rows))
+            if bias:
+                setattr(self, f"bias_ih_l{layer}", parameter(rows))
+                setattr(self, f"bias_hh_l{layer}", parameter(rows))
             if layer_norm:
                 setattr(self, f"norm_weight_l{layer}", parameter(self.normalised_blocks * hidden_size))
                 setattr(self, f"norm_bias_l{layer}", parameter(self.normalised_blocks * hidden_size))
@@ -89,15 +106,12 @@ class _SkipLayer(nn.Module, ABC):
     def from_dense(cls, dense: nn.RNNBase, *, update_bias: float = 1.0, backend: Backend = "auto") -> Self:
         """A layer with the weights of a torch.nn.LSTM or torch.nn.GRU, which it equals while every gate is open.
 
-        Raises ValueError for a layer of another kind, a bidirectional one, one without biases, with projections, or
-        with dropout between layers.
+        Raises ValueError for a layer of another kind, a bidirectional one, or one with projections.
         """
         foreign = {
             f"the kind {type(dense).__name__}": not isinstance(dense, cls.dense_kind),
             "bidirectional=True": dense.bidirectional,
-            "bias=False": not dense.bias,
             "proj_size": dense.proj_size > 0,
-            "dropout between layers": dense.dropout > 0 and dense.num_layers > 1,
         }
         found = [name for name, has in foreign.items() if has]
         if found:
@@ -156,40 +170,74 @@ class _SkipLayer(nn.Module, ABC):
             self.initial_c.normal_()
 
     def forward(
-        self, x: Tensor, state: SkipState | None = None, lengths: Tensor | None = None, gates: Tensor | None = None
-    ) -> tuple[Tensor, SkipState, Tensor]:
+        self,
+        x: Tensor | PackedSequence,
+        state: State | None = None,
+        lengths: Lengths | None = None,
+        gates: Tensor | PackedSequence | None = None,
+    ) -> tuple[Tensor | PackedSequence, SkipState, Tensor | PackedSequence]:
         """Runs a batch of sequences (eqs. 2–5).
 
-        x (T, B, D), or (B, T, D) with batch_first, as are output and gates. lengths (B,) int64 in 0..T, the valid steps
-        of each row. `state` continues where an earlier call stopped, so that chunks equal the whole. `gates` {0, 1}
-        (T, B) take the place of the layer's own, for recorded ones. Random and strided gates are known beforehand, so
-        skipped steps are not computed at all.
+        x (T, B, D), or (B, T, D) with batch_first, as are output and gates; or one sequence (T, D), with h (L, H) in
+        its states, output (T, H) and gates (T,); or a PackedSequence, and then output and gates are packed alike.
+        lengths (B,) integers in 0..T, the valid steps of each row. `gates` {0, 1} (T, B) take the place of the layer's
+        own, for recorded ones. Random and strided gates are known beforehand, so skipped steps are not computed at all.
+
+        `state`, a SkipState, continues where an earlier call stopped, so that chunks equal the whole. (h, c) as
+        torch.nn.LSTM takes it, or h as torch.nn.GRU does, start a sequence from there instead of from the trained
+        initial state: p = 1, a = 0, so the first step is an update. What is returned is a SkipState in every case.
+
+        A float16 or bfloat16 layer computes in float32, the gates above all, and rounds output, h and c at the end;
+        a sequence in chunks is rounded where it is cut.
 
         Returns (output, state, gates): the top layer's h (T, B, H), held while skipping and in padding; the state after
         each row's last valid step; the gates (T, B), float32 or wider, which carry the straight-through gradient and
         are 0 in padding. With gates that are given or known beforehand they carry none, unless the given ones do.
 
         Raises ValueError when a shape, a length or a gate is not as above; where a row becomes NaN, by x or a weight
-        that is not finite; for a `state` with a random or strided gate and no `gates`, because a state does not say
+        that is not finite; for a SkipState with a random or strided gate and no `gates`, because a state does not say
         where in the schedule it stands.
         """
-        self._check_input(x)
-        if gates is not None and gates.shape != x.shape[:2]:
+        run = functools.partial(self._run, continues=isinstance(state, SkipState))
+        start = None if state is None else as_state(state, has_cell_state=self.has_cell_state)
+        packed = isinstance(x, PackedSequence)
+        values = x.data if isinstance(x, PackedSequence) else x
+        self._check_input(values)
+        if lengths is not None and values.dim() == 2:
             raise ValueError(
-                f"gates must have shape {tuple(x.shape[:2])}, as the input's rows and steps, got {tuple(gates.shape)}"
+                "lengths are for a padded batch: a PackedSequence has its own, and one sequence can be cut"
             )
-        if torch.is_autocast_enabled(x.device.type):
-            x = x.to(self.initial_h.dtype)  # so that the gate decides in float32 here too
+        if gates is not None and isinstance(gates, PackedSequence) != packed:
+            raise ValueError(f"gates must be packed where x is, and only there, got a {type(gates).__name__}")
+        if isinstance(x, PackedSequence):
+            return run_packed(run, x, start, cast(PackedSequence | None, gates))
+        gates = cast(Tensor | None, gates)
+        if gates is not None and gates.shape != x.shape[:-1]:
+            raise ValueError(
+                f"gates must have shape {tuple(x.shape[:-1])}, as the input's rows and steps, got {tuple(gates.shape)}"
+            )
+        if x.dim() == 2:
+            return run_unbatched(run, x, start, gates)
         if self.batch_first:
             x = x.transpose(0, 1)
             gates = None if gates is None else gates.transpose(0, 1)
+        valid = None if lengths is None else as_lengths(lengths, batch_size=x.shape[1])
+        output, last, used = run(x, start, valid, gates)
+        if self.batch_first:
+            output, used = output.transpose(0, 1), used.transpose(0, 1)
+        return output, last, used
+
+    def _run(
+        self, x: Tensor, state: SkipState | None, lengths: Tensor | None, gates: Tensor | None, *, continues: bool
+    ) -> tuple[Tensor, SkipState, Tensor]:
+        """As `forward`, for x (T, B, D)."""
+        if autocast_is_on(x.device.type):
+            x = x.to(self.initial_h.dtype)  # so that the gate decides in float32 here too
         num_steps, batch_size = x.shape[:2]
-        if lengths is not None:
-            _check_lengths(lengths, batch_size=batch_size)
         if gates is None and not isinstance(self.gate, LearnedGate):
-            gates = self._scheduled(num_steps, batch_size=batch_size, continues=state is not None)
+            gates = self._scheduled(num_steps, batch_size=batch_size, continues=continues)
         state = self.initial_state(batch_size) if state is None else state
-        output, state, gates = recurrence(
+        return recurrence(
             x,
             state,
             self._weights(),
@@ -197,10 +245,8 @@ class _SkipLayer(nn.Module, ABC):
             backend=self.backend,
             lengths=lengths,
             gates=None if gates is None else gates.to(x.device, state.update_prob.dtype),
+            dropout=self._dropout(),
         )
-        if self.batch_first:
-            output, gates = output.transpose(0, 1), gates.transpose(0, 1)
-        return output, state, gates
 
     def step(
         self, x: Tensor, state: SkipState | None = None, *, limit: int = MAX_WAIT
@@ -217,12 +263,16 @@ class _SkipLayer(nn.Module, ABC):
         self._check_learned("step")
         if x.dim() != 2 or x.shape[-1] != self.input_size or x.shape[0] < 1:
             raise ValueError(f"x must be (B, {self.input_size}) with B of 1 or more, got shape {tuple(x.shape)}")
+        if autocast_is_on(x.device.type):
+            x = x.to(self.initial_h.dtype)
         state = self.initial_state(x.shape[0]) if state is None else state
+        weights = self._weights()
+        check_arguments(x, state, weights, cell=self.cell)
         early = accumulate(state.update_prob, state.accumulated) <= 0.5
         if early.any():
             rows = early.nonzero().flatten().tolist()
             raise ValueError(f"rows {rows} are not due for an update: skip() them first, by the wait that step() gave")
-        state = candidate(x, state, self._weights(), cell=CELLS[self.cell])
+        state = candidate(x, state, weights, cell=CELLS[self.cell], dropout=self._dropout())
         return state.h[-1], state, steps_until_update(state.update_prob, limit=limit) - 1
 
     @torch.no_grad()
@@ -269,6 +319,7 @@ class _SkipLayer(nn.Module, ABC):
         Raises ValueError for a negative number, for one that would pass an update, and for gates that are not learned.
         """
         self._check_learned("skip")
+        check_arguments(None, state, self._weights(), cell=self.cell)
         count = torch.as_tensor(num_steps, device=state.accumulated.device).expand_as(state.accumulated)
         if count.min() < 0:
             raise ValueError(f"num_steps must be 0 or more, got {count.tolist()}")
@@ -293,13 +344,22 @@ class _SkipLayer(nn.Module, ABC):
     def extra_repr(self) -> str:
         return (
             f"{self.input_size}, {self.hidden_size}, num_layers={self.num_layers}, gate={self.gate}, "
-            f"layer_norm={self.layer_norm}, backend={self.backend}"
+            f"bias={self.bias}, dropout={self.dropout}, layer_norm={self.layer_norm}, backend={self.backend}"
         )
 
     def _weights(self) -> SkipWeights:
         names = LayerWeights._fields if self.layer_norm else LayerWeights._fields[:4]
-        layers = (LayerWeights(*(getattr(self, f"{name}_l{i}") for name in names)) for i in range(self.num_layers))
+        zeros = None if self.bias else self.update_weight.new_zeros(self.gate_blocks * self.hidden_size)
+        layers = (
+            LayerWeights(
+                *(zeros if zeros is not None and name in _BIASES else getattr(self, f"{name}_l{i}") for name in names)
+            )
+            for i in range(self.num_layers)
+        )
         return SkipWeights(tuple(layers), self.update_weight, self.update_bias)
+
+    def _dropout(self) -> float:
+        return self.dropout if self.training and self.num_layers > 1 else 0.0
 
     def _scheduled(self, num_steps: int, *, batch_size: int, continues: bool) -> Tensor:
         assert not isinstance(self.gate, LearnedGate)
@@ -313,7 +373,7 @@ class _SkipLayer(nn.Module, ABC):
         return self.gate.schedule(num_steps, batch_size=batch_size)
 
     def _check_input(self, x: Tensor) -> None:
-        if x.dim() != 3 or x.shape[-1] != self.input_size or 0 in x.shape:
+        if x.dim() not in (2, 3) or x.shape[-1] != self.input_size or 0 in x.shape:
             layout = "(B, T, D)" if self.batch_first else "(T, B, D)"
             raise ValueError(
                 f"x must be {layout} with D = {self.input_size}, at least 1 step and 1 row, got shape {tuple(x.shape)}"
@@ -334,8 +394,10 @@ class SkipLSTM(_SkipLayer):
     `bias_ih_l0`, `bias_hh_l0` (4H,) in order i, f, g, o, and so for l1, …; beside them `update_weight` (1, H),
     `update_bias` (1,), `initial_h` and `initial_c` (L, 1, H).
 
-    `update_bias` is where b_p starts: higher means more updates early in training. Raises ValueError for a size below
-    1.
+    `update_bias` is where b_p starts: higher means more updates early in training. With `bias=False` the cells have no
+    biases; the gate keeps its own. `dropout`, in training alone, sets outputs of all layers but the top one to 0 as
+    torch.nn.LSTM does, drawn again at each step; only the reference computes it, so such training is as slow as that.
+    Raises ValueError for a size below 1, and for a dropout outside 0..1.
     """
 
     gate_blocks = 4
@@ -374,11 +436,6 @@ class SkipGRU(_SkipLayer):
         weights.bias_ih[: 2 * self.hidden_size].fill_(1)  # r and z
 
 
-def _check_lengths(lengths: Tensor, *, batch_size: int) -> None:
-    if lengths.shape != (batch_size,) or lengths.is_floating_point():
-        raise ValueError(f"lengths must be ({batch_size},) integers, got {tuple(lengths.shape)} of {lengths.dtype}")
-
-
 def _waited(state: SkipState, count: Tensor) -> SkipState:
     """After `count` (B,) steps of waiting (eq. 5)."""
     return state._replace(accumulated=accumulate_steps(state.update_prob, state.accumulated, count))
@@ -386,5 +443,5 @@ def _waited(state: SkipState, count: Tensor) -> SkipState:
 
 def _arguments(layer: Any, like: Tensor) -> dict[str, Any]:
     """What torch's constructors and ours have in common."""
-    names = ("input_size", "hidden_size", "num_layers", "batch_first")
+    names = ("input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout")
     return {**{name: getattr(layer, name) for name in names}, "device": like.device, "dtype": like.dtype}

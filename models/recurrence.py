@@ -6,6 +6,7 @@ that torch.compile, autocast and autograd treat them like torch's own. docs/fast
 Letters: B batch, T steps, D features, H hidden, L layers.
 """
 
+import contextlib
 import functools
 from collections.abc import Sequence
 from typing import Any, Final, Literal, NamedTuple, Protocol, cast, get_args
@@ -13,6 +14,7 @@ from typing import Any, Final, Literal, NamedTuple, Protocol, cast, get_args
 import torch
 from torch import Tensor
 
+from models.arguments import check_arguments
 from models.kernels import cpp
 from models.kernels.problem import Adjoints, Answer, CellName, Incoming, Problem, Trace
 from models.reference import (
@@ -25,12 +27,21 @@ from models.reference import (
     lstm_cell,
     skip_recurrence,
 )
+from models.transforms import (
+    autocast_is_on,
+    batched,
+    differentiable_gradients,
+    followed,
+    transformed,
+    without_autocast,
+)
 
 Backend = Literal["auto", "reference", "event", "cpp", "triton"]
 
 CELLS: Final[dict[CellName, Cell]] = {"lstm": lstm_cell, "gru": gru_cell, "gru_reset_after": gru_cell_reset_after}
 
 _FAST_DTYPES: Final = (torch.float32, torch.float64)
+_NARROW_DTYPES: Final = (torch.float16, torch.bfloat16)
 
 
 def check_backend(backend: str) -> Backend:
@@ -49,30 +60,53 @@ def recurrence(
     backend: Backend = "auto",
     lengths: Tensor | None = None,
     gates: Tensor | None = None,
+    dropout: float = 0.0,
 ) -> tuple[Tensor, SkipState, Tensor]:
     """As `models.reference.skip_recurrence`, computed by `backend`; x (T, B, D) of any strides.
 
     "auto" takes the C++ implementation on a CPU where it can be built, the event order in torch operators elsewhere,
-    and the reference for what only it can do: dtypes narrower than float32, and given gates that want a gradient.
-    "triton" is taken by name alone until it has passed `python -m benchmarks.gpu` on a GPU.
+    and the reference for what only it can do: given gates that want a gradient, dropout between layers, and the
+    transforms of torch.func. float16 and bfloat16 are computed in float32 throughout, and output, h and c rounded once
+    at the end; "reference" rounds to them at every step instead, all but p, a and the gates. "triton" is taken by name
+    alone until it has passed `python -m benchmarks.gpu` on a GPU.
 
-    Raises ValueError where lengths or gates hold what is not allowed, where a row becomes NaN, and where the backend
-    was named and cannot do this.
+    Raises ValueError where dtypes, devices or shapes do not fit each other, and where the backend was named and cannot
+    do this; and where lengths or gates hold what is not allowed or a row becomes NaN, unless torch only records or
+    transforms the call, and there are no values to look at.
     """
-    batch_first = x.stride(0) <= x.stride(1)
-    by_reference = x.dtype not in _FAST_DTYPES or (gates is not None and gates.requires_grad)
-    if backend == "reference" or (backend == "auto" and by_reference):
-        _check_values(lengths, gates, num_steps=x.shape[0])
-        output, last, used = skip_recurrence(x, state, weights, cell=CELLS[cell], lengths=lengths, gates=gates)
-        _check_finite(last.update_prob)
-        return output, last, used
-    if by_reference:
-        raise ValueError(
-            f"backend {backend!r} takes float32 or float64 and gates that want no gradient, got {x.dtype} and "
-            f"{'gates that want one' if gates is not None and gates.requires_grad else 'none'}: use backend='reference'"
+    check_arguments(x, state, weights, cell=cell)
+    if x.dtype in _NARROW_DTYPES and backend != "reference":
+        state, wide = SkipState(*map(_float32, state)), _float32_weights(weights)  # type: ignore[arg-type]
+        output, last, used = recurrence(
+            x.float(), state, wide, cell=cell, backend=backend, lengths=lengths, gates=gates, dropout=dropout
         )
+        c = None if last.c is None else last.c.to(x.dtype)
+        return output.to(x.dtype), last._replace(h=last.h.to(x.dtype), c=c), used
+    batch_first = x.stride(0) <= x.stride(1)
     flat = [tensor for layer in weights.layers for tensor in layer if tensor is not None]
     parameters = [*flat, weights.update_weight, weights.update_bias]
+    is_transformed, is_followed = transformed(), followed((x, *state, *parameters))
+    by_reference = _only_by_reference(x, gates, dropout)
+    if backend == "reference" or (backend == "auto" and (by_reference is not None or is_transformed)):
+        has_values = not is_transformed and (torch.compiler.is_compiling() or not is_followed)
+        if has_values:
+            _check_values(lengths, gates, num_steps=x.shape[0])
+        # In place of a fast implementation it computes in the layer's dtype under autocast too, as that would.
+        with (
+            contextlib.nullcontext()
+            if backend == "reference" or by_reference is not None
+            else without_autocast(x.device.type)
+        ):
+            output, last, used = skip_recurrence(
+                x, state, weights, cell=CELLS[cell], lengths=lengths, gates=gates, dropout=dropout
+            )
+        if has_values:
+            _check_finite(last.update_prob)
+        return output, last, used
+    if is_transformed:
+        by_reference = "a transform of torch.func, or forward-mode differentiation"
+    if by_reference is not None:
+        raise ValueError(f"backend {backend!r} cannot do this ({by_reference}): use backend='auto' or 'reference'")
     differentiable = torch.is_grad_enabled() and any(
         tensor is not None and tensor.requires_grad for tensor in (x, *state, *parameters)
     )
@@ -87,13 +121,31 @@ def recurrence(
         batch_first,
         differentiable,
     )
-    if differentiable or torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type):
+    if differentiable or is_followed or autocast_is_on(x.device.type):
         output, h, c, update_prob, accumulated, used, *_ = _skip_rnn(*arguments)
     else:  # the operator's book-keeping takes longer than a short sequence
         return _answer(arguments)[:3]
     if batch_first:
         output, used = output.transpose(0, 1), used.transpose(0, 1)
     return output, SkipState(h, None if state.c is None else c, update_prob, accumulated), used
+
+
+def _only_by_reference(x: Tensor, gates: Tensor | None, dropout: float) -> str | None:
+    """What of this only the reference can do; None where every implementation can."""
+    if x.dtype not in _FAST_DTYPES:
+        return f"x of {x.dtype}"
+    if gates is not None and gates.requires_grad:
+        return "gates that want a gradient"
+    return "dropout between layers" if dropout > 0 else None
+
+
+def _float32(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.float()
+
+
+def _float32_weights(weights: SkipWeights) -> SkipWeights:
+    layers = tuple(LayerWeights(*map(_float32, layer)) for layer in weights.layers)  # type: ignore[arg-type]
+    return SkipWeights(layers, weights.update_weight.float(), weights.update_bias.float())
 
 
 def _check_values(lengths: Tensor | None, gates: Tensor | None, *, num_steps: int) -> None:
@@ -221,12 +273,15 @@ def _skip_rnn(
 @_skip_rnn.register_fake
 def _(*args: Any) -> tuple[Tensor, ...]:
     call = _Arguments(*args)
-    context = torch.library.get_ctx()
+    fake_mode = getattr(call.x, "fake_mode", None)
 
     def some(dims: int, dtype: torch.dtype = call.x.dtype) -> Tensor:
         """A tensor of the trace, whose sizes depend on the gates."""
         if not call.save:
             return call.x.new_empty(0, dtype=dtype)
+        if fake_mode is None or fake_mode.shape_env is None:  # nothing can stand for a size that is not known
+            return call.x.new_empty([0] * dims, dtype=dtype)
+        context = torch.library.get_ctx()
         return call.x.new_empty([context.new_dynamic_size() for _ in range(dims)], dtype=dtype)
 
     return (
@@ -333,6 +388,9 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 def _differentiate(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
     x, h, c, update_prob, accumulated, lengths, gates, *tensors = ctx.saved_tensors
     parameters, trace = tensors[: ctx.num_parameters], tensors[ctx.num_parameters :]
+    if torch.is_grad_enabled() or transformed() or any(map(batched, grads)):
+        call = _Arguments(x, h, c, update_prob, accumulated, parameters, lengths, gates, *ctx.rest)
+        return _differentiate_reference(call, grads[:6], needed=ctx.needs_input_grad)
     by_x, by_h, by_c, by_prob, by_accumulated, *by_parameters = _skip_rnn_backward(
         list(grads[:6]),
         trace,
@@ -356,6 +414,23 @@ def _differentiate(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         by_parameters,
         *[None] * 6,
     )
+
+
+def _differentiate_reference(
+    call: _Arguments, grads: Sequence[Tensor | None], *, needed: Sequence[Any]
+) -> tuple[Any, ...]:
+    """As `_differentiate`, by the reference's steps: torch knows how to differentiate and to batch those."""
+
+    def answers(*inputs: Tensor | None) -> list[Tensor | None]:
+        first = dict(zip(call._fields, inputs[:5], strict=False))
+        x, state, weights, cell, lengths, gates = call._replace(**first, parameters=inputs[5:]).problem()  # type: ignore[arg-type]
+        output, last, used = skip_recurrence(x, state, weights, cell=CELLS[cell], lengths=lengths, gates=gates)
+        return [call._steps_first(output), *last, call._steps_first(used)]
+
+    inputs, wanted = [*call[:5], *call.parameters], [*needed[:5], *needed[5]]
+    with without_autocast(call.x.device.type):
+        gradients = differentiable_gradients(answers, inputs, grads, wanted=wanted)
+    return *gradients[:5], gradients[5:], *[None] * 6
 
 
 _skip_rnn.register_autograd(_differentiate, setup_context=_keep)

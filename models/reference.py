@@ -12,11 +12,12 @@ normalisation reaches (LSTM 4, GRU 2: r and z).
 import math
 from collections.abc import Callable
 from itertools import repeat
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - torch's own name for it
+from torch.utils._pytree import _register_namedtuple
 
 NORM_EPSILON: Final = 1e-3
 """What layer normalisation adds to the standard deviation (not to the variance)."""
@@ -33,6 +34,11 @@ class SkipState(NamedTuple):
     c: Tensor | None
     update_prob: Tensor
     accumulated: Tensor
+
+
+# So that torch.load(weights_only=True) reads a saved state, and torch.export.save writes a layer, which returns one.
+torch.serialization.add_safe_globals([SkipState])
+_register_namedtuple(SkipState, serialized_type_name="skipreel.SkipState")
 
 
 class LayerWeights(NamedTuple):
@@ -61,20 +67,11 @@ Cell = Callable[[Tensor, Tensor, Tensor | None, LayerWeights], tuple[Tensor, Ten
 """(x (B, D), h (B, H), c (B, H) or None, weights) -> candidate (h̃ (B, H), c̃ (B, H) or None)."""
 
 
-class _Binarise(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, accumulated: Tensor) -> Tensor:  # noqa: ARG004 - the signature is torch's
-        return torch.round(accumulated)
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:  # noqa: ARG004
-        return grad_outputs[0]
-
-
 def binarise(accumulated: Tensor) -> Tensor:
     """u = round(ũ), half to even, so that u = 1 iff ũ > 0.5; the gradient passes straight through (eqs. 2 and 7)."""
-    u: Tensor = _Binarise.apply(accumulated)  # type: ignore[no-untyped-call]
-    return u
+    fixed = accumulated.detach()
+    # Plus exactly 0, whose derivative is 1: in every mode of torch, which an autograd.Function is not.
+    return torch.round(fixed) + (accumulated - fixed)
 
 
 def accumulate(p: Tensor, a: Tensor) -> Tensor:
@@ -146,15 +143,18 @@ def gru_cell_reset_after(x: Tensor, h: Tensor, c: Tensor | None, weights: LayerW
     return torch.lerp(n.to(h.dtype), h, z.to(h.dtype)), None  # autocast leaves n and z in a narrower dtype
 
 
-def candidate(x: Tensor, state: SkipState, weights: SkipWeights, *, cell: Cell) -> SkipState:
+def candidate(x: Tensor, state: SkipState, weights: SkipWeights, *, cell: Cell, dropout: float = 0.0) -> SkipState:
     """The state after an update: s̃ = S(s, x) for the whole stack, p̃ = Δ from its top layer, and a = 0.
 
-    x (B, D). Layer l reads the candidate h̃ of layer l − 1. The gate reads the top layer's c̃ (LSTM) or h̃ (GRU).
+    x (B, D). Layer l reads the candidate h̃ of layer l − 1, of which a share `dropout` is drawn to be 0 and the rest
+    divided by 1 − dropout. The gate reads the top layer's c̃ (LSTM) or h̃ (GRU).
     """
     old_c = repeat(None) if state.c is None else state.c.unbind(0)
     h_new: list[Tensor] = []
     c_new: list[Tensor] = []
     for layer, h, c in zip(weights.layers, state.h.unbind(0), old_c, strict=False):
+        if dropout > 0 and h_new:
+            x = F.dropout(x, dropout)
         x, c_layer = cell(x, h, c, layer)
         h_new.append(x)
         if c_layer is not None:
@@ -174,7 +174,14 @@ def _hold(u: Tensor, new: Tensor, old: Tensor) -> Tensor:
 
 
 def skip_step(
-    x: Tensor, state: SkipState, weights: SkipWeights, *, cell: Cell, valid: Tensor, gate: Tensor | None = None
+    x: Tensor,
+    state: SkipState,
+    weights: SkipWeights,
+    *,
+    cell: Cell,
+    valid: Tensor,
+    gate: Tensor | None = None,
+    dropout: float = 0.0,
 ) -> tuple[SkipState, Tensor]:
     """One time step (eqs. 2–5): x (B, D), valid (B,) bool, gate (B,) or None for the learned one -> (state, u (B,)).
 
@@ -183,7 +190,7 @@ def skip_step(
     """
     a = accumulate(state.update_prob, state.accumulated)
     u = (binarise(a) if gate is None else gate) * valid
-    new = candidate(x, state, weights, cell=cell)
+    new = candidate(x, state, weights, cell=cell, dropout=dropout)
     held = SkipState(
         h=_hold(u, new.h, state.h),
         c=None if state.c is None or new.c is None else _hold(u, new.c, state.c),
@@ -208,6 +215,7 @@ def skip_recurrence(
     cell: Cell,
     lengths: Tensor | None = None,
     gates: Tensor | None = None,
+    dropout: float = 0.0,
 ) -> tuple[Tensor, SkipState, Tensor]:
     """The whole sequence: x (T, B, D), lengths (B,) int64, gates (T, B) or None for learned ones.
 
@@ -222,7 +230,7 @@ def skip_recurrence(
     used: list[Tensor] = []
     # unbind, because the backward of x[t] fills a whole zero (T, B, D) for each t.
     for x_t, valid_t, gate_t in zip(x.unbind(0), valid.unbind(0), given, strict=False):
-        state, u = skip_step(x_t, state, weights, cell=cell, valid=valid_t, gate=gate_t)
+        state, u = skip_step(x_t, state, weights, cell=cell, valid=valid_t, gate=gate_t, dropout=dropout)
         outputs.append(state.h[-1])
         used.append(u)
     return torch.stack(outputs), state, torch.stack(used)

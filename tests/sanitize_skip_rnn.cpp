@@ -1,10 +1,38 @@
-// Runs every path of models/kernels/skip_rnn.cpp on exactly sized buffers, for the address and thread sanitizers.
+// Runs every path of models/kernels/skip_rnn.cpp on exactly sized buffers, for the address and thread sanitizers; and runs out
+// of memory at every place where it asks for some.
 #include "../models/kernels/skip_rnn.cpp"
 
+#include <atomic>
 #include <cstdio>
+#include <cstdlib>
+#include <new>
 #include <random>
 
 namespace {
+
+std::atomic<int64_t> allocations_left{INT64_MAX};
+
+}  // namespace
+
+void *operator new(std::size_t size) {
+    if (allocations_left.fetch_sub(1) <= 0) throw std::bad_alloc();
+    if (void *memory = std::malloc(size)) return memory;
+    throw std::bad_alloc();
+}
+void operator delete(void *memory) noexcept { std::free(memory); }
+void operator delete(void *memory, std::size_t) noexcept { std::free(memory); }
+
+namespace {
+
+// Lets the first, then the second, … allocation of a call fail, until it needs no more; how many failed.
+template <typename Call> int64_t starve(const Call &call) {
+    for (int64_t allowed = 0;; allowed++) {
+        allocations_left = allowed;
+        const int failed = call();
+        allocations_left = INT64_MAX;
+        if (!failed) return allowed;
+    }
+}
 
 std::mt19937 generator(7);
 
@@ -15,7 +43,7 @@ template <typename T> std::vector<T> random(int64_t n, double scale = 0.5) {
     return values;
 }
 
-template <typename T> void run(int64_t cell, int64_t L, int64_t H, int64_t D, bool ragged, bool recorded, bool ahead, double bias) {
+template <typename T> void run(int64_t cell, int64_t L, int64_t H, int64_t D, bool ragged, bool recorded, bool ahead, double bias, bool starved = false) {
     const int64_t T_ = 13, B = 5, G = cell == 0 ? 4 : 3, K = cell == 0 ? 2 : 1, Y = cell == 0 ? 4 : cell == 1 ? 2 : 3, X = cell == 1 ? 3 : 4;
     const int64_t P = (H + 15) / 16 * 16, E = T_ * B, S = B + E;
     auto x = random<T>(T_ * B * D), h = random<T>(L * B * H), c = random<T>(L * B * H), w_p = random<T>(H, 2);
@@ -47,6 +75,12 @@ template <typename T> void run(int64_t cell, int64_t L, int64_t H, int64_t D, bo
     std::vector<T> sums(3 * size);
     Adjoints adjoints{ahead ? pre.data() : nullptr, logit.data(), by_states.data(), by_p.data(), by_a.data(),
                       ahead && ragged ? nullptr : sums.data(), size};
+    if constexpr (std::is_same_v<T, float>)
+        if (starved) {
+            if (starve([&] { return skip_rnn_forward_float(&problem, &answer, &trace); }) < 10) std::abort();
+            if (starve([&] { return skip_rnn_backward_float(&problem, &trace, &incoming, &adjoints); }) < 10) std::abort();
+            return;
+        }
     if (!ahead) forward<T>(&problem, &answer, nullptr);
     forward<T>(&problem, &answer, &trace);
     backward<T>(&problem, &trace, &incoming, &adjoints);
@@ -63,5 +97,6 @@ int main() {
                 run<float>(cell, 1 + variant % 3, variant % 2 ? 7 : 16, variant % 2 ? 3 : 1, variant & 1, variant & 2, variant & 4, bias);
                 run<double>(cell, 1, 5, 2, variant & 1, variant & 2, variant & 4, bias);
             }
+    for (int64_t cell = 0; cell < 3; cell++) run<float>(cell, 2, 7, 3, true, false, cell == 1, -1.5, true);
     std::puts("clean");
 }

@@ -2,6 +2,7 @@
 
 import logging
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -50,5 +51,56 @@ def test_without_a_compiler_the_torch_operators_serve_and_one_line_says_so(
         cpp.library.cache_clear()
     assert [record.getMessage() for record in caplog.records if "building" not in record.getMessage()] == [
         "the C++ Skip RNN layers could not be built (Ninja is required to load C++ extensions): slower ones in torch "
-        "operators are used; install g++ and ninja for the fast ones"
+        "operators are used; the fast ones need g++, ninja and a folder to build in: $TORCH_EXTENSIONS_DIR, or one "
+        "in the home folder"
+    ]
+
+
+def test_without_a_home_folder_the_torch_operators_serve(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def nowhere() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", nowhere)
+    monkeypatch.delenv("TORCH_EXTENSIONS_DIR", raising=False)
+    monkeypatch.setattr(cpp._logger, "disabled", False)
+    cpp.library.cache_clear()
+    try:
+        output, _, _ = SkipLSTM(3, 5)(torch.randn(7, 2, 3))
+    finally:
+        cpp.library.cache_clear()
+    assert output.shape == (7, 2, 5)
+    assert "Could not determine home directory" in caplog.text
+
+
+SHORT_OF_MEMORY = """
+import ctypes, resource, torch
+from models import SkipGRU
+ctypes.CDLL(None).mallopt(-3, 65536)  # M_MMAP_THRESHOLD: freed memory is given back, not kept for the next call
+torch.set_num_threads(2)
+layer = SkipGRU(512, 512, 2, backend="cpp")
+x = torch.randn(2, 4, 512)
+layer(x)[0].sum().backward()
+loss = layer(x)[0].sum()
+with open("/proc/self/statm") as statm:
+    used = int(statm.read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (2 << 20),) * 2)
+for call in (lambda: layer(x), loss.backward):
+    try:
+        call()
+    except MemoryError as error:
+        print(error)
+"""
+
+
+def test_too_little_memory_is_an_error_and_not_the_end_of_the_process() -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", SHORT_OF_MEMORY], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert result.stdout.splitlines() == [
+        f"not enough memory for the {direction} pass of a Skip RNN: 2 layers of 512 hidden units, 4 rows of 2 steps; "
+        "use fewer rows or shorter sequences, or raise the memory limit"
+        for direction in ("forward", "backward")
     ]

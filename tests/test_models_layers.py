@@ -271,7 +271,7 @@ def test_initialisation_is_the_released_codes() -> None:
     ("arguments", "message"),
     [
         ({"x": torch.zeros(4, 2, D + 1)}, r"x must be \(T, B, D\) with D = 3.*got shape \(4, 2, 4\)"),
-        ({"x": torch.zeros(4, D)}, r"got shape \(4, 3\)"),
+        ({"x": torch.zeros(D)}, r"got shape \(3,\)"),
         ({"x": torch.zeros(0, 2, D)}, r"at least 1 step and 1 row, got shape \(0, 2, 3\)"),
         ({"x": torch.zeros(4, 2, D), "lengths": torch.tensor([5, 1])}, r"within 0\.\.4, the steps of x, got \[5, 1\]"),
         ({"x": torch.zeros(4, 2, D), "lengths": torch.tensor([4])}, r"\(2,\) integers, got \(1,\)"),

@@ -97,9 +97,10 @@ def library() -> ctypes.CDLL | None:
     capability = torch.backends.cpu.get_cpu_capability()
     flags = ["-O3", "-fno-math-errno", "-fno-trapping-math", *_INSTRUCTIONS.get(capability, []), *_OPENMP]
     digest = hashlib.sha256(_SOURCE.read_bytes() + repr((flags, torch.__version__)).encode()).hexdigest()[:16]
-    cache = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache" / "torch_extensions") / "skipreel"
-    target = cache / f"skip_rnn-{capability.lower()}-{digest}.so"
     try:
+        # Inside, because a user without an entry in passwd and without $HOME has no home folder.
+        cache = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache" / "torch_extensions") / "skipreel"
+        target = cache / f"skip_rnn-{capability.lower()}-{digest}.so"
         if not target.exists():
             cache.mkdir(parents=True, exist_ok=True)
             with FileLock(cache / "lock"):  # the system lets go of it when its holder dies
@@ -110,7 +111,7 @@ def library() -> ctypes.CDLL | None:
         reason = str(error).strip().splitlines()[0]
         _logger.warning(
             "the C++ Skip RNN layers could not be built (%s): slower ones in torch operators are used; "
-            "install g++ and ninja for the fast ones",
+            "the fast ones need g++, ninja and a folder to build in: $TORCH_EXTENSIONS_DIR, or one in the home folder",
             reason,
         )
         return None
@@ -297,4 +298,10 @@ class _Layout:
         compiled = library()
         assert compiled is not None, "whoever chooses this implementation asks for library() first"
         function = getattr(compiled, f"skip_rnn_{direction}_{self._suffix}")
-        function(ctypes.byref(self._problem), *(None if each is None else ctypes.byref(each) for each in others))
+        structures = [None if each is None else ctypes.byref(each) for each in others]
+        if function(ctypes.byref(self._problem), *structures) != 0:
+            raise MemoryError(
+                f"not enough memory for the {direction} pass of a Skip RNN: {self.num_layers} layers of "
+                f"{self.hidden_size} hidden units, {self.batch_size} rows of {self.num_steps} steps; "
+                "use fewer rows or shorter sequences, or raise the memory limit"
+            )

@@ -13,6 +13,8 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <exception>
+#include <mutex>
 #include <thread>
 #include <type_traits>
 #include <vector>
@@ -121,14 +123,22 @@ inline Vec<double> sigmoid_(Vec<double> x) {
 
 // Runs work(0) … work(n − 1) side by side: where there is OpenMP in torch's own threads, because after torch's operators
 // those turn idly for a while, and would take the cores from any others. Gradients that die out over a long sequence
-// become denormal numbers, which are a hundred times slower: they are flushed to zero.
+// become denormal numbers, which are a hundred times slower: they are flushed to zero. An exception that left a thread would
+// end the process: the first one is kept, and thrown again here when all threads are done.
 template <typename Work> void parallel(int64_t n, const Work &work) {
-    const auto run = [&work](int64_t i) {
+    std::exception_ptr failure;
+    std::mutex failing;
+    const auto run = [&](int64_t i) {
 #if defined(__SSE__)
         const unsigned before = _mm_getcsr();
         _mm_setcsr(before | 0x8040);
 #endif
-        work(i);
+        try {
+            work(i);
+        } catch (...) {
+            const std::lock_guard<std::mutex> guard(failing);
+            if (!failure) failure = std::current_exception();
+        }
 #if defined(__SSE__)
         _mm_setcsr(before);
 #endif
@@ -138,10 +148,18 @@ template <typename Work> void parallel(int64_t n, const Work &work) {
     for (int64_t i = 0; i < n; i++) run(i);
 #else
     std::vector<std::thread> threads;
-    for (int64_t i = 0; i + 1 < n; i++) threads.emplace_back(run, i);
-    if (n > 0) run(n - 1);
+    threads.reserve(n);
+    for (int64_t i = 0; i < n; i++) {
+        try {
+            if (i + 1 < n) threads.emplace_back(run, i);
+            else run(i);
+        } catch (...) {
+            run(i);  // no other thread can be started: this one does its work
+        }
+    }
     for (auto &thread : threads) thread.join();
 #endif
+    if (failure) std::rethrow_exception(failure);
 }
 
 // A matrix (rows, columns) in panels of two vectors' width, each panel contiguous by row.
@@ -965,11 +983,29 @@ void backward(const Problem *problem, const Trace *trace, const Incoming *incomi
     dispatch<T>(*problem, true, [&](const auto &network) { network.backward(*trace, *incoming, *adjoints); });
 }
 
+// 0, or 1 where memory ran out, the only thing that can be thrown here: an exception must not reach the caller, which is not C++.
+template <typename Call> int guarded(const Call &call) noexcept {
+    try {
+        call();
+        return 0;
+    } catch (...) {
+        return 1;
+    }
+}
+
 }  // namespace
 
 extern "C" {
-void skip_rnn_forward_float(const Problem *problem, Answer *answer, Trace *trace) { forward<float>(problem, answer, trace); }
-void skip_rnn_forward_double(const Problem *problem, Answer *answer, Trace *trace) { forward<double>(problem, answer, trace); }
-void skip_rnn_backward_float(const Problem *p, const Trace *t, const Incoming *i, Adjoints *a) { backward<float>(p, t, i, a); }
-void skip_rnn_backward_double(const Problem *p, const Trace *t, const Incoming *i, Adjoints *a) { backward<double>(p, t, i, a); }
+int skip_rnn_forward_float(const Problem *problem, Answer *answer, Trace *trace) {
+    return guarded([&] { forward<float>(problem, answer, trace); });
+}
+int skip_rnn_forward_double(const Problem *problem, Answer *answer, Trace *trace) {
+    return guarded([&] { forward<double>(problem, answer, trace); });
+}
+int skip_rnn_backward_float(const Problem *problem, const Trace *trace, const Incoming *incoming, Adjoints *adjoints) {
+    return guarded([&] { backward<float>(problem, trace, incoming, adjoints); });
+}
+int skip_rnn_backward_double(const Problem *problem, const Trace *trace, const Incoming *incoming, Adjoints *adjoints) {
+    return guarded([&] { backward<double>(problem, trace, incoming, adjoints); });
+}
 }
