@@ -111,6 +111,13 @@ def test_ctrl_c_keeps_the_networks_that_are_finished(workers, data, output, caps
     assert [entry.path for entry in client.list_artifacts(run.info.run_id)] == [kept[1]]
 
 
+def test_a_sweep_that_ended_too_early_for_a_report_is_one_clear_line(workers, data, output, capsys):
+    workers.ends = {"lambda": KeyboardInterrupt}
+    assert main(["sweep", *data, "--output", str(output)]) == EXIT_INTERRUPTED
+    assert main(["report", str(output)]) == 1
+    assert "the sweep has no finished skip network to report on" in capsys.readouterr().err
+
+
 def test_a_network_that_fails_is_named_and_the_others_are_kept(workers, data, output, capsys):
     workers.ends = {"lambda-3e+38": InputError("rows [0] became NaN")}
     assert main(["sweep", *data, "--output", str(output), "--budget-weights", "3e38", "0.1"]) == EXIT_INCOMPLETE
