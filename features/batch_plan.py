@@ -12,6 +12,16 @@ from features.errors import FeatureSetError
 _LENGTH_JITTER = 0.1
 
 
+def shuffled_batches(num_videos: int, *, batch_size: int, seed: int, epoch: int) -> list[NDArray[np.int64]]:
+    """The places of the videos of one epoch in random order, cut into batches of which only the last may be smaller.
+
+    They follow from these numbers alone, so that every worker knows the whole batch of all workers, however many they
+    are, and takes its own part.
+    """
+    order = np.random.default_rng((seed, epoch)).permutation(num_videos)
+    return [order[start : start + batch_size] for start in range(0, num_videos, batch_size)]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchPlan:
     """How videos are put into batches.

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from features import store
 from features.batch_plan import BatchPlan
 from features.errors import FeatureSetError
 from features.reader import FeatureSet, Sequence
@@ -50,6 +51,10 @@ class Batch:
     targets: Tensor
     video_ids: tuple[str, ...]
 
+    def to(self, device: str) -> "Batch":
+        """The same batch on a device."""
+        return Batch(self.features.to(device), self.lengths.to(device), self.targets.to(device), self.video_ids)
+
 
 def frame_targets(labels: SequenceOf[Label], pts_s: NDArray[np.float64], *, num_classes: int) -> NDArray[np.float32]:
     """(T, C) of {0, 1}: a class is positive at time t if start <= t <= end of one of its labels (Charades' rule).
@@ -64,32 +69,59 @@ def frame_targets(labels: SequenceOf[Label], pts_s: NDArray[np.float64], *, num_
     return targets
 
 
-def load_examples(feature_set: FeatureSet, manifest: Manifest, *, split: str, task: Task) -> list[Example]:
-    """The videos of a split that have features, in the manifest's order, all in memory.
+def load_examples(
+    feature_set: FeatureSet, manifest: Manifest, *, split: str, task: Task, skip_missing: bool = False
+) -> list[Example]:
+    """The videos of a split with their features and targets, in the manifest's order, all in memory.
 
-    Videos that failed in extraction are left out: they are in the failure ledger.
+    Args:
+        skip_missing: leave out videos without features instead of refusing the split.
 
     Raises:
-        FeatureSetError: when the split has no video with features, or task ``video`` meets a video without
-            exactly one class.
+        FeatureSetError: as `videos_with_features`, and when features hold NaN or infinity.
     """
-    entries = _with_features(feature_set, manifest, split=split, task=task)
+    entries = videos_with_features(feature_set, manifest, split=split, task=task, skip_missing=skip_missing)
     sequences = feature_set.load(entry.video_id for entry in entries)
+    for sequence in sequences:
+        finite = np.isfinite(sequence.features).all(1)
+        if not finite.all():
+            raise FeatureSetError(
+                f"features of video {sequence.video_id!r} (split {split!r}) in {feature_set.uri} hold NaN or infinity, "
+                f"first at its sampled frame {int(finite.argmin())}: make them again, or take it out of the manifest"
+            )
     return [
         Example(sequence, _target(entry, sequence.pts_s, task=task, num_classes=len(manifest.class_names)))
         for entry, sequence in zip(entries, sequences, strict=True)
     ]
 
 
+def check_labelled(examples: SequenceOf[Example], *, split: str) -> None:
+    """Refuse a split of task ``frames`` on which nothing can be learned or measured.
+
+    Raises:
+        FeatureSetError: when no sampled frame has a label: a mean average precision of it would be NaN.
+    """
+    if not any(example.target.ndim == 0 or bool(example.target.any()) for example in examples):
+        raise FeatureSetError(
+            f"no sampled frame of split {split!r} has a label in {len(examples)} videos, so there is no mAP of it: "
+            "look at the labels and their times in the manifest"
+        )
+
+
 def stream_batches(
-    feature_set: FeatureSet, manifest: Manifest, plan: BatchPlan, *, split: str, task: Task
+    feature_set: FeatureSet, manifest: Manifest, plan: BatchPlan, *, split: str, task: Task, skip_missing: bool = False
 ) -> Iterator[Batch]:
     """The batches of one epoch over a split, for sets larger than memory: holds two batches.
 
+    Args:
+        skip_missing: leave out videos without features instead of refusing the split.
+
     Raises:
-        FeatureSetError: as `load_examples`, and when there are fewer videos than workers; before the first batch.
+        FeatureSetError: as `videos_with_features`, and when there are fewer videos than workers; before the first
+            batch.
     """
-    entries = {entry.video_id: entry for entry in _with_features(feature_set, manifest, split=split, task=task)}
+    present = videos_with_features(feature_set, manifest, split=split, task=task, skip_missing=skip_missing)
+    entries = {entry.video_id: entry for entry in present}
     num_classes = len(manifest.class_names)
 
     def with_targets(padded: PaddedFeatures) -> Batch:
@@ -134,15 +166,26 @@ def feature_statistics(examples: SequenceOf[Example]) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(mean).float(), torch.from_numpy(deviation).float()
 
 
-def _with_features(feature_set: FeatureSet, manifest: Manifest, *, split: str, task: Task) -> list[VideoEntry]:
-    """The entries of a split that have features, checked for the task."""
+def videos_with_features(
+    feature_set: FeatureSet, manifest: Manifest, *, split: str, task: Task, skip_missing: bool = False
+) -> list[VideoEntry]:
+    """The videos of a split that have features, in the manifest's order.
+
+    Args:
+        skip_missing: leave out videos without features instead of refusing the split.
+
+    Raises:
+        FeatureSetError: when the manifest has no such split, none or not all of its videos have features, or task
+            ``video`` meets a video without exactly one class.
+    """
+    entries = [entry for entry in manifest.entries if entry.split == split]
+    if not entries:
+        splits = ", ".join(manifest.splits) or "none, as it lists no videos"
+        raise FeatureSetError(f"the manifest has no video of split {split!r}: its splits are {splits}")
     available = feature_set.video_ids()
-    present = [entry for entry in manifest.entries if entry.split == split and entry.video_id in available]
-    if not present:
-        raise FeatureSetError(
-            f"no video of split {split!r} has features in {feature_set.uri}: "
-            f"the manifest's splits are {', '.join(sorted(manifest.splits)) or 'none'}; run skipreel extract first"
-        )
+    present = [entry for entry in entries if entry.video_id in available]
+    if not present or (len(present) < len(entries) and not skip_missing):
+        raise FeatureSetError(_missing(feature_set, entries, available, split=split))
     for entry in present if task == "video" else ():
         count = len({label.class_id for label in entry.labels})
         if count != 1:
@@ -150,6 +193,18 @@ def _with_features(feature_set: FeatureSet, manifest: Manifest, *, split: str, t
                 f"task video needs exactly one class per video, {entry.video_id!r} has {count}: use --task frames"
             )
     return present
+
+
+def _missing(feature_set: FeatureSet, entries: SequenceOf[VideoEntry], available: frozenset[str], *, split: str) -> str:
+    missing = [entry.video_id for entry in entries if entry.video_id not in available]
+    failed = {row["video_id"] for row in store.failures(feature_set.uri)}
+    num_failed = sum(video_id in failed for video_id in missing)
+    return (
+        f"{len(missing)} of {len(entries)} videos of split {split!r} have no features in {feature_set.uri}: "
+        f"{num_failed} failed in extraction, {len(missing) - num_failed} were never extracted, such as "
+        f"{missing[0]!r}: run skipreel extract (--retry-failed for those that failed)"
+        + (", or leave them out with --skip-missing" if len(missing) < len(entries) else "")
+    )
 
 
 def _target(entry: VideoEntry, pts_s: NDArray[np.float64], *, task: Task, num_classes: int) -> Tensor:

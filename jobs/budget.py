@@ -14,7 +14,7 @@ from math import log
 import numpy as np
 import torch
 
-from features.batches import Example, Task, collate, load_examples
+from features.batches import Example, Task, collate, load_examples, videos_with_features
 from features.errors import FeatureSetError
 from features.reader import FeatureSet
 from jobs.evaluation import EVALUATION_BATCH, TrainedModel
@@ -41,15 +41,18 @@ def calibration_examples(
     """The videos that a curve is measured on, at most 100: of a split for validation, else the training's own.
 
     The split is called validation, val or valid, and is passed over where it has no features or labels of another task.
+
+    Raises:
+        FeatureSetError: when its features hold NaN or infinity.
     """
     examples = training
     for split in VALIDATION_SPLITS:
-        if any(entry.split == split for entry in manifest.entries):
-            try:
-                examples = load_examples(feature_set, manifest, split=split, task=task)
-            except FeatureSetError:
-                continue
-            break
+        try:
+            videos_with_features(feature_set, manifest, split=split, task=task, skip_missing=True)
+        except FeatureSetError:
+            continue
+        examples = load_examples(feature_set, manifest, split=split, task=task, skip_missing=True)
+        break
     return examples[:: -(-len(examples) // MAX_VIDEOS)]
 
 

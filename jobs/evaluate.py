@@ -3,7 +3,7 @@
 import json
 from dataclasses import asdict, dataclass
 
-from features.batches import load_examples
+from features.batches import check_labelled, load_examples
 from features.reader import FeatureSet
 from jobs.budget import with_budget
 from jobs.evaluation import check_same_recipe, evaluate, load_model
@@ -21,6 +21,7 @@ class Settings:
         manifest: the videos and their labels.
         features: their features, of the recipe that the model was trained on.
         split: which videos.
+        skip_missing: leave out videos without features instead of stopping.
         budget: share of the frames that the network is told to look at on average, above 0 and at most 1; default: as
             it was trained.
         tracking_uri: MLflow's server or database, for a model that lies there; default: MLFLOW_TRACKING_URI.
@@ -30,6 +31,7 @@ class Settings:
     manifest: str
     features: str
     split: str = "test"
+    skip_missing: bool = False
     budget: float | None = None
     tracking_uri: str | None = None
 
@@ -46,7 +48,10 @@ def run(settings: Settings) -> int:
             f"the model knows the classes {', '.join(model.class_names)}; "
             f"{settings.manifest} has {', '.join(manifest.class_names)}"
         )
-    examples = load_examples(feature_set, manifest, split=settings.split, task=model.recognizer.config.task)
+    task, split = model.recognizer.config.task, settings.split
+    examples = load_examples(feature_set, manifest, split=split, task=task, skip_missing=settings.skip_missing)
+    check_labelled(examples, split=split)
+    num_listed = sum(entry.split == split for entry in manifest.entries)
     result = evaluate(model.recognizer, examples)
     per_class = dict(zip(model.class_names, result.per_class, strict=False))
     print(
@@ -56,6 +61,7 @@ def run(settings: Settings) -> int:
                 "split": settings.split,
                 "budget": settings.budget,
                 "num_videos": result.num_videos,
+                "num_videos_missing": num_listed - result.num_videos,
                 result.metric_name: result.metric,
                 "updates_per_video": result.updates_per_video,
                 "update_share": result.update_share,

@@ -119,7 +119,11 @@ def check_same_recipe(model: TrainedModel, feature_set: FeatureSet) -> None:
 
 @torch.inference_mode()
 def evaluate(recognizer: Recognizer, examples: Sequence[Example]) -> Evaluation:
-    """Run the recogniser over whole videos; the same examples give the same result, however they are batched."""
+    """Run the recogniser over whole videos; the same examples give the same result, however they are batched.
+
+    A skipped frame holds the score of the last one that was used. Frames of equal score rank in the order of the
+    examples, then by time, and that order is part of the mAP.
+    """
     recognizer.eval()
     task = recognizer.config.task
     scores, targets, updates, frames = [], [], 0.0, 0

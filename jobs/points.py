@@ -43,6 +43,8 @@ class ModelSettings:
             raise ValueError(f"--p-skip and --stride are controls of gru and lstm, not of {self.model}")
         if self.p_skip and self.stride != 1:
             raise ValueError("give --p-skip or --stride, not both")
+        if self.seed < 0:
+            raise ValueError(f"--seed is {self.seed}, it must not be negative")
 
     @property
     def family(self) -> str:
@@ -105,7 +107,7 @@ class Schedule:
 
     Attributes:
         epochs: passes over the training split.
-        batch_size: videos a step, over all workers together.
+        batch_size: videos a step, over all workers together; the last step of an epoch takes what is left.
         learning_rate: of Adam, falling to a tenth along a cosine.
         max_grad_norm: gradients are clipped to this global norm.
     """

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
-from features.batches import Task, load_examples
+from features.batches import Task, check_labelled, load_examples
 from features.reader import FeatureSet
 from jobs.budget import calibration_examples, has_dial, measure_curve
 from jobs.cluster import require_gpus
@@ -33,12 +33,14 @@ class TrainingData:
         features: URI of the feature set.
         task: frames (several labels per frame) or video (one label per video).
         split: the split that is trained on.
+        skip_missing: leave out videos without features instead of stopping.
     """
 
     manifest: str
     features: str
     task: Task
     split: str = "train"
+    skip_missing: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +170,8 @@ def _train_worker(config: dict[str, Any]) -> None:
     context = ray.train.get_context()
     data: TrainingData = config["data"]
     feature_set, manifest = FeatureSet(data.features), read_manifest(data.manifest)
-    examples = load_examples(feature_set, manifest, split=data.split, task=data.task)
+    examples = load_examples(feature_set, manifest, split=data.split, task=data.task, skip_missing=data.skip_missing)
+    check_labelled(examples, split=data.split)
     rank = context.get_world_rank()
     calibration = calibration_examples(feature_set, manifest, examples, task=data.task) if rank == 0 else []
 

@@ -7,8 +7,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Literal
 
-from features.batches import Task, load_examples
-from features.reader import FeatureSet
+from features.batches import Task
 from jobs.cluster import ray_cluster
 from jobs.code_version import code_version
 from jobs.points import ModelName, ModelSettings, Schedule
@@ -16,10 +15,9 @@ from jobs.progress import console
 from jobs.ray_training import Workers
 from jobs.sweep_record import SweepPoint, SweepRecord
 from jobs.tracking import TrackedRun, Tracking, start_run, tracking_uri
-from jobs.train import training_data
+from jobs.training_data import CheckedData, checked_data
 from jobs.training_runs import EXIT_INCOMPLETE, Plan, TrainedNetwork, check_not_another, train_networks
 from pipeline.errors import InputError
-from pipeline.manifest import read_manifest
 
 # A control of a network that reads nearly everything would be the dense network once more.
 MATCHED_BELOW = 0.95
@@ -41,6 +39,7 @@ class Settings:
         num_layers: stacked recurrent layers.
         dropout: before the classifier, while training.
         test_split: the split of the manifest that networks are measured on.
+        skip_missing: leave out videos without features instead of stopping.
     """
 
     manifest: str
@@ -54,6 +53,7 @@ class Settings:
     num_layers: int = 1
     dropout: float = 0.0
     test_split: str = "test"
+    skip_missing: bool = False
     schedule: Schedule = field(default_factory=Schedule)
     workers: Workers = field(default_factory=Workers)
     tracking: Tracking = field(default_factory=Tracking)
@@ -88,16 +88,16 @@ def sweep(settings: Settings) -> tuple[SweepRecord, bool]:
     Raises:
         InputError: when no network could be trained.
     """
-    data = training_data(settings.manifest, settings.features, settings.task)
-    feature_set = FeatureSet(data.features)
-    examples = load_examples(feature_set, read_manifest(data.manifest), split=settings.test_split, task=data.task)
+    data = _data(settings)
+    console.print(f"data: {data}")
     output = Path(settings.output)
-    plan = Plan(data, examples, feature_set.id, settings.schedule, settings.workers, output / "checkpoints")
+    plan = Plan(data, settings.schedule, settings.workers, output / "checkpoints")
     check_not_another(_first_points(settings), plan)
     output.mkdir(parents=True, exist_ok=True)
     with start_run(settings.tracking, name=f"sweep {output.name}", output=output) as parent, ray_cluster():
-        parent.log_params({"task": settings.task, "feature_set_id": feature_set.id, "cell": settings.cell})
-        trainer = _Trainer(settings, plan, parent, output, _facts(settings, feature_set))
+        parent.log_params({"task": settings.task, "feature_set_id": data.feature_set.id, "cell": settings.cell})
+        parent.log_params(data.counts)
+        trainer = _Trainer(settings, plan, parent, output, _facts(settings, data))
         try:
             trainer.train(_first_points(settings))
             controls = matched_controls(settings, trainer.points)
@@ -113,6 +113,22 @@ def sweep(settings: Settings) -> tuple[SweepRecord, bool]:
         record = trainer.save()
         parent.log_files(output / "sweep.json")
     return record, parent.all_logged and not trainer.failed
+
+
+def _data(settings: Settings) -> CheckedData:
+    data = checked_data(
+        settings.manifest,
+        settings.features,
+        settings.task,
+        test_split=settings.test_split,
+        skip_missing=settings.skip_missing,
+    )
+    if all(len(example.sequence.features) == 1 for example in data.examples):
+        raise InputError(
+            f"every video of split {settings.test_split!r} has a single sampled frame, which no network can skip: "
+            f"extract features at a higher --rate-hz than {data.feature_set.recipe.sampling.rate_hz:g}"
+        )
+    return data
 
 
 def _first_points(settings: Settings) -> list[ModelSettings]:
@@ -188,8 +204,8 @@ class _Trainer:
         """Write what is finished."""
         record = SweepRecord(
             task=self.settings.task,
-            manifest=self.plan.data.manifest,
-            features=self.plan.data.features,
+            manifest=self.plan.data.training.manifest,
+            features=self.plan.data.training.features,
             test_split=self.settings.test_split,
             mlflow_uri=tracking_uri(self.settings.tracking, output=self.output),
             run_id=self.parent.id,
@@ -204,12 +220,13 @@ class _Trainer:
         self.save()
 
 
-def _facts(settings: Settings, feature_set: FeatureSet) -> dict[str, str]:
-    schedule = settings.schedule
+def _facts(settings: Settings, data: CheckedData) -> dict[str, str]:
+    schedule, feature_set = settings.schedule, data.feature_set
     return {
         "feature set": feature_set.id,
         "backbone": str(feature_set.about.get("backbone", feature_set.recipe.backbone)),
         "sampling": f"{feature_set.recipe.sampling.rate_hz:g} frames a second",
+        "videos": str(data),
         "training": f"{schedule.epochs} epochs, {schedule.batch_size} videos a step, Adam {schedule.learning_rate:g}, "
         f"{settings.workers.num_workers} workers, {settings.num_seeds} seed(s)",
         "network": f"{settings.cell.upper()}, {settings.num_layers} x {settings.hidden_size} hidden",

@@ -78,7 +78,7 @@ class SweepRecord:
 
     def save(self, folder: Path) -> None:
         """Write sweep.json in one step."""
-        storage.write_atomic(str(folder / FILE), json.dumps(asdict(self), indent=2).encode())
+        storage.write_atomic(str(folder / FILE), json.dumps(asdict(self), indent=2, allow_nan=False).encode())
 
 
 def load_record(folder: Path) -> SweepRecord:

@@ -4,17 +4,15 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from features.batches import Task, load_examples
-from features.reader import FeatureSet
+from features.batches import Task
 from jobs.cluster import ray_cluster
 from jobs.points import ModelSettings, Schedule
 from jobs.progress import console
-from jobs.ray_training import TrainingData, Workers
+from jobs.ray_training import Workers
 from jobs.tracking import Tracking, start_run
+from jobs.training_data import checked_data
 from jobs.training_runs import EXIT_INCOMPLETE, Plan, TrainedNetwork, check_not_another, train_networks
-from pipeline import storage
 from pipeline.errors import InputError
-from pipeline.manifest import read_manifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +25,7 @@ class Settings:
         output: a folder; the checkpoint goes to <output>/checkpoints/<name>.
         task: frames: any number of labels at every frame (mAP); video: one label for the whole (accuracy).
         test_split: the split of the manifest that the network is measured on.
+        skip_missing: leave out videos without features instead of stopping.
         register: make the network a new version of this model in MLflow's registry; it can then be had by
             --model models:/NAME/VERSION.
     """
@@ -36,6 +35,7 @@ class Settings:
     output: str
     task: Task = "frames"
     test_split: str = "test"
+    skip_missing: bool = False
     register: str | None = None
     model: ModelSettings = field(default_factory=ModelSettings)
     schedule: Schedule = field(default_factory=Schedule)
@@ -49,11 +49,16 @@ class Settings:
 
 def run(settings: Settings) -> int:
     """Train, evaluate and print the result; the exit code is 3 when MLflow did not get all of it."""
-    data = training_data(settings.manifest, settings.features, settings.task)
-    feature_set = FeatureSet(data.features)
-    examples = load_examples(feature_set, read_manifest(data.manifest), split=settings.test_split, task=data.task)
+    data = checked_data(
+        settings.manifest,
+        settings.features,
+        settings.task,
+        test_split=settings.test_split,
+        skip_missing=settings.skip_missing,
+    )
+    console.print(f"data: {data}")
     output = Path(settings.output)
-    plan = Plan(data, examples, feature_set.id, settings.schedule, settings.workers, output / "checkpoints")
+    plan = Plan(data, settings.schedule, settings.workers, output / "checkpoints")
     check_not_another([settings.model], plan)
     output.mkdir(parents=True, exist_ok=True)
     name = settings.model.name
@@ -71,11 +76,3 @@ def run(settings: Settings) -> int:
         + (f", models:/{settings.register}/{version}" if version else "")
     )
     return 0 if tracked.all_logged else EXIT_INCOMPLETE
-
-
-def training_data(manifest: str, features: str, task: Task) -> TrainingData:
-    """Where the workers find their data, as absolute places, after a look that both can be read."""
-    data = TrainingData(storage.absolute(manifest), storage.absolute(features), task)
-    read_manifest(data.manifest)
-    FeatureSet(data.features)
-    return data

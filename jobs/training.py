@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, DistributedSampler
 
+from features.batch_plan import shuffled_batches
 from features.batches import Batch, Example, Task, collate, feature_statistics
 from jobs.points import ModelSettings, Schedule
 from models import Recognizer, budget_loss, task_loss
@@ -19,13 +19,13 @@ FINAL_LEARNING_RATE = 0.1  # of the first
 
 @dataclass(frozen=True, slots=True)
 class Epoch:
-    """One finished pass over the training split, as seen by one worker.
+    """One finished pass over the training split, of all workers together.
 
     Attributes:
         point: name of the network.
         number: 1, 2, …
-        loss: task loss + budget loss, mean over batches.
-        task_loss: without the budget term.
+        loss: task loss + budget loss.
+        task_loss: without the budget term; mean over all frames and classes, or over all videos.
         update_share: updates per frame, 0 to 1.
     """
 
@@ -63,54 +63,56 @@ def fit(
     device: str = "cpu",
     wrap: Callable[[Recognizer], nn.Module] = lambda module: module,
 ) -> None:
-    """Train in place. ``wrap`` makes the module data-parallel; the batch is split evenly over the workers."""
+    """Train in place: any number of workers minimises the same loss over the same batches.
+
+    Args:
+        examples: all of them, in every worker.
+        num_workers: with more than one, each of them calls this in torch's default process group.
+        wrap: makes the module data-parallel, so that the workers' gradients are averaged.
+    """
     torch.manual_seed(settings.seed * 10_007 + rank)  # dropout and random skipping differ between workers
     network = wrap(recognizer).train()
-    # Padding the last batch would repeat videos; the sampler does so only to make the workers' shares equal.
-    sampler: DistributedSampler[Example] = DistributedSampler(
-        examples,  # type: ignore[arg-type]
-        num_replicas=num_workers,
-        rank=rank,
-        seed=settings.seed,
-    )
-    loader: DataLoader[Batch] = DataLoader(
-        examples,  # type: ignore[arg-type]
-        batch_size=max(1, schedule.batch_size // num_workers),
-        sampler=sampler,
-        collate_fn=collate,
-    )
     optimizer = torch.optim.Adam([p for p in recognizer.parameters() if p.requires_grad], lr=schedule.learning_rate)
+    num_steps = schedule.epochs * -(-len(examples) // schedule.batch_size)
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(
-        optimizer, schedule.epochs * len(loader), eta_min=schedule.learning_rate * FINAL_LEARNING_RATE
+        optimizer, num_steps, eta_min=schedule.learning_rate * FINAL_LEARNING_RATE
     )
     for number in range(1, schedule.epochs + 1):
-        sampler.set_epoch(number)
-        sums = torch.zeros(3)
-        frames = 0
-        for batch in loader:
-            losses, updates = _step(network, recognizer, batch, settings, schedule, optimizer, device)
+        sums = torch.zeros(6, dtype=torch.float64, device=device)
+        for places in shuffled_batches(len(examples), batch_size=schedule.batch_size, seed=settings.seed, epoch=number):
+            share = places[rank::num_workers]
+            # The workers step together: one without a share takes a video that does not count.
+            batch = collate([examples[place] for place in (share if len(share) else places[:1])])
+            loss, measured = _loss(
+                network, batch.to(device), recognizer.config.task, settings.budget_weight, num_workers, len(share) > 0
+            )
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(recognizer.parameters(), schedule.max_grad_norm)
+            optimizer.step()
             decay.step()
-            sums += torch.stack([*losses, updates]).detach().cpu()
-            frames += int(batch.lengths.sum())
-        count = len(loader)
-        on_epoch(Epoch(settings.name, number, float(sums[0]) / count, float(sums[1]) / count, float(sums[2]) / frames))
+            sums += measured
+        task, terms, budget, videos, updates, frames = sums.tolist()
+        on_epoch(Epoch(settings.name, number, task / terms + budget / videos, task / terms, updates / frames))
 
 
-def _step(
-    network: nn.Module,
-    recognizer: Recognizer,
-    batch: Batch,
-    settings: ModelSettings,
-    schedule: Schedule,
-    optimizer: torch.optim.Optimizer,
-    device: str,
-) -> tuple[tuple[Tensor, Tensor], Tensor]:
-    lengths = batch.lengths.to(device)
-    logits, gates = network(batch.features.to(device), lengths)
-    of_task = task_loss(logits, batch.targets.to(device), lengths, task=recognizer.config.task)
-    loss = of_task + budget_loss(gates, weight=settings.budget_weight)
-    optimizer.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
-    nn.utils.clip_grad_norm_(recognizer.parameters(), schedule.max_grad_norm)
-    optimizer.step()
-    return (loss, of_task), gates.sum()
+def _loss(
+    network: nn.Module, batch: Batch, task: Task, budget_weight: float, num_workers: int, counts: bool
+) -> tuple[Tensor, Tensor]:
+    """What this worker differentiates: the mean of it over the workers is the loss of the whole batch.
+
+    Args:
+        counts: whether the videos of this worker count.
+
+    Returns:
+        the loss, and the sums (6,) float64 over all workers: the task's loss and its number of terms, the budget's
+        loss and its number of videos, updates, frames.
+    """
+    logits, gates = network(batch.features, batch.lengths)
+    of_task = task_loss(logits, batch.targets, batch.lengths, task=task)
+    of_budget = budget_loss(gates, weight=budget_weight)
+    values = (of_task.total, of_task.count, of_budget.total, of_budget.count, gates.sum(), batch.lengths.sum())
+    sums = counts * torch.stack([torch.as_tensor(value, device=gates.device).detach().double() for value in values])
+    if num_workers > 1:
+        torch.distributed.all_reduce(sums)
+    return counts * num_workers * (of_task.total / sums[1] + of_budget.total / sums[3]), sums

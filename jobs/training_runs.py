@@ -8,13 +8,14 @@ from typing import Any
 
 from rich.progress import TaskID
 
-from features.batches import Example, Task
+from features.batches import Task
 from jobs.evaluation import Evaluation, evaluate, load_model
 from jobs.points import ModelSettings, Schedule
 from jobs.progress import NotedProgress, progress_bar
-from jobs.ray_training import TrainingData, Workers, train_on_ray
+from jobs.ray_training import Workers, train_on_ray
 from jobs.tracking import TrackedRun
 from jobs.training import Epoch
+from jobs.training_data import CheckedData
 from models import CheckpointError, check_replaceable, write_checkpoint
 from pipeline.errors import InputError
 
@@ -44,15 +45,11 @@ class Plan:
     """What the networks of a job have in common.
 
     Attributes:
-        data: what the workers read.
-        examples: the videos that every network is measured on.
-        feature_set_id: of both.
+        data: what the workers read, and what every network is measured on.
         checkpoints: the folder that gets a checkpoint per network, named after it.
     """
 
-    data: TrainingData
-    examples: Sequence[Example]
-    feature_set_id: str
+    data: CheckedData
     schedule: Schedule
     workers: Workers
     checkpoints: Path
@@ -81,7 +78,9 @@ def train_networks(
     with progress_bar() as progress:
         listener = _Networks(points, plan, start_run, on_trained, progress)
         try:
-            train_on_ray(points, data=plan.data, schedule=plan.schedule, workers=plan.workers, listener=listener)
+            train_on_ray(
+                points, data=plan.data.training, schedule=plan.schedule, workers=plan.workers, listener=listener
+            )
         except BaseException as error:
             listener.break_off(error)
             raise
@@ -103,7 +102,7 @@ def check_not_another(points: Sequence[ModelSettings], plan: Plan) -> None:
         except CheckpointError:  # none, or a damaged one
             continue
         old = _told_apart(there.recognizer.config.task, there.settings, there.schedule, there.feature_set_id)
-        new = _told_apart(plan.data.task, point.to_json(), asdict(plan.schedule), plan.feature_set_id)
+        new = _told_apart(plan.data.training.task, point.to_json(), asdict(plan.schedule), plan.data.feature_set.id)
         differing = [key for key in old.keys() & new.keys() if old[key] != new[key]]
         if differing:
             raise InputError(
@@ -155,8 +154,8 @@ class _Networks:
         point, run, folder = self._points[name], self._runs[name], self._plan.checkpoints / name
         write_checkpoint(folder, files)
         model = load_model(folder)
-        result = evaluate(model.recognizer, self._plan.examples)
-        _log_network(run, point, self._plan.schedule, result, feature_set_id=model.feature_set_id)
+        result = evaluate(model.recognizer, self._plan.data.examples)
+        _log_network(run, point, self._plan, result)
         run.log_files(folder)
         if not math.isfinite(result.metric):
             raise InputError(f"its {result.metric_name} on the test videos is {result.metric}")
@@ -174,12 +173,10 @@ class _Networks:
             run.end(error)
 
 
-def _log_network(
-    tracked: TrackedRun, model: ModelSettings, schedule: Schedule, result: Evaluation, *, feature_set_id: str
-) -> None:
-    """Log what every run tells: settings, feature set, metric and costs."""
-    params = {**model.to_json(), "family": model.family, "feature_set_id": feature_set_id}
-    params |= {name: getattr(schedule, name) for name in ("epochs", "batch_size", "learning_rate", "max_grad_norm")}
+def _log_network(tracked: TrackedRun, model: ModelSettings, plan: Plan, result: Evaluation) -> None:
+    """Log what every run tells: settings, data, metric and costs."""
+    params = {**model.to_json(), "family": model.family, "feature_set_id": plan.data.feature_set.id}
+    params |= {**asdict(plan.schedule), **plan.data.counts}
     tracked.log_params(params)
     cost = result.cost
     tracked.log_metrics(

@@ -14,7 +14,7 @@ from models.checkpoint import (
 from models.cost import Cost, multiply_accumulates
 from models.gates import LearnedGate, RandomGate, StridedGate, steps_until_update
 from models.layers import SkipGRU, SkipLSTM
-from models.losses import budget_loss, task_loss
+from models.losses import Summed, budget_loss, task_loss
 from models.metrics import accuracy, average_precision, mean_average_precision
 from models.recognizer import Recognition, Recognizer, RecognizerConfig
 from models.reference import SkipState
@@ -32,6 +32,7 @@ __all__ = [
     "SkipLSTM",
     "SkipState",
     "StridedGate",
+    "Summed",
     "accuracy",
     "average_precision",
     "budget_loss",

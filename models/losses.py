@@ -4,6 +4,7 @@ Letters: B batch, T steps, C classes.
 """
 
 import math
+from dataclasses import dataclass
 
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - torch's own name for it
@@ -12,12 +13,33 @@ from models.recognizer import Task
 from models.reference import valid_steps
 
 
-def task_loss(logits: Tensor, targets: Tensor, lengths: Tensor, *, task: Task) -> Tensor:
-    """A scalar, float32 or wider.
+@dataclass(frozen=True, slots=True)
+class Summed:
+    """A loss as a sum and the number of its terms.
 
-    "frames": logits and targets {0, 1} (B, T, C), lengths (B,) int64: binary cross-entropy, averaged over all valid
-    frames of the batch and all classes. "video": logits (B, C), targets (B,) int64 class indices: cross-entropy,
-    averaged over the batch; lengths are not looked at.
+    Parts of a batch add up: the loss of the whole is the sum of the totals divided by the sum of the counts. The mean
+    of the parts' means would be another loss wherever the parts are of different size.
+
+    Attributes:
+        total: a scalar, float32 or wider.
+        count: 1 or more.
+    """
+
+    total: Tensor
+    count: int
+
+    @property
+    def mean(self) -> Tensor:
+        """A scalar."""
+        return self.total / self.count
+
+
+def task_loss(logits: Tensor, targets: Tensor, lengths: Tensor, *, task: Task) -> Summed:
+    """The error of the answers, in float32 or wider.
+
+    "frames": logits and targets {0, 1} (B, T, C), lengths (B,) int64: binary cross-entropy, summed over all valid
+    frames and all classes; the count is valid frames x classes. "video": logits (B, C), targets (B,) int64 class
+    indices: cross-entropy, summed over the B videos; lengths are not looked at.
 
     Raises ValueError when shapes do not fit together, or no frame is valid.
     """
@@ -27,7 +49,7 @@ def task_loss(logits: Tensor, targets: Tensor, lengths: Tensor, *, task: Task) -
             raise ValueError(
                 f"logits must be (B, C) and targets (B,), got {tuple(logits.shape)}, {tuple(targets.shape)}"
             )
-        return F.cross_entropy(logits, targets)
+        return Summed(F.cross_entropy(logits, targets, reduction="sum"), len(targets))
     if logits.dim() != 3 or targets.shape != logits.shape or lengths.shape != logits.shape[:1]:
         shapes = f"{tuple(logits.shape)}, {tuple(targets.shape)}, {tuple(lengths.shape)}"
         raise ValueError(f"logits and targets must be (B, T, C) and lengths (B,), got {shapes}")
@@ -35,11 +57,13 @@ def task_loss(logits: Tensor, targets: Tensor, lengths: Tensor, *, task: Task) -
     valid = valid_steps(lengths, num_steps=num_steps, batch_size=batch_size, device=logits.device).T
     if not valid.any():
         raise ValueError(f"no frame is valid, got lengths {lengths.tolist()}")
-    return F.binary_cross_entropy_with_logits(logits[valid], targets[valid].to(logits.dtype))
+    scores = logits[valid]
+    total = F.binary_cross_entropy_with_logits(scores, targets[valid].to(logits.dtype), reduction="sum")
+    return Summed(total, scores.numel())
 
 
-def budget_loss(gates: Tensor, *, weight: float, lengths: Tensor | None = None) -> Tensor:
-    """λ · Σ_t u_t per sequence, averaged over the batch (eq. 8): a scalar.
+def budget_loss(gates: Tensor, *, weight: float, lengths: Tensor | None = None) -> Summed:
+    """λ · Σ_t u_t (eq. 8), summed over the sequences of the batch; the count is B.
 
     gates (B, T), as a recogniser gives them; weight is λ. Layers give 0 in padding, so lengths (B,) int64 matter only
     for gates from elsewhere. Raises ValueError when gates are not (B, T) or λ is negative or not finite.
@@ -51,4 +75,4 @@ def budget_loss(gates: Tensor, *, weight: float, lengths: Tensor | None = None) 
     if lengths is not None:
         batch_size, num_steps = gates.shape
         gates = gates * valid_steps(lengths, num_steps=num_steps, batch_size=batch_size, device=gates.device).T
-    return weight * gates.sum(1).mean()
+    return Summed(weight * gates.sum(), len(gates))

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from features.batch_plan import BatchPlan
+from features.batch_plan import BatchPlan, shuffled_batches
 from features.errors import FeatureSetError
 
 LENGTHS = st.lists(st.integers(1, 500), min_size=1, max_size=60).map(lambda lengths: np.array(lengths, np.int64))
@@ -94,3 +94,21 @@ def test_at_each_step_the_workers_have_batches_of_similar_length():
 def test_numbers_out_of_range_are_named(options, message):
     with pytest.raises(FeatureSetError, match=message):
         BatchPlan(**options)
+
+
+@given(st.integers(1, 200), st.integers(1, 70), st.integers(0, 5), st.integers(0, 5))
+def test_a_shuffled_epoch_has_each_video_once_in_batches_of_the_size_asked_for(num_videos, batch_size, seed, epoch):
+    batches = shuffled_batches(num_videos, batch_size=batch_size, seed=seed, epoch=epoch)
+    assert sorted(np.concatenate(batches).tolist()) == list(range(num_videos))
+    assert all(len(batch) == batch_size for batch in batches[:-1])
+    again = shuffled_batches(num_videos, batch_size=batch_size, seed=seed, epoch=epoch)
+    assert all((one == other).all() for one, other in zip(batches, again, strict=True))
+
+
+def test_no_two_seeds_or_epochs_share_an_order():
+    orders = [
+        tuple(np.concatenate(shuffled_batches(20, batch_size=4, seed=seed, epoch=epoch)).tolist())
+        for seed in range(5)
+        for epoch in range(5)
+    ]
+    assert len(set(orders)) == len(orders)

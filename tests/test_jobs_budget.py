@@ -13,6 +13,7 @@ import torch
 
 from feature_sets import recipe, two_class_corpus, write_sequence
 from features.batches import Example, load_examples
+from features.errors import FeatureSetError
 from features.reader import FeatureSet, Sequence
 from jobs.budget import MAX_POINTS, calibration_examples, measure_curve, with_budget
 from jobs.cli import main
@@ -161,6 +162,14 @@ def test_a_curve_is_measured_on_a_validation_split_if_there_is_one(tmp_path):
     assert [example.sequence.video_id for example in chosen] == ["val0", "val1", "val2"]
     # Without exactly one label a video is of no use for task video.
     assert len(calibration_examples(FeatureSet(features), with_split, training, task="video")) == len(without)
+
+
+def test_a_validation_split_with_nan_is_not_passed_over(tmp_path):
+    _, features = two_class_corpus(tmp_path, num_train=4, num_test=2)
+    with_split = listing(features, {"val": 2})
+    write_sequence(features, "val1", np.full((3, DIM), np.nan))
+    with pytest.raises(FeatureSetError, match=r"'val1' \(split 'val'\)"):
+        calibration_examples(FeatureSet(features), with_split, [], task="frames")
 
 
 @pytest.fixture

@@ -44,6 +44,8 @@ def test_mlflow_shows_a_parent_with_comparable_children(swept):
     )
     assert {run.info.run_id for run in children} == {point.run_id for point in record.points}
     assert {run.info.status for run in [parent, *children]} == {"FINISHED"}
+    for run in [parent, *children]:
+        assert {"train_videos", "train_videos_missing", "test_videos"} <= run.data.params.keys()
     for run in children:
         assert {"model", "budget_weight", "p_skip", "stride", "seed", "feature_set_id"} <= run.data.params.keys()
         assert {"mAP", "updates_per_video", "update_share", "loss"} <= run.data.metrics.keys()

@@ -39,6 +39,8 @@ def test_a_video_level_network_is_trained_evaluated_and_recorded(tmp_path, clust
     (run,) = mlflow.MlflowClient(uri).search_runs(["1"])
     assert run.info.status == "FINISHED"
     assert {"accuracy", "updates_per_video"} <= run.data.metrics.keys()
+    assert (run.data.params["train_videos"], run.data.params["test_videos"]) == ("12", "6")
+    assert "data: 12 of 12 videos to train, 6 of 6 videos to test" in said
     registered = load_model(local_model("models:/ours/1", tracking_uri=uri))
     assert registered.budget_curve == model.budget_curve
     assert load_model(local_model(f"runs:/{run.info.run_id}", tracking_uri=uri)).settings == model.settings

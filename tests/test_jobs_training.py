@@ -87,6 +87,7 @@ def test_controls_are_matched_to_each_budget_worth_matching():
         ({"model": "skip-gru", "p_skip": 0.5}, "controls of gru and lstm"),
         ({"model": "gru", "p_skip": 0.5, "stride": 2.0}, "not both"),
         ({"budget_weight": -1.0}, "must not be negative"),
+        ({"seed": -1}, "--seed is -1, it must not be negative"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(settings, message):

@@ -31,12 +31,12 @@ def test_frames_loss_by_hand_over_valid_frames_only() -> None:
     targets = torch.tensor([[[1, 0], [0, 1]], [[1, 1], [0, 0]]])
     signed = [0.5, 1.0, -2.0, 0.0, -0.3, 1.5]  # the logit where positive, minus it where not
     expected = sum(math.log1p(math.exp(-value)) for value in signed) / len(signed)
-    assert task_loss(logits, targets, torch.tensor([2, 1]), task="frames").item() == close(expected)
+    assert task_loss(logits, targets, torch.tensor([2, 1]), task="frames").mean.item() == close(expected)
 
 
 def test_padding_gets_no_gradient_from_the_frames_loss() -> None:
     logits = torch.zeros(2, 3, 4, requires_grad=True)
-    task_loss(logits, torch.ones(2, 3, 4), torch.tensor([3, 1]), task="frames").backward()
+    task_loss(logits, torch.ones(2, 3, 4), torch.tensor([3, 1]), task="frames").mean.backward()
     assert logits.grad is not None
     assert logits.grad[1, 1:].eq(0).all()
     assert logits.grad[0].ne(0).all()
@@ -45,7 +45,24 @@ def test_padding_gets_no_gradient_from_the_frames_loss() -> None:
 def test_video_loss_by_hand() -> None:
     logits = torch.tensor([[1.0, 2.0], [0.0, -1.0]], dtype=torch.float64)
     expected = (math.log1p(math.exp(1.0)) + math.log1p(math.exp(-1.0))) / 2
-    assert task_loss(logits, torch.tensor([0, 0]), torch.tensor([5, 5]), task="video").item() == close(expected)
+    assert task_loss(logits, torch.tensor([0, 0]), torch.tensor([5, 5]), task="video").mean.item() == close(expected)
+
+
+@pytest.mark.parametrize("task", ["frames", "video"])
+def test_the_losses_of_parts_add_up_to_that_of_the_whole(task: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(3, 4, 5, generator=generator, dtype=torch.float64)
+    lengths, targets = torch.tensor([4, 1, 2]), (logits.roll(1) > 0).double()
+    if task == "video":
+        logits, targets = logits[:, 0], torch.tensor([0, 4, 2])
+    whole = task_loss(logits, targets, lengths, task=task)  # type: ignore[arg-type]
+    parts = [task_loss(logits[rows], targets[rows], lengths[rows], task=task) for rows in ([0], [1, 2])]  # type: ignore[arg-type]
+    assert whole.count == sum(part.count for part in parts) == (7 * 5 if task == "frames" else 3)
+    assert whole.total.item() == close(sum(part.total.item() for part in parts))
+    gates = torch.rand(3, 4, generator=generator, dtype=torch.float64)
+    budgets = [budget_loss(gates[rows], weight=0.5) for rows in ([0], [1, 2], [0, 1, 2])]
+    assert [budget.count for budget in budgets] == [1, 2, 3]
+    assert budgets[2].total.item() == close(budgets[0].total.item() + budgets[1].total.item())
 
 
 @pytest.mark.parametrize("task", ["frames", "video"])
@@ -53,7 +70,7 @@ def test_losses_of_narrow_logits_are_float32(task: str) -> None:
     shape = (2, 3, 4) if task == "frames" else (2, 4)
     targets = torch.zeros(shape) if task == "frames" else torch.zeros(2, dtype=torch.int64)
     loss = task_loss(torch.zeros(shape, dtype=torch.bfloat16), targets, torch.tensor([3, 3]), task=task)  # type: ignore[arg-type]
-    assert loss.dtype == torch.float32
+    assert loss.total.dtype == loss.mean.dtype == torch.float32
 
 
 def test_losses_refuse_shapes_that_do_not_fit() -> None:
@@ -67,12 +84,12 @@ def test_losses_refuse_shapes_that_do_not_fit() -> None:
 
 def test_budget_loss_by_hand() -> None:
     gates = torch.tensor([[1.0, 0.0, 1.0], [1.0, 1.0, 1.0]], dtype=torch.float64, requires_grad=True)
-    loss = budget_loss(gates, weight=0.1)
+    loss = budget_loss(gates, weight=0.1).mean
     loss.backward()
     assert loss.item() == close(0.1 * (2 + 3) / 2)
     assert gates.grad is not None
     assert_close(gates.grad, torch.full((2, 3), 0.05, dtype=torch.float64))
-    assert budget_loss(gates, weight=0.1, lengths=torch.tensor([1, 2])).item() == close(0.1 * (1 + 2) / 2)
+    assert budget_loss(gates, weight=0.1, lengths=torch.tensor([1, 2])).mean.item() == close(0.1 * (1 + 2) / 2)
 
 
 @pytest.mark.parametrize("weight", [-1.0, math.nan, math.inf])
