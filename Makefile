@@ -37,8 +37,11 @@ lock: $(INSTALLED)
 	@(head -n 1 constraints.txt; $(BIN)/python -m pip freeze --exclude-editable --exclude triton | sed 's/+cpu$$//') > constraints.new
 	@mv constraints.new constraints.txt
 
+# The demo's experiment is the first in its database. Without the link's last part MLflow opens a page without the runs.
 mlflow: $(INSTALLED)
-	$(BIN)/mlflow server --backend-store-uri sqlite:///$(DEMO)/mlflow.db --host 127.0.0.1 --port 5000
+	@echo "the demo's runs: http://127.0.0.1:5000/#/experiments/1/runs?workflowType=machine_learning"
+	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false exec $(BIN)/mlflow server --workers 1 \
+		--backend-store-uri sqlite:///$(DEMO)/mlflow.db --host 127.0.0.1 --port 5000
 
 clean:
 	rm -rf $(VENV) $(DEMO)

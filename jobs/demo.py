@@ -15,6 +15,8 @@ from jobs.cluster import ray_cluster
 from jobs.points import Schedule
 from jobs.progress import console, progress_bar, track
 from jobs.ray_training import Workers
+from jobs.tracking import runs_page
+from jobs.training_runs import EXIT_INCOMPLETE
 from pipeline.manifest import read_manifest
 from pipeline.synthetic import CorpusConfig, plan_corpus, write_annotations, write_video
 
@@ -27,7 +29,7 @@ class Settings:
     """Where the demo goes, and how large it is.
 
     Attributes:
-        output: a folder; its corpus and features are made anew, MLflow runs are added to those there.
+        output: a folder; its corpus, features and networks are made again, MLflow runs are added to those there.
         num_train: generated training videos.
         num_test: generated test videos.
         epochs: passes over the training videos, for every network.
@@ -47,7 +49,7 @@ def run(settings: Settings) -> int:
     output = Path(settings.output)
     corpus, features, backbone = (output / name for name in ("corpus", "features", "backbone"))
     listing = output / "manifest.parquet"
-    for old in (corpus, features, backbone):
+    for old in (corpus, features, backbone, output / "checkpoints"):
         shutil.rmtree(old, ignore_errors=True)
     with ray_cluster():
         _step(1, f"corpus: {settings.num_train} training and {settings.num_test} test videos in {corpus}")
@@ -59,14 +61,17 @@ def run(settings: Settings) -> int:
         _step(4, f"features: skipreel extract --backbone small:{backbone}")
         extract.run(extract.Settings(str(listing), str(features), f"small:{backbone.resolve()}"))
         _step(5, "training and evaluation: skipreel sweep")
-        record = sweep.sweep(_sweep(settings, listing, features))
+        record, complete = sweep.sweep(_sweep(settings, listing, features))
         _step(6, "report: skipreel report")
         page = report.write_report(report.Settings(str(output)))
     sweep.print_table(record)
     console.print(f"\n[bold]report:[/bold] {page}")
-    console.print(f"[bold]MLflow:[/bold] mlflow server --backend-store-uri {record.mlflow_uri} --port 5000")
+    if record.mlflow_uri.startswith("sqlite"):
+        command = f"mlflow server --backend-store-uri '{record.mlflow_uri}' --port 5000 --workers 1"
+        console.print(f"[bold]MLflow:[/bold] MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false {command}")
+    console.print(f"[bold]runs:[/bold] {runs_page(record.mlflow_uri, record.run_id)}")
     console.print(f"took {(time.perf_counter() - started) / 60:.1f} minutes")
-    return 0
+    return 0 if complete else EXIT_INCOMPLETE
 
 
 def _step(number: int, text: str) -> None:

@@ -3,8 +3,8 @@
 Letters: B batch, T steps, C classes.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ class TrainedModel:
         settings: the network's and the training's settings, as they were given.
         budget_curve: pairs of what is added to the gate's logit, ascending, and the share of the frames that are then
             looked at; see `jobs.budget`. None for networks without a learned gate, and from earlier versions.
+        schedule: how it was trained; empty from earlier versions.
     """
 
     recognizer: Recognizer
@@ -46,6 +47,7 @@ class TrainedModel:
     recipe: Recipe
     settings: dict[str, Any]
     budget_curve: tuple[tuple[float, float], ...] | None = None
+    schedule: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,7 @@ def load_model(directory: str | Path) -> TrainedModel:
             recipe=Recipe.from_json(metadata["recipe"]),
             settings=metadata["settings"],
             budget_curve=_curve(metadata.get("budget_curve")),
+            schedule=metadata.get("schedule", {}),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{directory} was not written by skipreel train or sweep ({error} is missing)") from error

@@ -1,13 +1,15 @@
-"""The Ray Train adapter: the same workers train one network after another, so a sweep pays their start only once."""
+"""The Ray Train adapter: the same workers train one network after another, so a sweep pays their start only once.
+
+Each network comes to the driver as soon as it is trained. Only a network that fails costs a new start of the workers.
+"""
 
 import signal
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
 
 from features.batches import Task, check_labelled, load_examples
 from features.reader import FeatureSet
@@ -15,9 +17,11 @@ from jobs.budget import calibration_examples, has_dial, measure_curve
 from jobs.cluster import require_gpus
 from jobs.points import ModelSettings, Schedule
 from jobs.training import Epoch, build_recognizer, fit
-from models import save_checkpoint
+from models import pack_checkpoint
 from pipeline.errors import InputError
 from pipeline.manifest import read_manifest
+
+_LOST = "what the workers sent did not arrive"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,43 +60,72 @@ class Workers:
             raise ValueError(f"--num-workers is {self.num_workers}, it must be at least 1")
 
 
+class Listener(Protocol):
+    """What hears of the training, in another thread of this process, in this order for each network."""
+
+    def started(self, name: str) -> None:
+        """The workers have begun with a network."""
+
+    def epoch(self, epoch: Epoch) -> None:
+        """Rank 0 has finished an epoch."""
+
+    def trained(self, name: str, files: Mapping[str, bytes]) -> None:
+        """A network is trained; the files of its checkpoint. An exception makes it one that failed."""
+
+    def failed(self, name: str, error: Exception) -> None:
+        """A network could not be trained, or `trained` raised."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Started:
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Trained:
+    name: str
+    files: dict[str, bytes]
+
+
 def train_on_ray(
-    points: Sequence[ModelSettings],
-    *,
-    data: TrainingData,
-    schedule: Schedule,
-    workers: Workers,
-    checkpoints: Path,
-    on_epoch: Callable[[Epoch], None],
-) -> dict[str, Path]:
-    """Train every point on a Ray cluster that is already connected.
+    points: Sequence[ModelSettings], *, data: TrainingData, schedule: Schedule, workers: Workers, listener: Listener
+) -> None:
+    """Train every point on a Ray cluster that is already connected; one that fails does not stop those after it.
 
-    Args:
-        checkpoints: the folder that receives a checkpoint directory per point, named after it.
-        on_epoch: called in this process, from another thread, as rank 0 finishes epochs.
-
-    Returns:
-        the checkpoint directory of each point, by name.
+    On Ctrl-C the listener still gets every network that is trained before KeyboardInterrupt is raised.
 
     Raises:
-        InputError: when the workers cannot be started or one of them failed.
+        InputError: when the workers cannot be started, or fail before they begin with a network.
     """
+    if workers.gpu:
+        require_gpus(workers.num_workers)
+    remaining = list(points)
+    while remaining:
+        relay = _Relay(listener)
+        error = _run_workers({"points": remaining, "data": data, "schedule": schedule}, workers, relay)
+        if not relay.begun:
+            raise InputError(f"training failed: {error or _LOST}") from error
+        if relay.current is not None:
+            listener.failed(relay.current, error or InputError(_LOST))
+        remaining = [point for point in remaining if point.name not in relay.begun]
+
+
+def _run_workers(config: dict[str, Any], workers: Workers, relay: "_Relay") -> InputError | None:
+    """One group of workers until it has trained all points or one of them fails; why it failed."""
     import ray
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
     from ray.util.queue import Queue
 
-    if workers.gpu:
-        require_gpus(workers.num_workers)
     cpus_each = min(1.0, ray.cluster_resources().get("CPU", 1) / workers.num_workers)
     queue = Queue(actor_options={"num_cpus": 0})
-    relay = threading.Thread(target=_relay, args=(queue, on_epoch), daemon=True)
-    relay.start()
-    checkpoints.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=checkpoints.resolve(), prefix=".ray-") as storage:
+    thread = threading.Thread(target=relay.run, args=(queue,), daemon=True)
+    thread.start()
+    # Ray Train wants a folder for checkpoints. Ours come through the queue, so no worker needs to see it.
+    with tempfile.TemporaryDirectory(prefix="skipreel-train-", ignore_cleanup_errors=True) as storage:
         trainer = TorchTrainer(
             _train_worker,
-            train_loop_config={"points": list(points), "data": data, "schedule": schedule, "queue": queue},
+            train_loop_config={**config, "queue": queue},
             scaling_config=ScalingConfig(
                 num_workers=workers.num_workers, use_gpu=workers.gpu, resources_per_worker={"CPU": cpus_each}
             ),
@@ -100,16 +133,17 @@ def train_on_ray(
         )
         try:
             with _ctrl_c_as_usual():
-                result = trainer.fit()
+                trainer.fit()
         except ray.train.TrainingFailedError as error:
-            raise InputError(_first_cause(error)) from error
+            failure = InputError(_first_cause(error))
+            failure.__cause__ = error
+            return failure
         finally:
-            _stop(queue, relay)
-        saved = {metrics["point"]: checkpoint for checkpoint, metrics in result.best_checkpoints}
-        directories = {point.name: checkpoints / point.name for point in points}
-        for name, directory in directories.items():
-            saved[name].to_directory(str(directory))
-    return directories
+            with suppress(ray.exceptions.RayError):
+                queue.put(None)
+            thread.join()  # it may be measuring the last network
+            queue.shutdown()
+    return None
 
 
 @contextmanager
@@ -141,54 +175,72 @@ def _train_worker(config: dict[str, Any]) -> None:
     rank = context.get_world_rank()
     calibration = calibration_examples(feature_set, manifest, examples, task=data.task) if rank == 0 else []
 
+    queue = config["queue"]
     for settings in config["points"]:
+        if rank == 0:
+            queue.put(_Started(settings.name))
         recognizer = build_recognizer(settings, examples, task=data.task, num_classes=len(manifest.class_names))
         fit(
             recognizer,
             examples,
             settings=settings,
             schedule=config["schedule"],
-            on_epoch=config["queue"].put if rank == 0 else lambda _: None,
+            on_epoch=queue.put if rank == 0 else lambda _: None,
             rank=rank,
             num_workers=context.get_world_size(),
             device=str(ray.train.torch.get_device()),
             wrap=ray.train.torch.prepare_model,
         )
-        metadata = {
-            "settings": settings.to_json(),
-            "class_names": list(manifest.class_names),
-            "feature_set_id": feature_set.id,
-            "recipe": feature_set.recipe.to_json(),
-        }
-        if rank == 0 and has_dial(recognizer):
-            metadata["budget_curve"] = measure_curve(recognizer, calibration)
-        _report(recognizer.cpu(), metadata, point=settings.name, rank=rank)
+        if rank == 0:
+            metadata = {
+                "settings": settings.to_json(),
+                "schedule": asdict(config["schedule"]),
+                "class_names": list(manifest.class_names),
+                "feature_set_id": feature_set.id,
+                "recipe": feature_set.recipe.to_json(),
+            }
+            if has_dial(recognizer):
+                metadata["budget_curve"] = measure_curve(recognizer, calibration)
+            queue.put(_Trained(settings.name, pack_checkpoint(recognizer.cpu(), metadata)))
 
 
-def _report(recognizer: Any, metadata: dict[str, Any], *, point: str, rank: int) -> None:
-    import ray.train
+@dataclass(slots=True)
+class _Relay:
+    """Hands what the workers send to the listener.
 
-    if rank != 0:
-        ray.train.report({"point": point}, checkpoint_dir_name=point)
-        return
-    with tempfile.TemporaryDirectory() as directory:
-        save_checkpoint(Path(directory) / point, recognizer, metadata)
-        checkpoint = ray.train.Checkpoint.from_directory(str(Path(directory) / point))
-        ray.train.report({"point": point}, checkpoint=checkpoint, checkpoint_dir_name=point)
+    Attributes:
+        begun: the networks that the workers have begun with.
+        current: the one they are at.
+    """
 
+    listener: Listener
+    begun: set[str] = field(default_factory=set)
+    current: str | None = None
 
-def _relay(queue: Any, on_epoch: Callable[[Epoch], None]) -> None:
-    while (event := queue.get()) is not None:
-        on_epoch(event)
+    def run(self, queue: Any) -> None:
+        """Until None comes."""
+        while (event := queue.get()) is not None:
+            self.hear(event)
 
-
-def _stop(queue: Any, relay: threading.Thread) -> None:
-    queue.put(None)
-    relay.join(timeout=10)
-    queue.shutdown()
+    def hear(self, event: "_Started | Epoch | _Trained") -> None:
+        """Take one event; an error of the listener fails that network and does not end the relay."""
+        name = event.point if isinstance(event, Epoch) else event.name
+        try:
+            match event:
+                case _Started():
+                    self.begun.add(name)
+                    self.current = name
+                    self.listener.started(name)
+                case Epoch():
+                    self.listener.epoch(event)
+                case _Trained():
+                    self.current = None
+                    self.listener.trained(name, event.files)
+        except Exception as error:
+            self.listener.failed(name, error)
 
 
 def _first_cause(error: BaseException) -> str:
     causes = getattr(error, "worker_failures", {})
     first = next(iter(causes.values()), error)
-    return f"training failed: {str(getattr(first, 'cause', None) or first).strip().splitlines()[-1]}"
+    return str(getattr(first, "cause", None) or first).strip().splitlines()[-1]

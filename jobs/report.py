@@ -28,6 +28,7 @@ from jobs.tracking import log_to_finished_run
 from jobs.tradeoff import mean_over_seeds, pareto_front
 from jobs.video_strip import strip_of
 from pipeline import storage
+from pipeline.errors import InputError
 from pipeline.manifest import Manifest, VideoEntry, read_manifest
 
 # Of all skip networks that come this close to the dense one's metric, the one with the fewest updates is shown.
@@ -105,7 +106,14 @@ def write_report(settings: Settings) -> Path:
 
 
 def showcase(points: tuple[SweepPoint, ...]) -> SweepPoint:
-    """The skip network with the fewest updates among those close to the dense network's metric, else the best one."""
+    """The skip network with the fewest updates among those close to the dense network's metric, else the best one.
+
+    Raises:
+        InputError: when the sweep ended before it had a network of each kind.
+    """
+    for family in ("skip", "dense"):
+        if all(point.settings.family != family for point in points):
+            raise InputError(f"the sweep has no finished {family} network to report on: run skipreel sweep again")
     skip = [point for point in points if point.settings.family == "skip"]
     dense = max(point.metric for point in points if point.settings.family == "dense")
     close = [point for point in skip if point.metric >= dense - CLOSE]

@@ -2,7 +2,6 @@
 controls that skip at random and at a stride. One MLflow parent run with a child per network.
 """
 
-from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
@@ -10,14 +9,14 @@ from typing import Literal
 
 from features.batches import Task
 from jobs.cluster import ray_cluster
-from jobs.evaluation import evaluate, load_model
+from jobs.code_version import code_version
 from jobs.points import ModelName, ModelSettings, Schedule
 from jobs.progress import console
 from jobs.ray_training import Workers
 from jobs.sweep_record import SweepPoint, SweepRecord
-from jobs.tracking import TrackedRun, Tracking, code_version, start_run, tracking_uri
-from jobs.train import log_point, train_with_progress
+from jobs.tracking import TrackedRun, Tracking, start_run, tracking_uri
 from jobs.training_data import CheckedData, checked_data
+from jobs.training_runs import EXIT_INCOMPLETE, Plan, TrainedNetwork, check_not_another, train_networks
 from pipeline.errors import InputError
 
 # A control of a network that reads nearly everything would be the dense network once more.
@@ -73,38 +72,47 @@ class Settings:
 
 
 def run(settings: Settings) -> int:
-    """Train, evaluate and record; prints the table."""
-    record = sweep(settings)
+    """Train, evaluate and record; prints the table. The exit code is 3 when a network failed or MLflow missed some."""
+    record, complete = sweep(settings)
     print_table(record)
     console.print(f"next: skipreel report {settings.output}")
-    return 0
+    return 0 if complete else EXIT_INCOMPLETE
 
 
-def sweep(settings: Settings) -> SweepRecord:
-    """Train and evaluate every network; the record is also written to <output>/sweep.json."""
+def sweep(settings: Settings) -> tuple[SweepRecord, bool]:
+    """Train and evaluate every network; <output>/sweep.json always holds those that are finished.
+
+    Returns:
+        the record, and whether every network is in it and MLflow has it all.
+
+    Raises:
+        InputError: when no network could be trained.
+    """
     data = _data(settings)
     console.print(f"data: {data}")
     output = Path(settings.output)
+    plan = Plan(data, settings.schedule, settings.workers, output / "checkpoints")
+    check_not_another(_first_points(settings), plan)
     output.mkdir(parents=True, exist_ok=True)
     with start_run(settings.tracking, name=f"sweep {output.name}", output=output) as parent, ray_cluster():
         parent.log_params({"task": settings.task, "feature_set_id": data.feature_set.id, "cell": settings.cell})
         parent.log_params(data.counts)
-        trainer = _Trainer(settings, data, parent, output)
-        points = trainer.train(_first_points(settings))
-        points += trainer.train(matched_controls(settings, points))
-        record = SweepRecord(
-            task=settings.task,
-            manifest=data.training.manifest,
-            features=data.training.features,
-            test_split=settings.test_split,
-            mlflow_uri=tracking_uri(settings.tracking, output=output),
-            run_id=parent.id,
-            facts=_facts(settings, data),
-            points=tuple(points),
-        )
-        record.save(output)
+        trainer = _Trainer(settings, plan, parent, output, _facts(settings, data))
+        try:
+            trainer.train(_first_points(settings))
+            controls = matched_controls(settings, trainer.points)
+            check_not_another(controls, plan)
+            trainer.train(controls)
+        except BaseException:
+            if trainer.finished:
+                print_table(trainer.save())
+            raise
+        if not trainer.finished:
+            raise InputError(f"no network could be trained; the first one: {next(iter(trainer.failed.values()))}")
+        parent.flush()  # the runs' ids are known then
+        record = trainer.save()
         parent.log_files(output / "sweep.json")
-    return record
+    return record, parent.all_logged and not trainer.failed
 
 
 def _data(settings: Settings) -> CheckedData:
@@ -142,6 +150,8 @@ def matched_controls(settings: Settings, points: list[SweepPoint]) -> list[Model
     controls: dict[str, ModelSettings] = {}
     for weight in settings.budget_weights:
         group = [p for p in points if p.settings.family == "skip" and p.settings.budget_weight == weight]
+        if not group:  # it failed
+            continue
         updates = fmean(p.cost.state_updates / p.num_videos for p in group)
         frames = fmean(p.cost.frames_total / p.num_videos for p in group)
         if updates / frames >= MATCHED_BELOW:
@@ -155,37 +165,59 @@ def matched_controls(settings: Settings, points: list[SweepPoint]) -> list[Model
     return list(controls.values())
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Trainer:
     settings: Settings
-    data: CheckedData
+    plan: Plan
     parent: TrackedRun
     output: Path
+    facts: dict[str, str]
+    finished: list[TrainedNetwork] = field(default_factory=list)
+    failed: dict[str, Exception] = field(default_factory=dict)
 
-    def train(self, points: list[ModelSettings]) -> list[SweepPoint]:
-        """Train points with the same workers; each child run ends when its network is evaluated."""
+    def train(self, points: list[ModelSettings]) -> None:
+        """Train points; says which of them failed."""
         if not points:
-            return []
-        with ExitStack() as stack:  # ends every child run, as failed if an error ends the block
-            runs = {point.name: stack.enter_context(self.parent.child(point.name)) for point in points}
-            directories = train_with_progress(
-                points,
-                runs=runs,
-                data=self.data.training,
-                schedule=self.settings.schedule,
-                workers=self.settings.workers,
-                checkpoints=self.output / "checkpoints",
-            )
-            return [self._finish(point, directories[point.name], runs[point.name]) for point in points]
+            return
+        failed = train_networks(
+            points, self.plan, start_run=lambda point: self.parent.child(point.name), on_trained=self._keep
+        )
+        self.failed.update(failed)
+        settings = {point.name: point.setting for point in points}
+        for name, error in failed.items():
+            console.print(f"{name} ({settings[name]}) failed: {error}")
 
-    def _finish(self, point: ModelSettings, directory: Path, tracked: TrackedRun) -> SweepPoint:
-        model = load_model(directory)
-        result = evaluate(model.recognizer, self.data.examples)
-        log_point(tracked, point, self.settings.schedule, result, feature_set_id=model.feature_set_id)
-        tracked.log_params(self.data.counts)
-        tracked.log_files(directory)
-        checkpoint = str(directory.relative_to(self.output))
-        return SweepPoint.of(point, result, checkpoint=checkpoint, run_id=tracked.id)
+    @property
+    def points(self) -> list[SweepPoint]:
+        """The finished networks."""
+        return [
+            SweepPoint.of(
+                network.settings,
+                network.result,
+                checkpoint=str(network.checkpoint.relative_to(self.output)),
+                run_id=network.run.id,
+            )
+            for network in self.finished
+        ]
+
+    def save(self) -> SweepRecord:
+        """Write what is finished."""
+        record = SweepRecord(
+            task=self.settings.task,
+            manifest=self.plan.data.training.manifest,
+            features=self.plan.data.training.features,
+            test_split=self.settings.test_split,
+            mlflow_uri=tracking_uri(self.settings.tracking, output=self.output),
+            run_id=self.parent.id,
+            facts=self.facts,
+            points=tuple(self.points),
+        )
+        record.save(self.output)
+        return record
+
+    def _keep(self, network: TrainedNetwork) -> None:
+        self.finished.append(network)
+        self.save()
 
 
 def _facts(settings: Settings, data: CheckedData) -> dict[str, str]:

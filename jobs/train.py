@@ -6,13 +6,13 @@ from pathlib import Path
 
 from features.batches import Task
 from jobs.cluster import ray_cluster
-from jobs.evaluation import Evaluation, evaluate, load_model
 from jobs.points import ModelSettings, Schedule
-from jobs.progress import console, progress_bar
-from jobs.ray_training import TrainingData, Workers, train_on_ray
-from jobs.tracking import TrackedRun, Tracking, start_run
-from jobs.training import Epoch
+from jobs.progress import console
+from jobs.ray_training import Workers
+from jobs.tracking import Tracking, start_run
 from jobs.training_data import checked_data
+from jobs.training_runs import EXIT_INCOMPLETE, Plan, TrainedNetwork, check_not_another, train_networks
+from pipeline.errors import InputError
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Settings:
 
 
 def run(settings: Settings) -> int:
-    """Train, evaluate and print the result."""
+    """Train, evaluate and print the result; the exit code is 3 when MLflow did not get all of it."""
     data = checked_data(
         settings.manifest,
         settings.features,
@@ -58,69 +58,21 @@ def run(settings: Settings) -> int:
     )
     console.print(f"data: {data}")
     output = Path(settings.output)
+    plan = Plan(data, settings.schedule, settings.workers, output / "checkpoints")
+    check_not_another([settings.model], plan)
     output.mkdir(parents=True, exist_ok=True)
     name = settings.model.name
+    finished: list[TrainedNetwork] = []
     with start_run(settings.tracking, name=name, output=output) as tracked, ray_cluster():
-        tracked.log_params(data.counts)
-        directories = train_with_progress(
-            [settings.model],
-            runs={name: tracked},
-            data=data.training,
-            schedule=settings.schedule,
-            workers=settings.workers,
-            checkpoints=output / "checkpoints",
-        )
-        model = load_model(directories[name])
-        result = evaluate(model.recognizer, data.examples)
-        log_point(tracked, settings.model, settings.schedule, result, feature_set_id=model.feature_set_id)
-        tracked.log_files(directories[name])
-        version = tracked.register(settings.register, directories[name]) if settings.register else None
+        failed = train_networks([settings.model], plan, start_run=lambda _: tracked, on_trained=finished.append)
+        for error in failed.values():
+            raise InputError(f"{name} ({settings.model.setting}) failed: {error}") from error
+        (network,) = finished
+        version = tracked.register(settings.register, network.checkpoint) if settings.register else None
+    result = network.result
     console.print(
         f"{name}: {result.metric_name} {result.metric:.4f}, {result.updates_per_video:.1f} updates per video "
-        f"({result.update_share:.1%} of the frames), checkpoint {directories[name]}"
+        f"({result.update_share:.1%} of the frames), checkpoint {network.checkpoint}"
         + (f", models:/{settings.register}/{version}" if version else "")
     )
-    return 0
-
-
-def train_with_progress(
-    points: list[ModelSettings],
-    *,
-    runs: dict[str, TrackedRun],
-    data: TrainingData,
-    schedule: Schedule,
-    workers: Workers,
-    checkpoints: Path,
-) -> dict[str, Path]:
-    """Train points one after another with one bar each; every epoch is logged to the point's run."""
-    with progress_bar() as progress:
-        tasks = {point.name: progress.add_task(point.name, total=schedule.epochs, note="waiting") for point in points}
-
-        def on_epoch(epoch: Epoch) -> None:
-            note = f"loss {epoch.task_loss:.3f}, reads {epoch.update_share:.0%}"
-            progress.update(tasks[epoch.point], completed=epoch.number, note=note)
-            values = {"loss": epoch.loss, "task_loss": epoch.task_loss, "train_update_share": epoch.update_share}
-            runs[epoch.point].log_metrics(values, step=epoch.number)
-
-        return train_on_ray(
-            points, data=data, schedule=schedule, workers=workers, checkpoints=checkpoints, on_epoch=on_epoch
-        )
-
-
-def log_point(
-    tracked: TrackedRun, model: ModelSettings, schedule: Schedule, result: Evaluation, *, feature_set_id: str
-) -> None:
-    """Log what DESIGN promises of every run: settings, feature set, metric and costs."""
-    params = {**model.to_json(), "family": model.family, "feature_set_id": feature_set_id}
-    params |= {name: getattr(schedule, name) for name in ("epochs", "batch_size", "learning_rate", "max_grad_norm")}
-    tracked.log_params(params)
-    cost = result.cost
-    tracked.log_metrics(
-        {
-            result.metric_name: result.metric,
-            "updates_per_video": result.updates_per_video,
-            "update_share": result.update_share,
-            "frames_wanted_per_video": cost.frames_wanted / result.num_videos,
-            "frames_per_video": cost.frames_total / result.num_videos,
-        }
-    )
+    return 0 if tracked.all_logged else EXIT_INCOMPLETE

@@ -3,7 +3,14 @@
 Needs torch and numpy alone.
 """
 
-from models.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from models.checkpoint import (
+    CheckpointError,
+    check_replaceable,
+    load_checkpoint,
+    pack_checkpoint,
+    save_checkpoint,
+    write_checkpoint,
+)
 from models.cost import Cost, multiply_accumulates
 from models.gates import LearnedGate, RandomGate, StridedGate, steps_until_update
 from models.layers import SkipGRU, SkipLSTM
@@ -29,12 +36,15 @@ __all__ = [
     "accuracy",
     "average_precision",
     "budget_loss",
+    "check_replaceable",
     "load_checkpoint",
     "mean_average_precision",
     "multiply_accumulates",
+    "pack_checkpoint",
     "rows_of",
     "save_checkpoint",
     "stack_states",
     "steps_until_update",
     "task_loss",
+    "write_checkpoint",
 ]

@@ -34,8 +34,15 @@ def save_checkpoint(directory: str | Path, recognizer: Recognizer, metadata: Map
     metadata: anything JSON can hold (class names, the feature set's id, …). Raises CheckpointError for other metadata,
     or where something that is not a checkpoint stands at `directory`; OSError when the disk refuses.
     """
-    directory = Path(directory).absolute()
-    _check_replaceable(directory)
+    check_replaceable(directory)
+    write_checkpoint(directory, pack_checkpoint(recognizer, metadata))
+
+
+def pack_checkpoint(recognizer: Recognizer, metadata: Mapping[str, Any]) -> dict[str, bytes]:
+    """The files of a checkpoint by name, to be sent to the process that writes them.
+
+    metadata: anything JSON can hold. Raises CheckpointError for other metadata.
+    """
     weights = safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in recognizer.state_dict().items()})
     description = {
         "format_version": FORMAT_VERSION,
@@ -46,13 +53,20 @@ def save_checkpoint(directory: str | Path, recognizer: Recognizer, metadata: Map
     try:
         text = json.dumps(description, indent=2, allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise CheckpointError(f"metadata of checkpoint {directory} cannot be written as JSON: {error}") from None
+        raise CheckpointError(f"metadata of a checkpoint cannot be written as JSON: {error}") from None
+    return {WEIGHTS_FILE: weights, CONFIG_FILE: text.encode()}
+
+
+def write_checkpoint(directory: str | Path, files: Mapping[str, bytes]) -> None:
+    """Writes the files of `pack_checkpoint` as `save_checkpoint` does."""
+    directory = Path(directory).absolute()
+    check_replaceable(directory)
     directory.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
     try:
         temporary.chmod(0o755)  # mkdtemp's 0700 would keep a shared checkpoint from its readers
-        _write(temporary / WEIGHTS_FILE, weights)
-        _write(temporary / CONFIG_FILE, text.encode())
+        for name, content in files.items():
+            _write(temporary / name, content)
         _sync_directory(temporary)
         _put_in_place(temporary, directory)
     finally:
@@ -115,7 +129,9 @@ def _broken(directory: Path, reason: str) -> CheckpointError:
     return CheckpointError(f"checkpoint {directory} is damaged: {reason}; use another checkpoint or train again")
 
 
-def _check_replaceable(directory: Path) -> None:
+def check_replaceable(directory: str | Path) -> None:
+    """Raises CheckpointError where something that is not a checkpoint stands at `directory`."""
+    directory = Path(directory).absolute()
     if not directory.exists():
         return
     ours = {WEIGHTS_FILE, CONFIG_FILE}
