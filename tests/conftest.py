@@ -10,6 +10,8 @@ from jobs.cli import main
 from jobs.cluster import ray_cluster
 from pipeline.synthetic import CorpusConfig, plan_corpus, write_annotations, write_video
 
+pytest_plugins = ["ray_stub"]  # its fixture of that name
+
 
 @pytest.fixture(scope="module")
 def one_thread():
