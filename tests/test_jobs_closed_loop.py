@@ -1,5 +1,7 @@
 """One video from its file to scores: what is decoded for it, how scores are held, controls. See test_jobs_exactness."""
 
+import sys
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -7,10 +9,12 @@ import pytest
 import torch
 
 from features.backbones import load_backbone
+from features.errors import BackboneError
 from features.recipe import Recipe
-from jobs.closed_loop import predict, predict_dense
+from jobs.closed_loop import load_backbone_of, predict, predict_dense
 from jobs.evaluation import TrainedModel
-from models import LearnedGate, RandomGate, Recognizer, RecognizerConfig, StridedGate
+from jobs.recognizer import Recognizer as VideoRecognizer
+from models import LearnedGate, RandomGate, Recognizer, RecognizerConfig, StridedGate, save_checkpoint
 from pipeline.errors import VideoError
 from pipeline.sampling import Sampling
 from videos import write_video
@@ -63,3 +67,36 @@ def test_a_video_that_cannot_be_decoded_says_why(tmp_path):
     (tmp_path / "bad.mp4").write_text("no video")
     with pytest.raises(VideoError, match=r"bad\.mp4"):
         predict(str(tmp_path / "bad.mp4"), model=model(), backbone=BACKBONE)
+
+
+@pytest.fixture
+def code_backbone(tmp_path, monkeypatch) -> str:
+    """The name of a backbone that is code: random:0 again, from a module that leaves a file when it is imported."""
+    (tmp_path / "planted.py").write_text(
+        "from pathlib import Path\nfrom features.backbones import SMALL_INPUT\n"
+        "from features.small_cnn import SmallCNN\n"
+        f"Path({str(tmp_path / 'was_run')!r}).touch()\ndef backbone():\n    return SmallCNN(seed=0), SMALL_INPUT\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "planted:backbone"
+    sys.modules.pop("planted", None)
+
+
+def test_a_checkpoint_cannot_run_code_by_the_name_of_its_backbone(tmp_path, code_backbone):
+    trained = model()
+    trained = replace(trained, recipe=replace(trained.recipe, backbone=code_backbone))
+    facts = {"settings": {}, "class_names": ["a", "b", "c"], "feature_set_id": trained.feature_set_id}
+    facts["recipe"] = trained.recipe.to_json()
+    save_checkpoint(tmp_path / "checkpoint", trained.recognizer, facts)
+    for load in (lambda: load_backbone_of(trained), lambda: VideoRecognizer.load(tmp_path / "checkpoint")):
+        with pytest.raises(BackboneError, match="give --backbone planted:backbone"):
+            load()
+        assert not (tmp_path / "was_run").exists()
+    loaded = VideoRecognizer.load(tmp_path / "checkpoint", backbone=code_backbone)
+    assert loaded.backbone.weights_digest == BACKBONE.weights_digest
+    assert (tmp_path / "was_run").exists()
+
+
+def test_a_backbone_given_by_name_must_be_the_one_of_the_training():
+    with pytest.raises(BackboneError, match="has other weights than the one the model was trained with"):
+        load_backbone_of(model(), name="random:1")
