@@ -1,10 +1,15 @@
 """What several test files share: one local Ray cluster, and one small corpus taken all the way to a report."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
+# Before torch is imported, here or in a child: two processes of tests share the cores, and a second thread would
+# wait for the first over a few numbers.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
-import torch
+from hypothesis import settings
 
 from jobs.cli import main
 from jobs.cluster import ray_cluster
@@ -12,14 +17,18 @@ from pipeline.synthetic import CorpusConfig, plan_corpus, write_annotations, wri
 
 pytest_plugins = ["ray_stub"]  # its fixture of that name
 
+# The same examples on every machine, and none too slow for a busy one.
+settings.register_profile("suite", deadline=None, derandomize=True)
+settings.load_profile("suite")
 
-@pytest.fixture(scope="module")
-def one_thread():
-    """For networks so small that threads only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """For pytest-xdist: who uses the cluster is in one group, which begins first; any other file is a group."""
+    for item in items:
+        uses_cluster = "cluster" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("cluster" if uses_cluster else item.path.stem))
+    items.sort(key=lambda item: "cluster" not in getattr(item, "fixturenames", ()))
 
 
 @pytest.fixture(scope="session")
