@@ -10,9 +10,9 @@ DEMO := skipreel-demo
 demo: $(INSTALLED)
 	$(BIN)/skipreel demo --output $(DEMO)
 
-# Two at a time; what shares the Ray cluster stays together and begins first: tests/conftest.py.
+# Two processes share the tests out: tests/conftest.py.
 test: check
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2
 
 # Kills extractions for a quarter of an hour and prints the table of docs/reliability.md.
 drill: $(INSTALLED)

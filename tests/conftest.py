@@ -1,7 +1,9 @@
 """What several test files share: one local Ray cluster, and one small corpus taken all the way to a report."""
 
 import os
+import re
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 # Before torch is imported, here or in a child: two processes of tests share the cores, and a second thread would
@@ -10,6 +12,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 from hypothesis import settings
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from jobs.cli import main
 from jobs.cluster import ray_cluster
@@ -22,13 +26,32 @@ settings.register_profile("suite", deadline=None, derandomize=True)
 settings.load_profile("suite")
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For pytest-xdist: who uses the cluster is in one group, which begins first; any other file is a group."""
-    for item in items:
-        uses_cluster = "cluster" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("cluster" if uses_cluster else item.path.stem))
-    items.sort(key=lambda item: "cluster" not in getattr(item, "fixturenames", ()))
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
+    """With `-n 2`: the files that use Ray go to one process, one cluster at a time; any other to whoever is free."""
+    config.option.loadscopereorder = False  # those with Ray are few tests and take longest, so they begin early
+    return _ByFile(config, log)
+
+
+class _ByFile(LoadScopeScheduling):
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return "Ray" if _names_ray(self.config.rootpath / file) else file
+
+
+@cache
+def _names_ray(path: Path) -> bool:
+    return re.search(r"\b(ray|cluster|swept)\b", path.read_text()) is not None
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """For networks so small that threads only wait for each other."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")
