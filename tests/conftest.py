@@ -26,6 +26,7 @@ settings.register_profile("suite", deadline=None, derandomize=True)
 settings.load_profile("suite")
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
     """With `-n 2`: the files that use Ray go to one process, one cluster at a time; any other to whoever is free."""
     config.option.loadscopereorder = False  # those with Ray are few tests and take longest, so they begin early

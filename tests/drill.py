@@ -210,7 +210,7 @@ def kill_node(corpus: Corpus, output: Path, dice: random.Random) -> int:
     """Take a whole node out of a cluster of three, frames and processes and all, and put a new one in."""
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     try:
         nodes = [cluster.add_node(num_cpus=2) for _ in range(2)]
         with extraction(corpus, output, RAY_ADDRESS=cluster.address) as process:
