@@ -125,9 +125,10 @@ def _slow_add(stub: RayStub, add):
     return slow
 
 
+@pytest.mark.parametrize("encoders", [0, 1])
 @pytest.mark.parametrize("name", ["hang", "slow hang"])
-def test_a_hung_decoder_is_replaced_and_its_video_fails_alone(ray_stub, tmp_path, name):
-    run = Run(ray_stub, tmp_path, videos("a", name, "b", "c", "slow d", "e"))
+def test_a_hung_decoder_is_replaced_and_its_video_fails_alone(ray_stub, tmp_path, name, encoders):
+    run = Run(ray_stub, tmp_path, videos("a", name, "b", "c", "slow d", "e"), encoders=encoders)
     assert run.finished == ["a", "b", "c", "e", "slow d"]
     assert list(run.failed) == [name]
     assert "did not come within 300 seconds" in run.failed[name]
