@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -18,6 +19,7 @@ from xdist.scheduler import LoadScopeScheduling
 
 from jobs.cli import main
 from jobs.cluster import ray_cluster
+from mlflow_server import mlflow_server
 from pipeline.synthetic import CorpusConfig, plan_corpus, write_annotations, write_video
 
 pytest_plugins = ["ray_stub"]  # its fixture of that name
@@ -29,7 +31,7 @@ settings.load_profile("suite")
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
-    """With `-n 2`: the files that use Ray go to one process, one cluster at a time; any other to whoever is free."""
+    """With `-n 2`: files that share a cluster or a server go to one process; any other to whoever is free."""
     config.option.loadscopereorder = False  # those with Ray are few tests and take longest, so they begin early
     return _ByFile(config, log)
 
@@ -37,12 +39,16 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadSco
 class _ByFile(LoadScopeScheduling):
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
-        return "Ray" if _names_ray(self.config.rootpath / file) else file
+        return _shares(self.config.rootpath / file) or file
 
 
 @cache
-def _names_ray(path: Path) -> bool:
-    return re.search(r"\b(ray|cluster|swept)\b", path.read_text()) is not None
+def _shares(path: Path) -> str | None:
+    """What a file shares with others, told from its words: Ray, of which one cluster runs at a time, or MLflow."""
+    words = set(re.findall(r"\w+", path.read_text()))
+    if words & {"ray", "cluster", "swept"}:
+        return "Ray"
+    return "MLflow" if "mlflow_uri" in words else None
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +67,13 @@ def cluster():
     """A local Ray cluster for the whole session; commands that are run in this process use it."""
     with ray_cluster():
         yield
+
+
+@pytest.fixture(scope="session")
+def mlflow_uri(tmp_path_factory) -> Iterator[str]:
+    """A real MLflow server for the whole session."""
+    with mlflow_server(tmp_path_factory.mktemp("mlflow")) as uri:
+        yield uri
 
 
 @dataclass(frozen=True)
