@@ -6,31 +6,15 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-import torch
 
-from features.backbones import load_backbone
 from features.errors import BackboneError
-from features.recipe import Recipe
 from jobs.closed_loop import load_backbone_of, predict, predict_dense
-from jobs.evaluation import TrainedModel
 from jobs.recognizer import Recognizer as VideoRecognizer
-from models import LearnedGate, RandomGate, Recognizer, RecognizerConfig, StridedGate, save_checkpoint
+from models import RandomGate, StridedGate, save_checkpoint
 from pipeline.errors import VideoError
-from pipeline.sampling import Sampling
+from prediction_models import BACKBONE
+from prediction_models import make_model as model
 from videos import write_video
-
-BACKBONE = load_backbone("random:0")
-
-
-def model(*, task="frames", cell="gru", gate=None, seed=0, rate_hz=10.0) -> TrainedModel:
-    """An untrained network whose gate bias is set so that it skips some frames."""
-    torch.manual_seed(seed)
-    gate = gate or LearnedGate()
-    recognizer = Recognizer(RecognizerConfig(cell, task, BACKBONE.dim, 3, hidden_size=8, num_layers=2, gate=gate))
-    torch.nn.init.constant_(recognizer.recurrent.update_bias, -1.2)
-    torch.nn.init.normal_(recognizer.recurrent.update_weight, std=0.3)
-    recipe = Recipe(BACKBONE.name, BACKBONE.weights_digest, BACKBONE.preprocessing, Sampling(rate_hz), BACKBONE.dim)
-    return TrainedModel(recognizer.eval(), ("a", "b", "c"), recipe.feature_set_id, recipe, {})
 
 
 def test_only_wanted_frames_are_encoded_and_none_beyond_them_decoded(tmp_path):
