@@ -180,7 +180,7 @@ def _kill_processes(corpus: Corpus, output: Path, dice: random.Random, roles: li
 
 
 def kill_driver(corpus: Corpus, output: Path, dice: random.Random) -> int:
-    """Kill the command itself, anywhere between its first file and its end, then let it finish."""
+    """Kill the command itself, anywhere between its first worker and its end, then let it finish."""
     _stop_driver(corpus, output, dice, signal.SIGKILL)
     finish(corpus, output)
     return 1
@@ -195,8 +195,9 @@ def interrupt_driver(corpus: Corpus, output: Path, dice: random.Random) -> int:
 
 def _stop_driver(corpus: Corpus, output: Path, dice: random.Random, number: int) -> None:
     with extraction(corpus, output) as process:
-        while not (output / "feature_set.json").exists() and process.poll() is None:
-            time.sleep(0.01)
+        # Ray's own start does not bear Ctrl-C: now and then the process ends by SIGSEGV there.
+        while not children(process.pid, "ray::Worker") and process.poll() is None:
+            time.sleep(0.05)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(dice.uniform(0.0, 1.0) * corpus.seconds)
         process.send_signal(number)
