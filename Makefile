@@ -10,8 +10,9 @@ DEMO := skipreel-demo
 demo: $(INSTALLED)
 	$(BIN)/skipreel demo --output $(DEMO)
 
+# Two processes share the tests out: tests/conftest.py.
 test: check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 # Kills extractions for a quarter of an hour and prints the table of docs/reliability.md.
 drill: $(INSTALLED)

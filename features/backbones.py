@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from features.backbones_hugging_face import load_hugging_face
-from features.backbones_module import load_module
+from features.backbones_module import is_module_name, load_module
 from features.backbones_network import Network, Prepare, reason_of
 from features.backbones_timm import load_timm
 from features.errors import BackboneError
@@ -104,12 +104,18 @@ def batch_size_on(device: str) -> int:
     return 4 if device == "cpu" else 64
 
 
+def runs_code(name: str) -> bool:
+    """Whether loading this backbone would import a module of somebody's own: only for a name that its user gave."""
+    return name.partition(":")[0] not in BACKBONES and is_module_name(name)
+
+
 def load_backbone(
     name: str, *, device: str = "cpu", layer: str = "pooled", dtype: Dtype = "float32", compile: bool = False
 ) -> Backbone:
     """Load a backbone by name.
 
     Args:
+        name: see above; a name out of a file, such as a checkpoint, has to pass `runs_code` first.
         layer: which of its outputs, where there are several: pooled, or cls and mean (of patch tokens), or fc7.
         dtype: of weights and activations.
         compile: use torch.compile, which takes its time at the first frames; no part of the recipe.
@@ -156,7 +162,7 @@ def _load(name: str) -> Network:
     kind, _, argument = name.partition(":")
     if kind in BACKBONES and argument:
         return BACKBONES[kind](argument)
-    if all(part.isidentifier() for part in [*kind.split("."), argument]):
+    if is_module_name(name):
         return load_module(name)
     allowed = ", ".join(f"{known}:…" for known in BACKBONES)
     raise BackboneError(f"unknown backbone {name!r}: give one of {allowed}, module:function (for example random:0)")

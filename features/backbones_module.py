@@ -14,23 +14,32 @@ from importlib import import_module
 
 from torch import nn
 
-from features.backbones_network import Network
+from features.backbones_network import Network, reason_of
 from features.errors import BackboneError
 from features.preprocessing import Preprocessing
+
+
+def is_module_name(name: str) -> bool:
+    """Whether this can name a function in a module, so that loading it would run code."""
+    module, _, function_name = name.partition(":")
+    return all(part.isidentifier() for part in [*module.split("."), function_name])
 
 
 def load_module(name: str) -> Network:
     """What the function called ``name``, such as ``my_package.backbones:my_resnet``, returns.
 
     Raises:
-        BackboneError: when it cannot be imported or returns something else; what the function raises is not caught.
+        BackboneError: when it cannot be imported, raises, or returns something else.
     """
     module, _, function_name = name.partition(":")
     try:
         function = getattr(import_module(module), function_name)
     except (ImportError, AttributeError) as error:
         raise BackboneError(f"cannot import backbone {name}: {error} (check both names and PYTHONPATH)") from error
-    returned = function()
+    try:
+        returned = function()
+    except Exception as error:
+        raise BackboneError(f"backbone {name} raised {type(error).__name__}: {reason_of(error)}") from error
     match returned:
         case (nn.Module() as network, prepare) if callable(prepare):
             if isinstance(prepare, Preprocessing):

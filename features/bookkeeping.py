@@ -45,6 +45,7 @@ class Bookkeeping:
     """Owes each planned video one end: rows or a failure, given to ``writer`` once.
 
     Args:
+        planned: the videos; at a None among them, `more` goes no further until ``plan_paused`` is taken back.
         on_failure: called with every video that fails.
         new_rows: makes what collects the rows of a video, given its id and its file.
         videos_in_hand, bytes_in_hand: what a decoder has of videos, at most, so that it need not wait.
@@ -52,7 +53,7 @@ class Bookkeeping:
 
     def __init__(
         self,
-        planned: Iterator[Planned],
+        planned: Iterator[Planned | None],
         *,
         writer: ShardWriter,
         progress: Progress,
@@ -63,6 +64,7 @@ class Bookkeeping:
     ) -> None:
         self._planned, self._writer, self._progress, self._on_failure = planned, writer, progress, on_failure
         self._new_rows, self._videos_in_hand, self._bytes_in_hand = new_rows, videos_in_hand, bytes_in_hand
+        self.plan_paused = False
         self._is_exhausted = False
         self._retries: deque[Planned] = deque()
         self._under_way: dict[str, Planned] = {}
@@ -78,10 +80,9 @@ class Bookkeeping:
         """Videos to decode next, for a decoder that has these in hand."""
         count, num_bytes = len(in_hand), sum(planned.num_bytes for planned in in_hand)
         limit = min(count + VIDEOS_AT_ONCE, self._videos_in_hand)
-        while not self._is_exhausted and count < limit and (not count or num_bytes < self._bytes_in_hand):
-            planned = next(self._planned, None)
+        while count < limit and (not count or num_bytes < self._bytes_in_hand):
+            planned = self._next_planned()
             if planned is None:
-                self._is_exhausted = True
                 break
             self._under_way[planned.task.video_id] = planned
             count, num_bytes = count + 1, num_bytes + planned.num_bytes
@@ -89,6 +90,17 @@ class Bookkeeping:
         # A video that was in hand when a process died goes alone, so that another death has one suspect.
         if not count and self._retries:
             yield self._retries.popleft()
+
+    def _next_planned(self) -> Planned | None:
+        if self._is_exhausted or self.plan_paused:
+            return None
+        try:
+            planned = next(self._planned)
+        except StopIteration:
+            self._is_exhausted = True
+            return None
+        self.plan_paused = planned is None
+        return planned
 
     def is_current(self, task: VideoTask) -> bool:
         """Whether this is the latest attempt at a video that has not come to its end."""

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import chain
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -45,8 +46,10 @@ class Skipped:
 
 def plan(
     manifest: Iterable[pa.RecordBatch], known: pa.Table, *, retry_failed: bool, skipped: Skipped
-) -> Iterator[Planned]:
-    """The videos to extract, in the manifest's order.
+) -> Iterator[Planned | None]:
+    """The videos to extract, in the manifest's order; None after every look at `ROWS_AT_ONCE` files.
+
+    A long stretch of finished videos takes minutes on a remote storage: at None the caller can do other things.
 
     A finished video is left alone while its file has the size and time of change that were noted, or is gone; a failed
     one while its file looks as it did, unless ``retry_failed``. Holds ``known`` and one batch of the manifest.
@@ -62,6 +65,13 @@ def plan(
             part = batch.slice(start, ROWS_AT_ONCE)
             noted = known.take(places.slice(start, ROWS_AT_ONCE))
             yield from _plan_part(part, noted, retry_failed=retry_failed, skipped=skipped)
+            yield None
+
+
+def first_planned(planned: Iterator[Planned | None]) -> Iterator[Planned | None] | None:
+    """The same videos, from the first on, which is looked for here; None where there is none."""
+    first = next(filter(None, planned), None)
+    return None if first is None else chain([first], planned)
 
 
 def _plan_part(

@@ -8,7 +8,7 @@ feature set. The only module of this package that knows Ray.
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
@@ -90,13 +90,13 @@ class _Slot:
 class _DecoderSlot(_Slot):
     in_hand: dict[str, Planned] = field(default_factory=dict)  # given and not ended
     waiting_since: float = 0.0
-    is_hung: bool = False
 
 
 class Stages:
     """One pass over videos on a connected cluster; `run` it once.
 
     Args:
+        planned: the videos, as `features.planning.plan` yields them.
         decoder: what turns videos into frames for encoders or, where there are none, into all that becomes rows.
         encoder: only where there are any.
         on_failure: called with every video that fails.
@@ -108,7 +108,7 @@ class Stages:
 
     def __init__(
         self,
-        planned: Iterator[Planned],
+        planned: Iterator[Planned | None],
         *,
         writer: ShardWriter,
         decoder: Process,
@@ -152,7 +152,7 @@ class Stages:
                 self._hand_out()
                 if self._books.is_done:
                     return
-                self._handle_one()
+                self._handle_answers()
                 self._stop_hung_decoders()
                 self._writer.flush_if_due()
                 on_tick()
@@ -163,14 +163,20 @@ class Stages:
             self._writer.flush()
             self.progress.stopped = time.monotonic()
 
-    def _handle_one(self) -> None:
-        ready, _ = ray.wait(list(self._handlers), num_returns=1, timeout=TICK_S, fetch_local=False)
-        for ref in ready:
-            self._handlers.pop(ref)(ref)
+    def _handle_answers(self) -> None:
+        """Wait a moment for an answer, unless there are videos to look for; then handle all that are there."""
+        timeout = 0 if self._books.plan_paused else TICK_S
+        if not self._handlers or not _answered(self._handlers, timeout=timeout):
+            return
+        for ref in _answered(self._handlers, num_returns=len(self._handlers)):
+            handler = self._handlers.pop(ref, None)
+            if handler is not None:  # its process may have been given up over another answer
+                handler(ref)
 
     # Handing out
 
     def _hand_out(self) -> None:
+        self._books.plan_paused = False
         while self._blocks and (free := [slot for slot in self._encoders if _has_room(slot)]):
             self._encode(min(free, key=lambda slot: len(slot.calls)))
         for decoder in self._decoders:
@@ -242,7 +248,6 @@ class Stages:
     # Processes that start, hang and die
 
     def _start_decoder(self, slot: _DecoderSlot) -> None:
-        slot.is_hung = False
         self._start(slot, self._decoder, 0 if self._encoders else self._pools.gpus_per_encoder, self._start_decoder)
 
     def _start_encoder(self, slot: _Slot) -> None:
@@ -279,17 +284,18 @@ class Stages:
             slot.is_ready, slot.failed_starts = True, 0
 
     def _stop_hung_decoders(self) -> None:
-        now = time.monotonic()
+        limit_s = self._pools.time_limit_s
         for slot in self._decoders:
-            if slot.calls and not slot.is_hung and now - slot.waiting_since > self._pools.time_limit_s:
-                slot.is_hung = True
-                ray.kill(slot.actor)
+            is_late = slot.calls and time.monotonic() - slot.waiting_since > limit_s
+            # This process may be the late one: held up by storage, it has not looked at answers that are there.
+            if is_late and not _answered(slot.calls, timeout=TICK_S):
+                self._decoder_died(slot, hung_s=limit_s)
 
-    def _decoder_died(self, slot: _DecoderSlot) -> None:
+    def _decoder_died(self, slot: _DecoderSlot, *, hung_s: float | None = None) -> None:
         self._drop_calls(slot)
         in_hand = list(slot.in_hand.values())
         slot.in_hand.clear()
-        self._books.decoder_died(in_hand, hung_s=self._pools.time_limit_s if slot.is_hung else None)
+        self._books.decoder_died(in_hand, hung_s=hung_s)
         self._start_decoder(slot)
 
     def _encoder_died(self, slot: _Slot) -> None:
@@ -316,7 +322,7 @@ class Extraction(Stages):
 
     def __init__(
         self,
-        planned: Iterator[Planned],
+        planned: Iterator[Planned | None],
         *,
         writer: ShardWriter,
         frames: FrameSettings,
@@ -331,6 +337,12 @@ class Extraction(Stages):
             decoder = Process(Decoder, decoding)
             encoder = Process(Encoder, {"settings": backbone, "num_threads": num_threads, "import_path": sys.path})
         super().__init__(planned, writer=writer, decoder=decoder, encoder=encoder, pools=pools, on_failure=on_failure)
+
+
+def _answered(refs: Collection[ray.ObjectRef], *, num_returns: int = 1, timeout: float = 0) -> list[ray.ObjectRef]:
+    ready: list[ray.ObjectRef]
+    ready, _ = ray.wait(list(refs), num_returns=num_returns, timeout=timeout, fetch_local=False)
+    return ready
 
 
 def _has_room(slot: _Slot) -> bool:

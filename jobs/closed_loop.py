@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from features.backbones import Backbone, load_backbone
+from features.backbones import Backbone, load_backbone, runs_code
 from features.errors import BackboneError
 from jobs.evaluation import TrainedModel
 from jobs.prediction import Prediction
@@ -15,12 +15,18 @@ def load_backbone_of(model: TrainedModel, *, name: str | None = None, device: st
     """The backbone that a model's features were made with, checked by its weights and its preprocessing.
 
     Args:
-        name: where it is found now, if not where the training found it.
+        name: where it is found now, if not where the training found it. Only a name given here may be
+            module:function: one that a checkpoint brings along must not run code.
 
     Raises:
         BackboneError: when it cannot be loaded or is another.
     """
     recipe = model.recipe
+    if name is None and runs_code(recipe.backbone):
+        raise BackboneError(
+            f"the model was trained with backbone {recipe.backbone}, which is code and is run only when it is asked "
+            f"for: give --backbone {recipe.backbone} (in Python, the argument backbone)"
+        )
     backbone = load_backbone(name or recipe.backbone, device=device, layer=recipe.layer, dtype=recipe.dtype)
     if backbone.weights_digest != recipe.weights_digest:
         raise BackboneError(

@@ -12,13 +12,12 @@ import time
 from collections.abc import Iterator
 from contextlib import redirect_stdout
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any, Literal
 
 from features import store
 from features.backbones import batch_size_on
 from features.extraction import FrameSettings
-from features.planning import Planned, Skipped, plan
+from features.planning import Planned, Skipped, first_planned, plan
 from features.progress import Progress
 from features.recipe import Recipe
 from features.schema import Failure
@@ -112,12 +111,12 @@ def run(settings: Settings) -> int:
             retry_failed=settings.retry_failed,
             skipped=skipped,
         )
-        first = next(planned, None)
+        missing = first_planned(planned)
         started, progress = time.monotonic(), Progress(1, 1)
-        if first is not None:
+        if missing is not None:
             # Ray says on standard output that a process died; here the failure ledger says what came of it.
             with redirect_stdout(io.StringIO()), ray_cluster():
-                progress = _extract(chain([first], planned), settings, frames, output, num_videos, skipped)
+                progress = _extract(missing, settings, frames, output, num_videos, skipped)
         summary = _summary(progress, skipped, num_videos, seconds=time.monotonic() - started)
         store.write_card(output, {**store.read_card(output), "summary": summary})
     _report(settings, output, summary)
@@ -134,7 +133,7 @@ def _describe(settings: Settings) -> tuple[Recipe, dict[str, str], FrameSettings
 
 
 def _extract(
-    planned: Iterator[Planned],
+    planned: Iterator[Planned | None],
     settings: Settings,
     frames: FrameSettings,
     output: str,

@@ -12,13 +12,13 @@ from collections.abc import Iterable, Iterator
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import chain, islice
+from itertools import islice
 from typing import Any, Literal
 
 import pyarrow as pa
 
 from features import store
-from features.planning import Planned, Skipped, plan
+from features.planning import Planned, Skipped, first_planned, plan
 from features.progress import Progress
 from features.schema import Failure
 from features.writer import ShardWriter
@@ -109,12 +109,12 @@ def run_job(
         prediction_store.create(output, recipe, model=settings.model, features=model.recipe.to_json(), about=about)
         skipped, known = Skipped(), store.known(output, has_segments=False)
         planned = plan(_batches(videos), known, retry_failed=settings.retry_failed, skipped=skipped)
-        first = next(planned, None)
+        missing = first_planned(planned)
         started, progress = time.monotonic(), Progress(1, 1)
-        if first is not None:
+        if missing is not None:
             # Ray says on standard output that a process died; here the failure ledger says what came of it.
             with redirect_stdout(io.StringIO()), ray_cluster():
-                progress = _predict(chain([first], planned), settings, model, output, num_videos, skipped)
+                progress = _predict(missing, settings, model, output, num_videos, skipped)
         summary = _summary(output, progress, skipped, num_videos, seconds=time.monotonic() - started)
         prediction_store.write_card(output, {**prediction_store.read_card(output), "summary": summary})
     return {"output": output, **summary}
@@ -129,7 +129,7 @@ def _batches(videos: Iterable[tuple[str, str]]) -> Iterator[pa.RecordBatch]:
 
 
 def _predict(
-    planned: Iterator[Planned],
+    planned: Iterator[Planned | None],
     settings: JobSettings,
     model: TrainedModel,
     output: str,

@@ -1,19 +1,61 @@
 """What several test files share: one local Ray cluster, and one small corpus taken all the way to a report."""
 
+import os
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
+# Before torch is imported, here or in a child: two processes of tests share the cores, and a second thread would
+# wait for the first over a few numbers.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # how often Ray Train asks who has finished
+
 import pytest
-import torch
+from hypothesis import settings
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from jobs.cli import main
 from jobs.cluster import ray_cluster
+from mlflow_server import mlflow_server
 from pipeline.synthetic import CorpusConfig, plan_corpus, write_annotations, write_video
+
+pytest_plugins = ["ray_stub"]  # its fixture of that name
+
+# The same examples on every machine, and none too slow for a busy one.
+settings.register_profile("suite", deadline=None, derandomize=True)
+settings.load_profile("suite")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
+    """With `-n 2`: files that share a cluster or a server go to one process; any other to whoever is free."""
+    config.option.loadscopereorder = False  # those with Ray are few tests and take longest, so they begin early
+    return _ByFile(config, log)
+
+
+class _ByFile(LoadScopeScheduling):
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return _shares(self.config.rootpath / file) or file
+
+
+@cache
+def _shares(path: Path) -> str | None:
+    """What a file shares with others, told from its words: Ray, of which one cluster runs at a time, or MLflow."""
+    words = set(re.findall(r"\w+", path.read_text()))
+    if words & {"ray", "cluster", "swept"}:
+        return "Ray"
+    return "MLflow" if "mlflow_uri" in words else None
 
 
 @pytest.fixture(scope="module")
 def one_thread():
     """For networks so small that threads only wait for each other."""
+    import torch
+
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -25,6 +67,13 @@ def cluster():
     """A local Ray cluster for the whole session; commands that are run in this process use it."""
     with ray_cluster():
         yield
+
+
+@pytest.fixture(scope="session")
+def mlflow_uri(tmp_path_factory) -> Iterator[str]:
+    """A real MLflow server for the whole session."""
+    with mlflow_server(tmp_path_factory.mktemp("mlflow")) as uri:
+        yield uri
 
 
 @dataclass(frozen=True)

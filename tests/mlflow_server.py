@@ -1,5 +1,6 @@
 """A real MLflow server for tests, on a free port of this machine, with its database and artifacts in a folder."""
 
+import os
 import socket
 import subprocess
 import sys
@@ -18,7 +19,11 @@ def mlflow_server(folder: Path) -> Iterator[str]:
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     stores = ["--backend-store-uri", f"sqlite:///{folder}/db", "--artifacts-destination", str(folder / "artifacts")]
-    with (folder / "log").open("w") as log, subprocess.Popen([*command, *stores], stdout=log, stderr=log) as process:
+    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # a dozen processes that wait for jobs
+    with (
+        (folder / "log").open("w") as log,
+        subprocess.Popen([*command, *stores], stdout=log, stderr=log, env=environment) as process,
+    ):
         uri = f"http://127.0.0.1:{port}"
         try:
             _wait_until_up(uri, process)

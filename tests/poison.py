@@ -20,8 +20,8 @@ def open_video(uri: str) -> Video:
             pass
     if name.startswith("allocate"):
         hoard = []
-        while True:
-            hoard.append(bytearray(64 << 20))
+        while True:  # more than any limit at once, so that it fails before a page of it is touched
+            hoard.append(bytearray(64 << 30))
     if name.startswith("slow"):
         time.sleep(0.3)
     if name.startswith("vanish"):

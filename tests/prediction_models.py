@@ -1,20 +1,39 @@
-"""An untrained network that skips some frames, for tests of predictions: no training, no weights to be had."""
+"""Untrained networks that skip some frames, for tests of predictions: no training, no weights to be had."""
 
 import torch
 
 from features.backbones import load_backbone
+from features.recipe import Recipe
 from jobs.evaluation import TrainedModel
-from models import Recognizer, RecognizerConfig
+from models import LearnedGate, Recognizer, RecognizerConfig
+from models.gates import Gate
 from pipeline.sampling import Sampling
 
 BACKBONE = load_backbone("random:0")
 
 
-def make_model(*, task="frames", seed=0) -> TrainedModel:
-    """Looks at about every fourth of 10 frames a second; the seed decides the weights."""
+def untrained(
+    recipe: Recipe,
+    *,
+    task: str = "frames",
+    cell: str = "gru",
+    gate: Gate | None = None,
+    hidden_size: int = 8,
+    num_layers: int = 2,
+    update_bias: float = -1.2,
+    spread: float = 0.3,
+    seed: int = 0,
+) -> TrainedModel:
+    """A network of three classes on features of this recipe; how much it skips: by the gate's bias and its spread."""
     torch.manual_seed(seed)
-    recognizer = Recognizer(RecognizerConfig("gru", task, BACKBONE.dim, 3, hidden_size=8))
-    torch.nn.init.constant_(recognizer.recurrent.update_bias, -1.2)
-    torch.nn.init.normal_(recognizer.recurrent.update_weight, std=0.3)
-    recipe = BACKBONE.recipe(Sampling(10.0))
+    sizes = {"hidden_size": hidden_size, "num_layers": num_layers, "gate": gate or LearnedGate()}
+    recognizer = Recognizer(RecognizerConfig(cell, task, recipe.dim, 3, **sizes))
+    assert recognizer.recurrent is not None
+    torch.nn.init.constant_(recognizer.recurrent.update_bias, update_bias)
+    torch.nn.init.normal_(recognizer.recurrent.update_weight, std=spread)
     return TrainedModel(recognizer.eval(), ("a", "b", "c"), recipe.feature_set_id, recipe, {})
+
+
+def make_model(*, rate_hz: float = 10.0, **network) -> TrainedModel:
+    """One for `BACKBONE`, by default one that looks at about every fourth of 10 frames a second; see `untrained`."""
+    return untrained(BACKBONE.recipe(Sampling(rate_hz)), **network)

@@ -66,6 +66,10 @@ def test_ones_own_module_may_have_layers(own_module):
     ("body", "message"),
     [
         ("def backbone():\n    return nn.Flatten()", "returned Flatten: return a torch module and a Preprocessing"),
+        (
+            "def backbone():\n    return dict()()",
+            "backbone own:backbone raised TypeError: 'dict' object is not callable",
+        ),
         ("", "cannot import backbone own:backbone: module 'own' has no attribute 'backbone'"),
         ("def backbone():\n    return nn.Linear(8, 3), HALF", r"gives \(2, 3, 8, 3\) for 2 frames"),
         ("def backbone():\n    return nn.Linear(7, 3), HALF", "cannot encode a frame of 128×96"),

@@ -190,3 +190,15 @@ def test_every_video_ends_once_and_whole_whatever_is_lost_on_the_way(seed):
     assert {failure.video_id for failure in writer.failures} == broken
     assert len(writer.failures) == len(broken)
     assert writer.frames == {name: list(range(length)) for name, length in lengths.items() if name not in broken}
+
+
+def test_the_plan_goes_on_after_a_pause_only_when_it_is_told_to():
+    first, second = (Planned(VideoTask(name, f"{name}.mp4"), STAMP, "") for name in "ab")
+    planned = iter([None, first, None, second])
+    made = Bookkeeping(planned, writer=Writer(), progress=Progress(1, 1), on_failure=lambda _: None)
+    for expected in ([], [first], [second]):
+        made.plan_paused = False
+        assert list(made.more([])) == expected
+        assert made.plan_paused == (expected != [second])
+        assert list(made.more([])) == []
+    assert not made.is_done

@@ -51,6 +51,7 @@ def extract(folder: Path) -> None:
     writer = ShardWriter(output, shard_bytes=100)
     books = Bookkeeping(planned, writer=writer, progress=Progress(1, 1), on_failure=lambda _: None)
     while not books.is_done:
+        books.plan_paused = False
         for item in books.more([]):
             for piece in decode(item.task, FrameSettings(Sampling(rate_hz=10), 4)):
                 if isinstance(piece, Ending):

@@ -116,7 +116,7 @@ def test_a_shard_rewritten_by_duckdb_gives_the_same(shard):
     assert_all_come_back(shard)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.tuples(st.integers(1, 60), st.integers(1, 20)), min_size=1, max_size=6), st.integers(1, 9))
 def test_any_lengths_come_back(tmp_path_factory, videos, dim):
     uri = str(tmp_path_factory.mktemp("set"))

@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -13,11 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from feature_sets import recipe, write_sequence
-from features import catalogue, journal, store
+from features import catalogue, journal, store, upkeep_compact
 from features.errors import FeatureSetError
 from features.reader import FeatureSet
 from features.upkeep_compact import compact
 from features.upkeep_verify import verify
+from pipeline import storage
 
 NAMES = [f"v{number}" for number in range(6)]
 
@@ -98,46 +97,52 @@ def test_shards_of_half_the_target_or_more_stay(tmp_path):
     assert len(FeatureSet(str(tmp_path)).video_ids()) == 6
 
 
-# Dies after so many effects: files written, deleted, renamed, or rows read for the merged shard.
-KILLED = """
-import os, sys
-from features import catalogue, journal, store, upkeep_compact
-from pipeline import storage
-
-left = int(sys.argv[2])
-
-def count_down():
-    global left
-    left -= 1
-    if left < 0:
-        os._exit(9)
-
-def fatal(function):
-    def wrapped(*arguments, **options):
-        count_down()
-        return function(*arguments, **options)
-    return wrapped
-
-def fatal_rows(function):
-    def wrapped(group):
-        for row in function(group):
-            yield row
-            count_down()
-    return wrapped
-
-storage.delete, storage.write_atomic = fatal(storage.delete), fatal(storage.write_atomic)
-journal._rename, store.write_rows = fatal(journal._rename), fatal(store.write_rows)
-upkeep_compact._rows = fatal_rows(upkeep_compact._rows)
-upkeep_compact.compact(sys.argv[1])
-print("survived")
-"""
+class _Killed(BaseException):
+    """As after SIGKILL, nothing that would tidy up gets to the disk."""
 
 
 def kill_after(uri: str, steps: int) -> bool:
-    """Whether the compaction came to its end before that step."""
-    done = subprocess.run([sys.executable, "-c", KILLED, uri, str(steps)], capture_output=True, text=True, check=False)
-    assert done.returncode in (0, 9), done.stderr
-    return done.returncode == 0
+    """Whether the compaction came to its end before so many effects: files written, deleted, renamed, or rows read."""
+    left = steps
+
+    def count_down() -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise _Killed
+
+    def fatal(function):
+        def wrapped(*arguments, **options):
+            count_down()
+            return function(*arguments, **options)
+
+        return wrapped
+
+    def fatal_rows(group, function=upkeep_compact._rows):
+        for row in function(group):
+            yield row
+            count_down()
+
+    def alive(function):
+        def wrapped(*arguments, **options):
+            if left < 0:
+                raise _Killed
+            return function(*arguments, **options)
+
+        return wrapped
+
+    with pytest.MonkeyPatch.context() as patched:
+        places = [(storage, "delete"), (storage, "write_atomic"), (journal, "_rename"), (store, "write_rows")]
+        for module, name in places:
+            patched.setattr(module, name, fatal(getattr(module, name)))
+        patched.setattr(upkeep_compact, "_rows", fatal_rows)
+        for name in ("replace", "unlink"):
+            patched.setattr(os, name, alive(getattr(os, name)))
+        try:
+            compact(uri)
+        except _Killed:
+            return False
+        return True
 
 
 # Six videos: begin; 8 rows read; journal; 6 deleted; renamed; journal.

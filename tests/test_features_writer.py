@@ -6,6 +6,7 @@ import pytest
 
 from feature_sets import recipe
 from features import store, writer
+from features.reader import FeatureSet
 from features.schema import Failure, Source
 from features.writer import ShardWriter, VideoRows
 from pipeline.storage import FileStamp
@@ -108,6 +109,37 @@ def test_old_rows_and_failures_go_when_new_ones_come(uri):
     assert set(store.finished(uri)) == {"b", "c"}
     assert [row["video_id"] for row in store.failures(uri)] == ["a"]
     assert store.known(uri).num_rows == 3
+
+
+def test_a_video_longer_than_a_shard_replaces_its_old_rows(uri):
+    out = ShardWriter(uri, shard_bytes=1 << 30)
+    out.add(rows("other", 2000))
+    out.add(rows("long", 3000))
+    out.flush()
+    file = store.known(uri)["file"][0].as_py()  # which holds both
+    ShardWriter(uri, shard_bytes=1000).add(rows("long", 2500), replaces=file)
+    assert sorted(store.known(uri)["video_id"].to_pylist()) == ["long", "other"]  # one row, of several segments
+    feature_set = FeatureSet(uri)
+    assert {sequence.video_id: len(sequence.features) for sequence in feature_set.load(["long", "other"])} == {
+        "long": 2500,
+        "other": 2000,
+    }
+
+
+def open_spool_files() -> int:
+    """Files of this process that have no name any more."""
+    links = [str(path.readlink()) for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
+    return sum(link.endswith("(deleted)") for link in links)
+
+
+def test_what_a_long_video_waits_in_is_closed_when_it_is_written_or_let_go_of(uri, monkeypatch):
+    monkeypatch.setattr(writer, "_SPOOL_BYTES", 1)
+    before = open_spool_files()
+    written, dropped = rows("long", 3000), rows("dropped", 3000)
+    assert open_spool_files() == before + 2
+    ShardWriter(uri, shard_bytes=1000).add(written)
+    dropped.discard()
+    assert open_spool_files() == before
 
 
 def test_a_source_is_noted_to_the_microsecond(uri):

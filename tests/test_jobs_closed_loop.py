@@ -1,36 +1,25 @@
 """One video from its file to scores: what is decoded for it, how scores are held, controls. See test_jobs_exactness."""
 
+import sys
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 
-from features.backbones import load_backbone
 from features.batches import Example
+from features.errors import BackboneError
 from features.reader import Sequence
-from features.recipe import Recipe
-from jobs.closed_loop import predict, predict_dense
+from jobs.closed_loop import load_backbone_of, predict, predict_dense
 from jobs.evaluation import TrainedModel, evaluate
 from jobs.recognizer import Recognizer as VideoRecognizer
 from jobs.viewing import Request
-from models import LearnedGate, RandomGate, Recognizer, RecognizerConfig, StridedGate
+from models import RandomGate, StridedGate, save_checkpoint
 from pipeline.errors import VideoError
-from pipeline.sampling import Sampling
+from prediction_models import BACKBONE
+from prediction_models import make_model as model
 from videos import write_video
-
-BACKBONE = load_backbone("random:0")
-
-
-def model(*, task="frames", cell="gru", gate=None, seed=0, rate_hz=10.0) -> TrainedModel:
-    """An untrained network whose gate bias is set so that it skips some frames."""
-    torch.manual_seed(seed)
-    gate = gate or LearnedGate()
-    recognizer = Recognizer(RecognizerConfig(cell, task, BACKBONE.dim, 3, hidden_size=8, num_layers=2, gate=gate))
-    torch.nn.init.constant_(recognizer.recurrent.update_bias, -1.2)
-    torch.nn.init.normal_(recognizer.recurrent.update_weight, std=0.3)
-    recipe = Recipe(BACKBONE.name, BACKBONE.weights_digest, BACKBONE.preprocessing, Sampling(rate_hz), BACKBONE.dim)
-    return TrainedModel(recognizer.eval(), ("a", "b", "c"), recipe.feature_set_id, recipe, {})
 
 
 def test_only_wanted_frames_are_encoded_and_none_beyond_them_decoded(tmp_path):
@@ -113,3 +102,36 @@ def test_a_video_that_cannot_be_decoded_says_why(tmp_path):
     (tmp_path / "bad.mp4").write_text("no video")
     with pytest.raises(VideoError, match=r"bad\.mp4"):
         predict(str(tmp_path / "bad.mp4"), model=model(), backbone=BACKBONE)
+
+
+@pytest.fixture
+def code_backbone(tmp_path, monkeypatch) -> str:
+    """The name of a backbone that is code: random:0 again, from a module that leaves a file when it is imported."""
+    (tmp_path / "planted.py").write_text(
+        "from pathlib import Path\nfrom features.backbones import SMALL_INPUT\n"
+        "from features.small_cnn import SmallCNN\n"
+        f"Path({str(tmp_path / 'was_run')!r}).touch()\ndef backbone():\n    return SmallCNN(seed=0), SMALL_INPUT\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "planted:backbone"
+    sys.modules.pop("planted", None)
+
+
+def test_a_checkpoint_cannot_run_code_by_the_name_of_its_backbone(tmp_path, code_backbone):
+    trained = model()
+    trained = replace(trained, recipe=replace(trained.recipe, backbone=code_backbone))
+    facts = {"settings": {}, "class_names": ["a", "b", "c"], "feature_set_id": trained.feature_set_id}
+    facts["recipe"] = trained.recipe.to_json()
+    save_checkpoint(tmp_path / "checkpoint", trained.recognizer, facts)
+    for load in (lambda: load_backbone_of(trained), lambda: VideoRecognizer.load(tmp_path / "checkpoint")):
+        with pytest.raises(BackboneError, match="give --backbone planted:backbone"):
+            load()
+        assert not (tmp_path / "was_run").exists()
+    loaded = VideoRecognizer.load(tmp_path / "checkpoint", backbone=code_backbone)
+    assert loaded.backbone.weights_digest == BACKBONE.weights_digest
+    assert (tmp_path / "was_run").exists()
+
+
+def test_a_backbone_given_by_name_must_be_the_one_of_the_training():
+    with pytest.raises(BackboneError, match="has other weights than the one the model was trained with"):
+        load_backbone_of(model(), name="random:1")

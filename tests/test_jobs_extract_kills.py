@@ -8,7 +8,7 @@ from drill import SCENARIOS, check, make_corpus
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
+def corpus(cluster, tmp_path_factory):
     return make_corpus(tmp_path_factory.mktemp("drill"))
 
 

@@ -1,17 +1,20 @@
-"""Videos, manifest and features on an S3 server: the commands as a user would give them, in processes of their own."""
+"""Videos, manifest and features on an S3 server: the commands as a user would give them, on a cluster of their own."""
 
 import json
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pytest
 
 from features import store
 from features.backbones import load_backbone
 from features.extraction import extract_video
 from features.reader import FeatureSet
+from jobs.cli import main
 from pipeline.sampling import Sampling
 from videos import write_video
 
@@ -20,14 +23,44 @@ if TYPE_CHECKING:
 
 pytest_plugins = ("s3",)
 
-
-def command(*words: str) -> subprocess.CompletedProcess[str]:
-    """Ray's workers take the credentials from the environment of the cluster, so it must be a cluster of their own."""
-    process = [sys.executable, "-m", "jobs.cli", *words]
-    return subprocess.run(process, capture_output=True, text=True, cwd=Path(__file__).parents[1], timeout=180)
+ROOT = Path(__file__).parents[1]
 
 
-def test_an_extraction_from_s3_to_s3_survives_a_rerun_with_a_changed_video(s3: "S3Folder", tmp_path: Path) -> None:
+# Ray's workers take the credentials from the environment of the cluster, so it must be one of their own.
+COMMANDS = """
+import json, sys
+from jobs.cli import main
+from jobs.cluster import ray_cluster
+with ray_cluster():
+    for line in sys.stdin:
+        print("exit code", main(json.loads(line)), flush=True)
+"""
+
+
+@pytest.fixture
+def command(s3: "S3Folder") -> Iterator[Callable[..., tuple[dict[str, Any], int]]]:
+    """Runs commands one after the other on one cluster: what each prints, and its exit code."""
+    with subprocess.Popen(
+        [sys.executable, "-c", COMMANDS], text=True, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+
+        def run(*words: str) -> tuple[dict[str, Any], int]:
+            print(json.dumps(words), file=process.stdin, flush=True)
+            printed = []
+            while not (line := process.stdout.readline()).startswith("exit code"):
+                assert line, "the process has ended"
+                printed.append(line)
+            return json.loads("".join(printed)), int(line.split()[-1])
+
+        yield run
+        process.stdin.close()
+
+
+def test_an_extraction_from_s3_to_s3_survives_a_rerun_with_a_changed_video(
+    s3: "S3Folder", tmp_path: Path, command: Callable[..., tuple[dict[str, Any], int]]
+) -> None:
     for number in range(4):
         s3.write(
             f"clips/thing/{number}.mp4",
@@ -35,16 +68,13 @@ def test_an_extraction_from_s3_to_s3_survives_a_rerun_with_a_changed_video(s3: "
         )
     s3.write("clips/thing/broken.mp4", b"not a video")
     manifest, features = s3.join("m.parquet"), s3.join("features")
-    done = command("manifest", "folder", s3.join("clips"), "--output", manifest)
-    assert done.returncode == 0, done.stderr
+    assert main(["manifest", "folder", s3.join("clips"), "--output", manifest]) == 0
     words = ["extract", "--manifest", manifest, "--output", features, "--backbone", "random:0", "--json"]
-    done = command(*words)
-    assert done.returncode == 3, done.stderr
-    assert json.loads(done.stdout)["finished"] == 4
+    summary, code = command(*words)
+    assert (summary["finished"], code) == (4, 3)
     s3.write("clips/thing/0.mp4", write_video(tmp_path / "0.mp4", num_frames=9, fps=10).read_bytes())
-    done = command(*words)
-    assert done.returncode == 3, done.stderr
-    assert json.loads(done.stdout)["this_run"]["finished"] == 1
+    summary, code = command(*words)
+    assert (summary["this_run"]["finished"], code) == (1, 3)
     (failure,) = store.failures(features)
     assert failure["video_id"] == "thing/broken"
     assert s3.uri.partition("?")[0] in failure["reason"]

@@ -8,9 +8,9 @@ from feature_sets import two_class_corpus, write_sequence
 from features import store
 from features.reader import FeatureSet
 from features.schema import Failure
+from imported import modules_after
 from jobs.cli import main
 from pipeline.manifest import read_manifest
-from test_architecture import modules_after
 
 
 @pytest.fixture
@@ -108,4 +108,5 @@ def test_nothing_to_build_from_is_one_line(tmp_path, capsys):
 
 
 def test_looking_into_a_set_waits_for_no_heavy_import():
-    assert not {"torch", "ray", "mlflow"} & modules_after("import jobs.features")
+    (loaded,) = modules_after("import jobs.features")
+    assert not {"torch", "ray", "mlflow"} & loaded

@@ -16,7 +16,8 @@ from jobs.live import describe_end, describe_look, follow, watch
 from live_sources import fifo, http, write_stream
 from models import StridedGate
 from pipeline.errors import VideoError
-from test_jobs_closed_loop import BACKBONE, model
+from prediction_models import BACKBONE
+from prediction_models import make_model as model
 
 ENDED = {"video", "damaged", "cost", "seconds"}
 
@@ -113,7 +114,8 @@ def test_the_ledger_comes_on_an_interruption_while_labels_are_written(path, tmp_
 PROGRAM = """
 import json
 from jobs.live import follow, watch
-from test_jobs_closed_loop import BACKBONE, model
+from prediction_models import BACKBONE
+from prediction_models import make_model as model
 print("ready", flush=True)
 follow(watch("-", model=model(), backbone=BACKBONE), lambda described: print(json.dumps(described), flush=True))
 """

@@ -13,7 +13,6 @@ from feature_sets import recipe
 from jobs.evaluation import load_model
 from jobs.model_uri import local_model
 from jobs.tracking import Tracking, start_run
-from mlflow_server import mlflow_server
 from models import Recognizer, RecognizerConfig, save_checkpoint
 from pipeline.errors import InputError
 
@@ -52,10 +51,8 @@ def store(request, tmp_path_factory):
         return SimpleNamespace(uri=uri, folder=folder, **runs)
 
     if request.param == "server":
-        with mlflow_server(folder) as uri:
-            yield fill(uri)
-    else:
-        yield fill(f"sqlite:///{folder}/mlflow.db")
+        return fill(request.getfixturevalue("mlflow_uri"))
+    return fill(f"sqlite:///{folder}/mlflow.db")
 
 
 def seed_of(uri: str, store: SimpleNamespace) -> int:
@@ -131,6 +128,7 @@ def test_a_folder_is_itself_and_needs_no_mlflow():
     assert printed.split() == ["a/b", "False"]
 
 
+@pytest.mark.parametrize("store", ["database"], indirect=True)
 def test_a_copy_goes_with_the_process(store):
     code = f"from jobs.model_uri import local_model; print(local_model('models:/net/1', tracking_uri={store.uri!r}))"
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -11,7 +11,8 @@ from jobs.online import OnlineRecognizer
 from models import RandomGate, Recognizer, RecognizerConfig, StridedGate
 from models.gates import MAX_WAIT
 from pipeline.decoding import open_video
-from test_jobs_closed_loop import BACKBONE, model
+from prediction_models import BACKBONE
+from prediction_models import make_model as model
 from videos import write_video
 
 FRAME = np.full((48, 64, 3), 90, np.uint8)

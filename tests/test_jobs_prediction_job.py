@@ -112,13 +112,13 @@ def test_what_a_decoder_does_to_its_process_is_that_videos_failure_alone(tmp_pat
     bad = ["abort", "hang", "allocate"]
     for name in bad:
         write_video(tmp_path / f"{name}.mp4", num_frames=20, fps=10)
-    limits = {"time_limit_s": 3.0, "decoder_memory_mb": 600}
+    limits = {"time_limit_s": 8.0, "decoder_memory_mb": 600}
     summary = run(tmp_path, [*bad, *names], decoder="poison:open_video", **limits)
     assert (summary["finished"], summary["failed"]) == (4, 3)
     check_rows(tmp_path, names)
     reasons = failed(tmp_path)
     assert "the process that decoded it died 3 times" in reasons["abort"]
-    assert "did not come within 3 seconds (--time-limit-s)" in reasons["hang"]
+    assert "did not come within 8 seconds (--time-limit-s)" in reasons["hang"]
     assert "needs more memory than a decoder may take; give more with --decoder-memory-mb" in reasons["allocate"]
 
 

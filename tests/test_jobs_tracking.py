@@ -9,27 +9,20 @@ from filelock import FileLock
 
 from jobs import code_version, database
 from jobs.tracking import Tracking, log_to_finished_run, runs_page, start_run, tracking_uri
-from mlflow_server import mlflow_server
 from pipeline.errors import InputError
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with mlflow_server(tmp_path_factory.mktemp("mlflow")) as uri:
-        yield uri
-
-
-def test_parent_and_children_reach_the_server(server, tmp_path):
+def test_parent_and_children_reach_the_server(mlflow_uri, tmp_path):
     picture = tmp_path / "figure.png"
     picture.write_bytes(b"png")
-    with start_run(Tracking(tracking_uri=server, experiment="e"), name="sweep", output=tmp_path) as parent:
+    with start_run(Tracking(tracking_uri=mlflow_uri, experiment="e"), name="sweep", output=tmp_path) as parent:
         with parent.child("point") as child:
             child.log_params({"seed": 3})
             child.log_metrics({"loss": 0.5}, step=1)
             child.log_metrics({"loss": 0.25}, step=2)
         parent.log_files(picture)
-    log_to_finished_run(server, parent.id, [picture])
-    client = mlflow.MlflowClient(server)
+    log_to_finished_run(mlflow_uri, parent.id, [picture])
+    client = mlflow.MlflowClient(mlflow_uri)
     (found,) = client.search_runs([parent.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.id}'")
     assert found.info.run_id == child.id
     assert found.data.params == {"seed": "3"}
@@ -38,12 +31,12 @@ def test_parent_and_children_reach_the_server(server, tmp_path):
     assert not (tmp_path / "mlflow.db").exists()
 
 
-@pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt, "KILLED"), (ValueError, "FAILED")])
-def test_a_run_that_breaks_off_says_so(tmp_path, error, status):
-    with pytest.raises(error), start_run(Tracking(), name="a", output=tmp_path) as run:
-        raise error
+def test_a_run_that_breaks_off_says_so(tmp_path):
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
-    assert client.get_run(run.id).info.status == status
+    for error, status in ((KeyboardInterrupt, "KILLED"), (ValueError, "FAILED")):
+        with pytest.raises(error), start_run(Tracking(), name="a", output=tmp_path) as run:
+            raise error
+        assert client.get_run(run.id).info.status == status
 
 
 def test_a_server_that_is_not_there_is_one_clear_line(tmp_path, monkeypatch):

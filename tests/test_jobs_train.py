@@ -1,5 +1,6 @@
 """Training one network by its command, on a real Ray cluster with two workers."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import time
 
 import mlflow
 import pytest
+import ray
 from mlflow.entities import Run
 
 from feature_sets import two_class_corpus
@@ -52,7 +54,8 @@ def test_a_name_that_cannot_be_registered_is_refused_before_training(tmp_path, n
         Settings(manifest="m", features="f", output=str(tmp_path / "o"), register=name)
 
 
-def test_ctrl_c_ends_a_training_with_one_line_and_leaves_no_part(tmp_path):
+def test_ctrl_c_ends_a_training_with_one_line_and_leaves_no_part(tmp_path, cluster):
+    address = ray.get_runtime_context().gcs_address  # a second driver on the cluster of this session
     words = [sys.executable, "-m", "jobs.cli", *command(tmp_path, "--epochs", "100000")]
     with start_run(Tracking(), name="earlier", output=tmp_path / "run"):
         client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/run/mlflow.db")
@@ -60,7 +63,9 @@ def test_ctrl_c_ends_a_training_with_one_line_and_leaves_no_part(tmp_path):
     def training() -> Run | None:
         return next((run for run in client.search_runs(["1"]) if run.info.run_name != "earlier"), None)
 
-    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True, process_group=0) as process:
+    with subprocess.Popen(
+        words, stderr=subprocess.PIPE, text=True, process_group=0, env={**os.environ, "RAY_ADDRESS": address}
+    ) as process:
         while (run := training()) is None or "loss" not in run.data.metrics:
             assert process.poll() is None
             time.sleep(0.2)

@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -191,7 +191,6 @@ configs = st.builds(
 )
 
 
-@settings(deadline=None)
 @given(configs)
 def test_a_config_survives_json(config: RecognizerConfig) -> None:
     assert RecognizerConfig.from_json(json.loads(json.dumps(config.to_json()))) == config

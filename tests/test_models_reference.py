@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from models.reference import (
@@ -339,7 +339,6 @@ def test_the_gate_stays_float32_for_narrow_states_and_under_autocast(narrow: tor
     assert torch.equal(actual, expected)
 
 
-@settings(deadline=None)
 @given(st.floats(0, 1, width=32), st.integers(1, 12))
 def test_given_gates_are_followed_and_the_state_held_between(first: float, period: int) -> None:
     """Recorded gates decide, whatever (p, a) say."""

@@ -74,7 +74,7 @@ def wanted_of(data: st.DataObject, index: FrameIndex, most: int) -> list[int]:
     return sorted(set(frames)) if data.draw(st.booleans()) else frames
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(index=indexes(), costs=costs, data=st.data())
 def test_no_choice_of_seeks_is_cheaper(index: FrameIndex, costs: Costs, data: st.DataObject) -> None:
     frames = wanted_of(data, index, most=6)
@@ -85,7 +85,7 @@ def test_no_choice_of_seeks_is_cheaper(index: FrameIndex, costs: Costs, data: st
     assert seconds(plan(index, frames, costs)) == pytest.approx(min(every))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(index=indexes(), costs=costs, data=st.data())
 def test_a_plan_reaches_all_and_is_no_dearer_than_seeking_or_going_on_always(
     index: FrameIndex, costs: Costs, data: st.DataObject
@@ -105,7 +105,7 @@ def test_a_plan_reaches_all_and_is_no_dearer_than_seeking_or_going_on_always(
         assert taken <= len(index.order) - since
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(index=indexes(), costs=costs, data=st.data())
 def test_what_is_decoded_comes_out_once(index: FrameIndex, costs: Costs, data: st.DataObject) -> None:
     frame = data.draw(st.integers(0, len(index.seconds) - 1))

@@ -1,6 +1,7 @@
 """The benchmark of the plan runs, goes the ways it says, and stops where frames differ; its figures are not tested."""
 
 import json
+from dataclasses import astuple
 from pathlib import Path
 
 import pytest
@@ -55,8 +56,17 @@ def test_nothing_is_timed_where_frames_differ(path: Path, monkeypatch: pytest.Mo
         decode_plan.compare("wrong", [path], 1, [1.0])
 
 
-def test_fitted_costs_are_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decode_plan, "SIZES", ((160, 120), (640, 480)))
-    fixed, sloped = decode_plan.fit(tmp_path, quick=True)
-    assert 0 < sloped.frame_s < sloped.key_s
-    assert fixed.dropped_s < sloped.frame_s
+def test_costs_are_fitted_by_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decode_plan, "write_clip", lambda _, *, size, **__: size)
+    monkeypatch.setattr(
+        decode_plan, "_costs", lambda size: [part + (5 + part) * size[0] * size[1] / 1e6 for part in (1, 2, 3, 4)]
+    )
+    fixed, sloped = decode_plan.fit(tmp_path, quick=False)
+    assert astuple(fixed) == pytest.approx((1, 2, 3, 4))
+    assert astuple(sloped) == pytest.approx((6, 7, 8, 9))
+
+
+def test_every_kind_of_cost_is_measured(path: Path) -> None:
+    costs = decode_plan._costs(path)
+    assert len(costs) == 4
+    assert all(cost > 0 for cost in costs)

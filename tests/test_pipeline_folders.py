@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import ManifestError
@@ -49,7 +49,6 @@ def test_relative_root_gives_absolute_uris(tmp_path: Path, monkeypatch: pytest.M
     assert build_folder("clips").manifest.entries[0].uri == str(tmp_path / "clips/run/a.mp4")
 
 
-@settings(deadline=None)
 @given(
     st.dictionaries(st.sampled_from("abcd"), st.integers(1, 40), min_size=1), st.floats(0.01, 0.99), st.integers(0, 9)
 )

@@ -5,7 +5,6 @@ import re
 import subprocess
 import sys
 import threading
-import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -199,12 +198,10 @@ def test_a_pipe_that_nobody_writes_to_is_an_error(tmp_path):
 @pytest.mark.parametrize(("share", "reason"), [(0.0, "gave no video within"), (0.5, "has sent nothing for")])
 def test_a_server_that_falls_silent_is_an_error(streams, share, reason):
     content, hold = streams["ts"].read_bytes(), threading.Event()
-    started = time.monotonic()
     with http(content[: int(len(content) * share)], hold=hold) as source:
         with pytest.raises(VideoError, match=reason + " 0.3 s: check that it is sending"):  # noqa: SIM117 - as above
             with open_live(source, timeout_s=0.3) as live:
                 list(live)
-        assert time.monotonic() - started < 3
         hold.set()
 
 

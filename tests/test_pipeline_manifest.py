@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import ManifestError
@@ -59,7 +59,6 @@ entries = st.builds(
 )
 
 
-@settings(deadline=None)
 @given(st.lists(entries, max_size=8, unique_by=lambda entry: entry.video_id))
 def test_table_round_trip_keeps_everything(videos: list[VideoEntry]) -> None:
     manifest = Manifest(tuple(videos), ("a", "b", "c", "d", "ü"))
@@ -155,7 +154,6 @@ def test_bad_row_is_found_in_a_stream_as_in_a_whole_file(tmp_path: Path, name: s
         next(batches)
 
 
-@settings(deadline=None)
 @given(st.lists(entries, min_size=1, max_size=8, unique_by=lambda entry: entry.video_id))
 def test_good_rows_are_no_suspects(videos: list[VideoEntry]) -> None:
     (batch,) = to_table(Manifest(tuple(videos), ("a", "b", "c", "d", "e"))).to_batches()

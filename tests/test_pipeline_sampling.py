@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -24,7 +24,6 @@ def by_definition(pts: NDArray[np.float64], rate_hz: float) -> list[int]:
     return chosen
 
 
-@settings(deadline=None)
 @given(gaps_ms=st.lists(st.integers(1, 400), max_size=60), start_ms=st.integers(0, 5000), rate_hz=RATES)
 def test_every_target_gets_the_frame_on_screen(gaps_ms: list[int], start_ms: int, rate_hz: float) -> None:
     # Thirds of a millisecond keep frames clear of the targets, where float rounding may decide either way.
@@ -71,7 +70,6 @@ def test_times_must_ascend() -> None:
         Sampling().select(np.array([0.0, 2.0, 1.0]))
 
 
-@settings(deadline=None)
 @given(
     gaps_us=st.lists(st.one_of(st.integers(0, 5), st.integers(0, 400_000), st.just(50_000)), max_size=60),
     start_s=st.floats(-10, 1e5),
@@ -86,7 +84,6 @@ def test_told_one_by_one_the_same_frames_are_chosen(gaps_us: list[int], start_s:
     assert chosen.tolist() == Sampling(rate_hz).select(pts).tolist()
 
 
-@settings(deadline=None)
 @given(pts=st.lists(st.floats(-1e9, 1e9), min_size=1, max_size=30).map(sorted), rate_hz=RATES)
 def test_told_one_by_one_any_ascending_times_do(pts: list[float], rate_hz: float) -> None:
     online = OnlineSampling(Sampling(rate_hz))

@@ -78,7 +78,7 @@ def test_a_video_does_not_depend_on_how_many_others_there_are() -> None:
     assert [scene.actions for scene in few[2:]] == [scene.actions for scene in many[6:]]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 2**32), overlap=st.floats(0, 1))
 def test_every_plan_keeps_to_the_rules(seed: int, overlap: float) -> None:
     scenes = plan_corpus(CorpusConfig(num_train=3, num_test=2, seed=seed, overlap_share=overlap))
