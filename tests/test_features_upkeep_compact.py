@@ -119,8 +119,8 @@ def fatal(function):
     return wrapped
 
 def fatal_rows(function):
-    def wrapped(group):
-        for row in function(group):
+    def wrapped(*arguments):
+        for row in function(*arguments):
             yield row
             count_down()
     return wrapped
