@@ -59,7 +59,7 @@ class Batch:
 def frame_targets(labels: SequenceOf[Label], pts_s: NDArray[np.float64], *, num_classes: int) -> NDArray[np.float32]:
     """(T, C) of {0, 1}: a class is positive at time t if start <= t <= end of one of its labels (Charades' rule).
 
-    ``pts_s`` (T,) ascends.
+    ``pts_s`` (T,) ascends and counts from the video's first frame, as labels do.
     """
     targets = np.zeros((len(pts_s), num_classes), np.float32)
     firsts = np.searchsorted(pts_s, [label.start_s for label in labels], side="left")

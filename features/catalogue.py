@@ -18,6 +18,7 @@ from features import journal
 from features.errors import FeatureSetError
 from features.shard_files import Layout, ShardFile, read_layout
 from pipeline import storage
+from pipeline.decoding import from_first_frame
 from pipeline.errors import StorageError
 
 # On another machine every read waits for its request, so many are under way at once.
@@ -82,8 +83,8 @@ class VideoReader:
         shard.read_features(int(self._first_rows[position]), int(self._num_rows[position]), out)
 
     def read_pts(self, position: int) -> NDArray[np.float64]:
-        """(T,) float64, presentation times of a video in seconds."""
-        return self._read_list("pts_s", position)
+        """(T,) float64, presentation seconds from a video's first frame on, in sets of earlier versions too."""
+        return from_first_frame(self._read_list("pts_s", position))
 
     def read_frame_index(self, position: int) -> NDArray[np.int32]:
         """(T,) int32, places in presentation order of a video's frames."""

@@ -66,7 +66,7 @@ class Part:
     Attributes:
         first: how many sampled frames came before.
         frame_index: (T,) int32, places in presentation order.
-        pts_s: (T,) float64, presentation times in seconds.
+        pts_s: (T,) float64, presentation times in seconds from the video's first frame on.
     """
 
     task: VideoTask
@@ -150,8 +150,8 @@ def _decode(
                 head = next(frames)
                 part = [head, *islice(frames, settings.frames_per_part(head.nbytes) - 1)]
                 index = wanted[first : first + len(part)]
-                pts_s = video.pts_seconds[index]
-                yield Part(task, Source(copy.sha256, copy.stamp), first, index.astype(np.int32), pts_s), part
+                source = Source(copy.sha256, copy.stamp, video.start_s)
+                yield Part(task, source, first, index.astype(np.int32), video.pts_seconds[index]), part
                 first += len(part)
             return Ending(task, copy.stamp, len(wanted), video.duration_s)
     except VideoError as error:

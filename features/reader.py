@@ -26,7 +26,7 @@ class Sequence:
 
     Attributes:
         frame_index: (T,) int32, places in presentation order.
-        pts_s: (T,) float64, presentation times in seconds, increasing.
+        pts_s: (T,) float64, presentation times in seconds from the video's first frame on, increasing.
         features: (T, D) float16.
     """
 

@@ -24,7 +24,7 @@ class PaddedFeatures:
         video_ids: B ids.
         features: (B, T, D) float16 or float32.
         lengths: (B,) int64, at least 1.
-        pts_s: (B, T) float64, presentation times in seconds; None where they were not asked for.
+        pts_s: (B, T) float64, seconds from each video's first frame on; None where they were not asked for.
     """
 
     video_ids: tuple[str, ...]

@@ -38,14 +38,18 @@ SHARD_SCHEMA = pa.schema(
         pa.field("video_id", pa.string(), nullable=False),
         pa.field("segment", pa.int32(), nullable=False),  # 0, 1, … within the video
         pa.field("frame_index", _list(pa.int32()), nullable=False),  # (T,) place of each frame in presentation order
-        pa.field("pts_s", _list(pa.float64()), nullable=False),  # (T,) presentation time in seconds
+        pa.field("pts_s", _list(pa.float64()), nullable=False),  # (T,) seconds from the video's first frame on
         # (T·D,) frame by frame: a flat list reads everywhere; a list of fixed-size lists fails in Ray's torch batches.
         pa.field("features", _list(pa.float16()), nullable=False),
         pa.field("dim", pa.int32(), nullable=False),  # D
+        pa.field("start_s", pa.float64(), nullable=False),  # the first frame's time by the file's own clock, in seconds
         pa.field("source_digest", pa.string(), nullable=False),  # SHA-256 of the file the features were made from
         *_SOURCE,  # its size and modification time: what a rerun compares first
     ]
 )
+# What a data card says where `pts_s` counts from the first frame. In a set of earlier versions, whose card says nothing
+# of it, `pts_s` is by the file's own clock and there is no `start_s`; such a set stays so.
+TIMES = {"times": "from the first frame"}
 
 FAILURE_SCHEMA = pa.schema(
     [
@@ -64,7 +68,7 @@ class Segment:
     Attributes:
         number: 0 for a video's first segment.
         frame_index: (T,) int32, places in presentation order.
-        pts_s: (T,) float64, presentation times in seconds.
+        pts_s: (T,) float64, presentation times in seconds from the video's first frame on.
         features: (T, D) float16.
     """
 
@@ -76,10 +80,17 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """The file that features were made from: SHA-256 of its content (hex), and its size and time of change."""
+    """The file that features were made from.
+
+    Attributes:
+        digest: SHA-256 of its content (hex).
+        stamp: its size and time of change.
+        start_s: the first frame's time by the file's own clock, in seconds.
+    """
 
     digest: str
     stamp: FileStamp
+    start_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,11 +113,27 @@ def shard_table(video_id: str, source: Source, segments: Sequence[Segment]) -> p
         _lists("pts_s", [segment.pts_s for segment in segments]),
         _lists("features", [segment.features.reshape(-1) for segment in segments]),
         pa.array([segment.features.shape[1] for segment in segments], pa.int32()),
+        pa.array([source.start_s] * count, pa.float64()),
         pa.array([source.digest] * count),
         pa.array([source.stamp.num_bytes] * count, pa.int64()),
         pa.array([time_of(source.stamp)] * count, SHARD_SCHEMA.field("source_modified").type),
     ]
     return pa.Table.from_arrays(columns, schema=SHARD_SCHEMA)
+
+
+def by_file_clock(table: pa.Table) -> pa.Table:
+    """Rows as a set of earlier versions has them, see `TIMES`."""
+    lists = table["pts_s"].combine_chunks()
+    offsets = lists.offsets.to_numpy() - lists.offsets[0].as_py()  # of a slice they begin anywhere
+    seconds = lists.flatten().to_numpy() + np.repeat(table["start_s"].to_numpy(), np.diff(offsets))
+    times = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(seconds), type=lists.type)
+    place = table.schema.get_field_index("pts_s")
+    return table.set_column(place, table.schema.field(place), times).drop_columns(["start_s"])
+
+
+def without_start(schema: pa.Schema) -> pa.Schema:
+    """The columns of `by_file_clock`."""
+    return schema.remove(schema.get_field_index("start_s"))
 
 
 def failure_table(failures: Sequence[Failure]) -> pa.Table:

@@ -22,9 +22,12 @@ from features.schema import (
     FAILURE_SCHEMA,
     ROW_GROUP_BYTES,
     SHARD_SCHEMA,
+    TIMES,
     Failure,
+    by_file_clock,
     failure_table,
     shard_writer,
+    without_start,
 )
 from pipeline import storage
 
@@ -64,7 +67,7 @@ def create(uri: str, recipe: Recipe, *, about: Mapping[str, Any]) -> None:
             )
         tidy(uri)
         return
-    write_card(uri, {"id": recipe.feature_set_id, "recipe": recipe.to_json(), "about": dict(about)})
+    write_card(uri, {"id": recipe.feature_set_id, "recipe": recipe.to_json(), "about": dict(about), **TIMES})
 
 
 def tidy(uri: str) -> None:
@@ -125,8 +128,24 @@ def locked(uri: str, *, job: str = "extraction") -> Iterator[None]:
 
 
 def write_shard(uri: str, tables: Iterable[pa.Table], video_ids: Iterable[str]) -> None:
-    """Write rows of whole videos as one shard named after the videos; holds one row group of them in memory."""
+    """Write rows of whole videos as one shard named after the videos; holds one row group of them in memory.
+
+    The rows have times from the first frame on; in a set whose card does not say so they get the file's clock.
+    """
+    if not _counts_from_first_frame(uri):
+        tables = map(by_file_clock, tables)
     write_rows(storage.join(uri, SHARDS, _name_for(video_ids)), tables)
+
+
+def shard_schema(uri: str) -> pa.Schema:
+    """The columns of the shards of a feature set: without ``start_s`` in one of an earlier version, see `TIMES`."""
+    return SHARD_SCHEMA if _counts_from_first_frame(uri) else without_start(SHARD_SCHEMA)
+
+
+def _counts_from_first_frame(uri: str) -> bool:
+    """Whether a data card, of features or of predictions, has `TIMES`; also true before there is a card."""
+    cards = [storage.join(uri, name) for name in (CARD, PREDICTIONS_CARD)]
+    return all(TIMES.items() <= json.loads(storage.read_bytes(card)).items() for card in cards if storage.exists(card))
 
 
 def write_failures(uri: str, failures: Sequence[Failure]) -> None:

@@ -9,7 +9,6 @@ import pyarrow as pa
 from features import journal, store
 from features.errors import FeatureSetError
 from features.reader import FeatureSet
-from features.schema import SHARD_SCHEMA
 from features.shard_files import open_parquet
 from pipeline import storage
 
@@ -44,7 +43,7 @@ def compact(uri: str, *, shard_bytes: int = 64 << 20, watch: Watch = lambda grou
         groups = _groups(shards, shard_bytes)
         for group in watch(groups, "merging shards"):
             new = f"{uuid.uuid4().hex[:24]}.parquet"
-            store.write_rows(journal.hidden_uri(uri, new), _rows(group))
+            store.write_rows(journal.hidden_uri(uri, new), _rows(group, store.shard_schema(uri)))
             journal.replace(uri, [journal.name_of(shard) for shard in group], new)
         return Compaction(len(shards), len(shards) - sum(len(group) - 1 for group in groups))
 
@@ -65,11 +64,11 @@ def _groups(shards: Sequence[str], shard_bytes: int) -> list[Group]:
     return [tuple(group) for group in groups if len(group) > 1]
 
 
-def _rows(shards: Iterable[str]) -> Iterator[pa.Table]:
+def _rows(shards: Iterable[str], schema: pa.Schema) -> Iterator[pa.Table]:
     """One row after the other, checksums verified."""
     for shard in shards:
         with open_parquet(shard) as (_, parquet):
-            if not parquet.schema_arrow.remove_metadata().equals(SHARD_SCHEMA):
+            if not parquet.schema_arrow.remove_metadata().equals(schema):
                 raise FeatureSetError(f"{shard} was written by another program: run skipreel features verify")
             for group in range(parquet.num_row_groups):
                 table = parquet.read_row_group(group)

@@ -11,36 +11,39 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from features.errors import FeatureSetError
-from features.schema import MAX_SEGMENT_FRAMES, SHARD_SCHEMA
+from features.schema import MAX_SEGMENT_FRAMES
 from features.shard_files import open_parquet, read_layout
 
 _FLOAT16_EXPONENT = 0x7C00  # all its bits are set in infinity and NaN, and in nothing else
 
 
-def check_shard(uri: str, *, dim: int) -> tuple[list[str], pa.ChunkedArray]:
+def check_shard(uri: str, *, dim: int, schema: pa.Schema) -> tuple[list[str], pa.ChunkedArray]:
     """What is wrong with the shard, each in one line that names it; and the ids of its videos.
 
     Holds one row group in memory.
+
+    Args:
+        schema: the set's columns, as `features.store.shard_schema` gives them.
     """
     try:
         _, videos = read_layout(uri, dim=dim)
     except FeatureSetError as error:
         return [str(error)], pa.chunked_array([], pa.string())
     try:
-        return list(_content_problems(uri, dim=dim)), videos["video_id"]
+        return list(_content_problems(uri, dim=dim, schema=schema)), videos["video_id"]
     except FeatureSetError as error:
         return [str(error)], videos["video_id"]
 
 
-def _content_problems(uri: str, *, dim: int) -> Iterator[str]:
+def _content_problems(uri: str, *, dim: int, schema: pa.Schema) -> Iterator[str]:
     with open_parquet(uri) as (_, parquet):
-        schema = parquet.schema_arrow.remove_metadata()
-        if not schema.equals(SHARD_SCHEMA):
-            differing = [str(pa.schema([field])) for field in schema if field not in SHARD_SCHEMA]
+        found = parquet.schema_arrow.remove_metadata()
+        if not found.equals(schema):
+            differing = [str(pa.schema([field])) for field in found if field not in schema]
             what = ", ".join(differing) or "some are missing or in another order"
             yield f"{uri} has other columns than a shard ({what}): delete it and run skipreel extract again"
             return
-        last = SHARD_SCHEMA.empty_table()
+        last = schema.empty_table()
         for group in range(parquet.num_row_groups):
             table = parquet.read_row_group(group)
             if not table.num_rows:

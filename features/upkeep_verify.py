@@ -30,11 +30,11 @@ def verify(uri: str, *, watch: Watch = lambda items, _: items) -> Iterator[str]:
     Raises:
         FeatureSetError: when there is no feature set, or its data card is damaged.
     """
-    dim = Recipe.from_json(store.read_card(uri)["recipe"]).dim
+    dim, schema = Recipe.from_json(store.read_card(uri)["recipe"]).dim, store.shard_schema(uri)
     yield from _leftovers(uri)
     found: dict[str, pa.ChunkedArray] = {}  # by file: the videos that it holds
     for shard in watch(journal.shard_uris(uri), "checking shards"):
-        problems, found[shard] = check_shard(shard, dim=dim)
+        problems, found[shard] = check_shard(shard, dim=dim, schema=schema)
         yield from problems
     for ledger in watch(storage.list_files(storage.join(uri, store.FAILURES), ".parquet"), "checking failures"):
         try:

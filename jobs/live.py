@@ -26,7 +26,7 @@ class Look:
 
     Attributes:
         step: the number, from 0, of the sampled frame that was looked at.
-        time_s: its presentation time in seconds, as the source states it.
+        time_s: its presentation time in seconds from the source's first frame on.
         scores: (C,) float32: task frames: each class's probability; task video: summing to 1.
         labels: class and score, best first, as `OnlineRecognizer.labels` gives them.
         wait: how many sampled frames come next that are not needed.
@@ -86,6 +86,11 @@ class Watch(Closeable):
             state_updates=looks,
             frames_converted=self._live.num_converted,
         )
+
+    @property
+    def start_s(self) -> float | None:
+        """The first frame's time by the source's own clock, in seconds; None until it has come."""
+        return self._live.start_s
 
     @property
     def num_damaged(self) -> int:
@@ -158,6 +163,7 @@ def describe_end(watching: Watch) -> dict[str, Any]:
     """What there was and what it cost, as plain values, whatever ended it."""
     return {
         "video": watching.source,
+        "start_s": watching.start_s,
         "damaged": watching.num_damaged,
         "cost": asdict(watching.cost),
         "seconds": {stage: round(value, 4) for stage, value in asdict(watching.seconds).items()},

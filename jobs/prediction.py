@@ -45,9 +45,10 @@ class Prediction:
         uri: the video.
         duration_s: its length, from the start of its first frame to the end of its last.
         frame_index: (T,) int64, the sampled frames' places in presentation order.
-        pts_s: (T,) float64, their presentation times in seconds.
+        pts_s: (T,) float64, their presentation times in seconds from the first frame on.
         used: (T,) bool, True where the network looked.
         scores: task frames: (T, C) float32, each class's probability; task video: (C,), summing to 1.
+        start_s: the first frame's time by the file's own clock, in seconds.
     """
 
     uri: str
@@ -58,3 +59,4 @@ class Prediction:
     scores: NDArray[np.float32]
     cost: Cost
     seconds: Seconds = field(default_factory=Seconds)
+    start_s: float = 0.0

@@ -25,7 +25,8 @@ SCHEMA = pa.schema(
         pa.field("num_classes", pa.int32(), nullable=False),  # C; their names are in the file's metadata
         pa.field("duration_s", pa.float64()),
         pa.field("frame_index", _list(pa.int32())),  # (T,) place of each sampled frame in presentation order
-        pa.field("pts_s", _list(pa.float64())),  # (T,) presentation time in seconds
+        pa.field("pts_s", _list(pa.float64())),  # (T,) seconds from the first frame on
+        pa.field("start_s", pa.float64()),  # that frame's time by the file's own clock, in seconds
         pa.field("used", _list(pa.bool_())),  # (T,) whether the network looked
         pa.field("scores", _list(pa.float32())),  # (T·C,) frame by frame; null for task video
         pa.field("video_scores", _list(pa.float32())),  # (C,) of the whole video; for task frames the mean
@@ -64,6 +65,7 @@ def row_of(key: str, prediction: Prediction, task: Task) -> dict[str, Any]:
         "duration_s": prediction.duration_s,
         "frame_index": prediction.frame_index,
         "pts_s": prediction.pts_s,
+        "start_s": prediction.start_s,
         "used": prediction.used,
         "scores": prediction.scores.reshape(-1) if task == "frames" else None,
         "video_scores": video_scores(prediction, task),

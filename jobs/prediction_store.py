@@ -28,6 +28,7 @@ from jobs.evaluation import TrainedModel
 from jobs.prediction import Prediction, Seconds
 from models import Cost
 from pipeline import storage
+from pipeline.decoding import from_first_frame
 
 SCHEMA_VERSION = 1
 _COSTS = (
@@ -140,6 +141,7 @@ def create(uri: str, recipe: PredictionRecipe, *, model: str, features: Mapping[
         **asdict(recipe),
         "recipe": dict(features),
         "about": {"backbone": about},
+        **schema.TIMES,
     }
     write_card(uri, card)
 
@@ -179,7 +181,7 @@ def iterate_predictions(uri: str) -> Iterator[tuple[str, Prediction]]:
         FeatureSetError: when there are no predictions, or a file is damaged.
     """
     task: Task = read_card(uri)["task"]
-    for table in _tables(uri, SHARD_SCHEMA.names):
+    for table in _tables(uri):
         for row in range(table.num_rows):
             yield _prediction(table.slice(row, 1), task)
 
@@ -205,7 +207,7 @@ def total_cost(uri: str) -> tuple[Cost, Seconds]:
     return cost, seconds
 
 
-def _tables(uri: str, columns: list[str]) -> Iterator[pa.Table]:
+def _tables(uri: str, columns: list[str] | None = None) -> Iterator[pa.Table]:
     for path in storage.list_files(storage.join(uri, store.SHARDS), ".parquet"):
         with storage.open_input(path) as stream:
             try:
@@ -224,16 +226,18 @@ def _prediction(row: pa.Table, task: Task) -> tuple[str, Prediction]:
     def values(name: str) -> NDArray[Any]:
         return np.array(row[name].combine_chunks().flatten().to_numpy(zero_copy_only=False))
 
+    pts_s = values("pts_s")
     frames = task == "frames"
     scores = values("scores" if frames else "video_scores")
     prediction = Prediction(
         uri=value("uri"),
         duration_s=value("duration_s"),
         frame_index=values("frame_index").astype(np.int64),
-        pts_s=values("pts_s"),
+        pts_s=from_first_frame(pts_s),
         used=values("used").astype(np.bool_),
         scores=scores.reshape(-1, value("num_classes")) if frames else scores,
         cost=Cost(*(value(name) for name in _COSTS)),
         seconds=Seconds(*(value(f"{stage}_s") for stage in _STAGES)),
+        start_s=value("start_s") if "start_s" in row.column_names else float(pts_s[0]),
     )
     return value("video_id"), prediction

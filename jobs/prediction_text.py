@@ -135,7 +135,8 @@ def describe(key: str, prediction: Prediction, labelling: Labelling) -> dict[str
     """A prediction as plain values.
 
     `labels` are `segments` (task frames) or the best class; `scores` has each class's score for the whole video, for
-    task frames the mean over the sampled frames; then the times looked at, the costs and the seconds they took.
+    task frames the mean over the sampled frames; then the times looked at, the costs and the seconds they took. Times
+    count from the first frame, whose own time by the file's clock is `start_s`.
     """
     names = labelling.class_names
     overall = video_scores(prediction, labelling.task)
@@ -148,6 +149,7 @@ def describe(key: str, prediction: Prediction, labelling: Labelling) -> dict[str
         "video": key,
         "uri": prediction.uri,
         "duration_s": prediction.duration_s,
+        "start_s": prediction.start_s,
         "labels": labels,
         "scores": dict(zip(names, map(float, _digits(overall)), strict=True)),
         "looked_at_s": [round(float(time), 3) for time in prediction.pts_s[prediction.used]],

@@ -121,6 +121,7 @@ class Viewing(ABC):
                 frames_converted=self.video.num_converted,
             ),
             seconds=self.seconds,
+            start_s=self.video.start_s,
         )
 
 

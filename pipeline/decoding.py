@@ -20,11 +20,14 @@ class Video(Closeable):
     """An opened video; use it as a context manager or call `close`.
 
     Attributes:
-        pts_seconds: (N,) float64, each frame's presentation time in seconds as the file states it, strictly increasing.
+        pts_seconds: (N,) float64, each frame's presentation time in seconds from the first frame on, which has 0.0;
+            strictly increasing.
+        start_s: the first frame's time by the file's own clock, in seconds; 0.0 where the file does not state one.
         duration_s: seconds from the start of the first frame to the end of the last.
     """
 
     pts_seconds: NDArray[np.float64]
+    start_s: float = 0.0
     duration_s: float
 
     @property
@@ -94,15 +97,30 @@ def open_video(uri: str, decoder: str = "pyav") -> Video:
     """Open the video at `uri` and list its frames.
 
     `decoder` is a name in `DECODERS`, or `module:function` for one of your own, called with the URI and returning a
-    `Video`. pyav reads everything FFmpeg reads, exactly and skipping what is not wanted; decord and torchcodec (an
-    extra) read plain local MP4 and MKV files only and do not notice all damaged frames. VideoError, with a reason,
-    where the file cannot be opened, has no frames, or `decoder` is unknown or refuses it.
+    `Video`, whose times may also be those of the file's own clock: they are counted from the first frame here. pyav
+    reads everything FFmpeg reads, exactly and skipping what is not wanted; decord and torchcodec (an extra) read plain
+    local MP4 and MKV files only and do not notice all damaged frames. VideoError, with a reason, where the file cannot
+    be opened, has no frames, or `decoder` is unknown or refuses it.
     """
     video = find_decoder(decoder)(uri)
     if len(video.pts_seconds) == 0:
         video.close()
         raise VideoError(f"{uri} has no frames, says decoder {decoder}")
+    if video.pts_seconds[0] != 0:  # a decoder of one's own may state the file's clock
+        video.start_s += float(video.pts_seconds[0])
+        video.pts_seconds = from_first_frame(video.pts_seconds)
     return video
+
+
+def from_first_frame(pts_s: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Presentation times (T,) of one video, T >= 1, counted from its first; such times are returned as they are.
+
+    Labels count from there too, while the clock of a file may start anywhere: at 1.4 s in most MPEG-TS files.
+    """
+    if pts_s[0] == 0:
+        return pts_s
+    counted: NDArray[np.float64] = np.round(pts_s - pts_s[0], 9)  # there is no clock finer than nanoseconds
+    return counted
 
 
 def find_decoder(decoder: str) -> Callable[[str], Video]:

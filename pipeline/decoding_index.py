@@ -39,7 +39,7 @@ class FrameIndex:
     """The N frames of a video in presentation order.
 
     Attributes:
-        seconds: (N,) float64 presentation times.
+        seconds: (N,) float64 presentation times from the first frame on.
         duration_s: seconds from the first frame to the end of the last.
         slots: frame number by the pts of its packet; empty where packets do not tell and frames can only be counted.
         keys: where decoding can start, ascending.
@@ -48,6 +48,7 @@ class FrameIndex:
         delay: how many decoded frames the decoder holds back, as the packets' decoding times tell; HEVC's hands out
             what it has at key frames.
         plain: no frame is cut off by an edit list, none needs a frame from before the key frame that it follows.
+        start_s: the first frame's time by the file's own clock; 0.0 where there is none.
     """
 
     seconds: NDArray[np.float64]
@@ -58,6 +59,7 @@ class FrameIndex:
     spare: frozenset[int] = frozenset()
     delay: int = 0
     plain: bool = False
+    start_s: float = 0.0
 
     def key_before(self, index: int) -> Key | None:
         """The last point from where frame `index` decodes, or None where only the start of the file is known."""
@@ -103,7 +105,7 @@ def index_by_demuxing(uri: str, opened: Opened) -> FrameIndex | None:
     starts_clean = packets[0].is_key and decoded[0] == every[0]
     if len(set(every)) != len(every) or not pts or not starts_clean:
         return None
-    seconds = np.array(pts, dtype=np.float64) * stream.time_base.numerator / stream.time_base.denominator
+    seconds, start_s = _times(pts, stream)
     last_length = packets[decoded.index(pts[-1])].length
     slots = dict(zip(pts, range(len(pts)), strict=True))
     return FrameIndex(
@@ -115,6 +117,7 @@ def index_by_demuxing(uri: str, opened: Opened) -> FrameIndex | None:
         spare=frozenset(slots[packet.pts] for packet in packets if packet.is_spare and not packet.is_cut),
         delay=_delay(packets, every[0]),
         plain=len(pts) == len(every) and _has_closed_groups(packets),
+        start_s=start_s,
     )
 
 
@@ -173,14 +176,21 @@ def index_by_counting(uri: str, opened: Opened, decoded_pts: Sequence[int | None
         raise VideoError(f"{uri} has a video stream without a frame; copy or record it again")
     times = [pts for pts in decoded_pts if pts is not None]
     if len(times) == num_frames and all(a < b for a, b in pairwise(times)):
-        seconds = np.array(times, dtype=np.float64) * stream.time_base.numerator / stream.time_base.denominator
+        seconds, start_s = _times(times, stream)
     else:
         # AVI numbers packets in decoding order: only the frame rate tells the time.
         rate = stream.average_rate or stream.guessed_rate
         if not rate:
             raise VideoError(f"{uri} states neither frame times nor a frame rate; convert it to MP4")
-        seconds = np.arange(num_frames, dtype=np.float64) * rate.denominator / rate.numerator
-    return FrameIndex(seconds, _duration(seconds, stream, None), {})
+        seconds, start_s = np.arange(num_frames, dtype=np.float64) * rate.denominator / rate.numerator, 0.0
+    return FrameIndex(seconds, _duration(seconds, stream, None), {}, start_s=start_s)
+
+
+def _times(pts: Sequence[int], stream: Any) -> tuple[NDArray[np.float64], float]:
+    """Seconds (N,) from the first frame on, subtracted in whole ticks so that no late clock costs digits; its own."""
+    base = stream.time_base
+    ticks = np.array(pts, dtype=np.int64) - pts[0]
+    return ticks.astype(np.float64) * base.numerator / base.denominator, float(pts[0] * base)
 
 
 def _duration(seconds: NDArray[np.float64], stream: Any, last_length: int | None) -> float:

@@ -42,7 +42,7 @@ class PlainVideo(Video):
         self._reader: Any = self._open(path)
         if len(self._reader) != len(self._index.seconds):
             raise self._refused(f"the decoder sees {len(self._reader)} frames in place of {len(self._index.seconds)}")
-        self.pts_seconds = self._index.seconds
+        self.pts_seconds, self.start_s = self._index.seconds, self._index.start_s
         self.duration_s = self._index.duration_s
         self._num_decoded = 0
         self._position = -1

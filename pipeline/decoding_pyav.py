@@ -51,7 +51,7 @@ class PyAVVideo(Video):
         except BaseException:
             self.close()
             raise
-        self.pts_seconds = self._index.seconds
+        self.pts_seconds, self.start_s = self._index.seconds, self._index.start_s
         self.duration_s = self._index.duration_s
         self._shortcuts = bool(self._index.slots)
         context = self._opened.stream.codec_context

@@ -42,7 +42,7 @@ class LiveFrame:
     """A frame that has arrived and is decoded, but no picture yet.
 
     Attributes:
-        pts_s: its presentation time in seconds, as the source states it.
+        pts_s: its presentation time in seconds from the first frame on, which has 0.0.
         to_rgb: makes the picture, (H, W, 3) uint8 RGB, contiguous and upright; a new one at each call.
     """
 
@@ -57,6 +57,7 @@ class Live(Closeable):
 
     Attributes:
         name: the source, without the password of its address.
+        start_s: the first frame's time by the source's own clock, in seconds; None until it has come.
         num_arrived: frames that came in, intact or not.
         num_decoded: those that came out of the decoder intact.
         num_converted: those that were made RGB pictures.
@@ -77,6 +78,8 @@ class Live(Closeable):
         # Nothing presented from the first of these on is intact, until the second; infinity where that is not known.
         self._broken_pts, self._intact_pts = -math.inf, math.inf
         self._failed_pts: int | None = None
+        self.start_s: float | None = None
+        self._first_pts = 0
         self._last_s, self._gap_s, self._shift_s = -math.inf, 0.0, 0.0
 
     def close(self) -> None:
@@ -175,8 +178,10 @@ class Live(Closeable):
     def _seconds(self, frame: Any) -> float | None:
         """A frame's time, later than the last one's; None for a frame out of its place."""
         base = self._stream.time_base
+        if self.start_s is None:
+            self._first_pts, self.start_s = frame.pts, float(frame.pts * base)
         # As a file's times are computed, to the last bit.
-        seconds: float = float(frame.pts) * base.numerator / base.denominator + self._shift_s
+        seconds: float = float(frame.pts - self._first_pts) * base.numerator / base.denominator + self._shift_s
         if seconds <= self._last_s:
             if seconds > self._last_s - _CLOCK_JUMP_S:
                 return None

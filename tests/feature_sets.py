@@ -17,7 +17,9 @@ def recipe(dim: int = 5, *, weights: str = "ab" * 32) -> Recipe:
     return Recipe("random:0", weights, {"resize": [4, 4]}, Sampling(rate_hz=2.0), dim)
 
 
-def write_sequence(uri: str, video_id: str, features: np.ndarray, *, segment_frames: int = 1024) -> None:
+def write_sequence(
+    uri: str, video_id: str, features: np.ndarray, *, segment_frames: int = 1024, start_s: float = 0.0
+) -> None:
     """Store (T, D) features of one video as its own shard, half a second between frames."""
     segments = [
         Segment(
@@ -28,7 +30,7 @@ def write_sequence(uri: str, video_id: str, features: np.ndarray, *, segment_fra
         )
         for number, start in enumerate(range(0, len(features), segment_frames))
     ]
-    source = Source("digest of " + video_id, FileStamp(1000, 1_700_000_000_000_000))
+    source = Source("digest of " + video_id, FileStamp(1000, 1_700_000_000_000_000), start_s)
     store.write_shard(uri, [shard_table(video_id, source, segments)], [video_id])
 
 

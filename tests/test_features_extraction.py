@@ -1,13 +1,21 @@
 import re
 
+import duckdb
 import numpy as np
 import pytest
 
+from feature_sets import recipe
+from features import store
 from features.backbones import load_backbone
+from features.batch_plan import BatchPlan
+from features.batches import load_examples, stream_batches
 from features.extraction import Block, Ending, FrameSettings, Part, VideoTask, decode, encode, extract_video
+from features.reader import FeatureSet
+from features.writer import ShardWriter, VideoRows
 from pipeline.decoding import open_video
 from pipeline.decoding_pyav import PyAVVideo
 from pipeline.errors import VideoError
+from pipeline.manifest import Label, Manifest, VideoEntry
 from pipeline.sampling import Sampling
 from videos import write_video
 
@@ -121,3 +129,28 @@ def test_a_missing_file_has_a_reason_and_no_stamp(tmp_path):
     (ending,) = endings(str(tmp_path / "nowhere.mp4"))
     assert "nowhere.mp4" in ending.reason
     assert ending.stamp is None
+
+
+@pytest.mark.parametrize(("name", "first_ms"), [("a.mp4", 0), ("a.ts", 1400), ("a.mkv", 3_600_000)])
+def test_labels_mark_the_same_frames_whatever_the_clock_of_the_file(tmp_path, name, first_ms):
+    times_ms = [first_ms + 40 * number for number in range(100)]
+    path = str(write_video(tmp_path / name, num_frames=100, fps=25, times_ms=times_ms, b_frames=0))
+    uri = str(tmp_path / "features")
+    store.create(uri, recipe(2), about={})
+    (part, _), *pieces = decode(VideoTask("a", path), settings(rate_hz=6, batch_size=64))
+    assert isinstance(pieces[-1], Ending)
+    rows = VideoRows("a", part.source)
+    rows.append(part.frame_index, part.pts_s, np.zeros((len(part.pts_s), 2), np.float16))
+    writer = ShardWriter(uri, shard_bytes=1 << 20)
+    writer.add(rows)
+    writer.flush()
+    manifest = Manifest((VideoEntry("a", path, "train", 4.0, (Label(0, 1.0, 3.0),)),), ("act",))
+    ((example,), (batch,)) = (
+        load_examples(FeatureSet(uri), manifest, split="train", task="frames"),
+        stream_batches(FeatureSet(uri), manifest, BatchPlan(), split="train", task="frames"),
+    )
+    shown = np.flatnonzero(example.target[:, 0].numpy())
+    assert part.frame_index[shown].tolist() == [25, 29, 33, 37, 41, 45, 50, 54, 58, 62, 66, 70, 75]
+    np.testing.assert_array_equal(batch.targets[0].numpy(), example.target.numpy())
+    (start_s,) = duckdb.sql(f"SELECT DISTINCT start_s FROM '{uri}/shards/*.parquet'").fetchall()[0]
+    assert start_s == pytest.approx(first_ms / 1000, abs=1e-9)

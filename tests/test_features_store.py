@@ -1,16 +1,22 @@
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from feature_sets import recipe, write_sequence
 from features import store
+from features.batch_plan import BatchPlan
 from features.errors import FeatureSetError
 from features.reader import FeatureSet
 from features.schema import SHARD_SCHEMA
+from features.upkeep_compact import compact
+from features.upkeep_verify import verify
+from pipeline import storage
 
 
 @pytest.fixture
@@ -103,3 +109,63 @@ def test_a_damaged_card_is_one_clear_line(uri, tmp_path):
 def test_a_folder_without_card_is_not_a_feature_set(tmp_path):
     with pytest.raises(FeatureSetError, match="not a feature set"):
         FeatureSet(str(tmp_path))
+
+
+@pytest.fixture
+def old(tmp_path):
+    """A feature set of an earlier version: times by the clock of an MPEG-TS file, no `start_s`, no word of it."""
+    uri = str(tmp_path / "old")
+    store.create(uri, recipe(), about={})
+    card = store.read_card(uri)
+    del card["times"]
+    store.write_card(uri, card)
+    table = pa.table(
+        {
+            "video_id": ["a", "a"],
+            "segment": [0, 1],
+            "frame_index": [[0, 10], [20]],
+            "pts_s": [[1.4, 1.8], [2.4]],
+            "features": [values(2).reshape(-1).tolist(), values(1).reshape(-1).tolist()],
+            "dim": [5, 5],
+            "source_digest": ["d"] * 2,
+            "source_bytes": [1] * 2,
+            "source_modified": [None] * 2,
+        }
+    )
+    fields = [field for field in SHARD_SCHEMA if field.name != "start_s"]
+    store.write_rows(storage.join(uri, "shards", "a.parquet"), [table.cast(pa.schema(fields))])
+    return uri
+
+
+def test_times_of_a_set_of_an_earlier_version_are_read_from_the_first_frame_on(old):
+    (sequence,) = FeatureSet(old).load(["a"])
+    assert sequence.pts_s.tolist() == [0, 0.4, 1.0]
+    (batch,) = FeatureSet(old).stream(BatchPlan(), with_times=True)
+    assert batch.pts_s.tolist() == [[0, 0.4, 1.0]]
+
+
+def test_a_set_of_an_earlier_version_is_gone_on_with_as_it_is(old):
+    store.create(old, recipe(), about={})
+    write_sequence(old, "b", values(3), segment_frames=2, start_s=3600.0)
+    stored = pq.read_table(Path(old) / "shards").to_pylist()
+    assert all("start_s" not in row for row in stored)
+    assert [row["pts_s"] for row in stored if row["video_id"] == "b"] == [[3600, 3600.5], [3601]]
+    assert list(verify(old)) == []
+    assert compact(old).after == 1
+    assert list(verify(old)) == []
+    assert [sequence.pts_s.tolist() for sequence in FeatureSet(old).load(["b", "a"])] == [[0, 0.5, 1], [0, 0.4, 1]]
+    assert "times" not in store.read_card(old)
+
+
+def test_a_shard_of_an_earlier_version_in_a_new_set_is_found(uri, old):
+    write_sequence(uri, "b", values(3), start_s=1.4)
+    assert list(verify(uri)) == []
+    assert pq.read_table(Path(uri) / "shards")["start_s"].to_pylist() == [1.4]
+    (shard,) = (Path(old) / "shards").iterdir()
+    shutil.copy(shard, Path(uri) / "shards")
+    (problem,) = verify(uri)
+    assert "other columns than a shard" in problem
+
+
+def test_what_says_how_times_count_does_not_enter_the_id(uri, old):
+    assert store.read_card(uri)["id"] == store.read_card(old)["id"] == recipe().feature_set_id

@@ -118,8 +118,8 @@ def kill_after(uri: str, steps: int) -> bool:
 
         return wrapped
 
-    def fatal_rows(group, function=upkeep_compact._rows):
-        for row in function(group):
+    def fatal_rows(*arguments, function=upkeep_compact._rows):
+        for row in function(*arguments):
             yield row
             count_down()
 

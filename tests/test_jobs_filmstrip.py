@@ -238,3 +238,10 @@ def test_names_of_strips_are_safe_and_never_shared():
         assert name[0] not in ".-_"
         assert len(name) < 120
     assert strip_name("clips/a b.mp4").startswith("a_b-")
+
+
+def test_a_strip_counts_from_the_first_frame_whatever_the_clock_of_the_file(tmp_path):
+    times_ms = [3_600_000 + 40 * number for number in range(10)]
+    path = write_video(tmp_path / "a.mkv", num_frames=10, fps=25, times_ms=times_ms)
+    strip = strip_of("a", prediction(path, rate_hz=25), class_names=CLASSES, task="frames")
+    assert strip.times_s.tolist() == [number / 25 for number in range(10)]

@@ -19,7 +19,7 @@ from pipeline.errors import VideoError
 from prediction_models import BACKBONE
 from prediction_models import make_model as model
 
-ENDED = {"video", "damaged", "cost", "seconds"}
+ENDED = {"video", "start_s", "damaged", "cost", "seconds"}
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -42,6 +42,8 @@ def test_a_stream_is_looked_at_as_its_file_is(path, tmp_path, task, gate):
     assert 1 < len(used) < len(dense.used)
     assert [look.step for look in looks] == used.tolist()
     assert [look.time_s for look in looks] == dense.pts_s[used].tolist()
+    assert looks[0].time_s == filed.pts_s[0] == 0
+    assert watching.start_s == filed.start_s > 0  # as in any MPEG-TS
     scores = np.stack([look.scores for look in looks])
     np.testing.assert_allclose(
         scores if task == "frames" else scores[-1],

@@ -44,6 +44,7 @@ def prediction(*, task="frames", seed=0, steps=30, rate_hz=10.0) -> Prediction:
         scores=(rng.random(shape) ** 8).astype(np.float32),
         cost=cost,
         seconds=Seconds(0.25, 0.5, 0.125),
+        start_s=1.4,
     )
 
 
@@ -75,6 +76,7 @@ def test_a_json_line_has_labels_scores_times_costs_and_seconds(tmp_path):
     assert found["cost"]["frames_converted"] == 11
     assert found["seconds"] == {"decode": 0.25, "encode": 0.5, "recognise": 0.125}
     assert (found["video"], found["uri"], found["duration_s"]) == ("video 0", "/videos/0.mp4", 3.0)
+    assert found["start_s"] == 1.4
     assert "frame_scores" not in found
 
 
@@ -134,6 +136,7 @@ def test_parquet_has_a_row_for_each_video_and_for_each_failure(tmp_path):
     np.testing.assert_allclose(good["video_scores"], one.scores.mean(axis=0), rtol=1e-6)
     assert good["used"] == one.used.tolist()
     assert good["pts_s"] == one.pts_s.tolist()
+    assert good["start_s"] == 1.4
     assert good["frame_index"] == one.frame_index.tolist()
     counts = ("frames_total", "frames_wanted", "frames_decoded", "frames_converted", "frames_encoded", "state_updates")
     assert [good[name] for name in counts] == [30, 10, 14, 11, 10, 10]

@@ -9,6 +9,7 @@ import duckdb
 import numpy as np
 import pandas as pd
 import polars as pl
+import pyarrow.parquet as pq
 import pytest
 
 from feature_sets import recipe as feature_recipe
@@ -44,6 +45,7 @@ def prediction(name: str, *, length: int = 7, task: str = "frames") -> Predictio
         scores=dice.random(shape).astype(np.float32),
         cost=Cost(length, int(used.sum()), 2 * length, int(used.sum()), int(used.sum()), length),
         seconds=Seconds(0.5, 0.25, 0.125),
+        start_s=1.4,
     )
 
 
@@ -84,6 +86,23 @@ def test_predictions_come_back_as_they_were(uri, task):
     assert all(same(back[name], made[name]) for name in made)
     cost, seconds = prediction_store.total_cost(uri)
     assert (cost.frames_total, cost.frames_decoded, seconds.total) == (2008, 4016, 3 * 0.875)
+
+
+def test_predictions_of_an_earlier_version_are_gone_on_with_and_read_from_the_first_frame_on(uri):
+    make(uri)
+    card = prediction_store.read_card(uri)
+    del card["times"]
+    prediction_store.write_card(uri, card)
+    make(uri)
+    writer = ShardWriter(uri, shard_bytes=1 << 20)
+    for name in ("a", "b"):
+        add(writer, name, prediction(name))
+    writer.flush()
+    stored = pq.read_table(f"{uri}/shards")
+    assert "start_s" not in stored.column_names
+    assert stored["pts_s"].to_pylist() == [[1.4 + number / 10 for number in range(7)]] * 2
+    back = dict(prediction_store.iterate_predictions(uri))
+    assert [same(back[name], prediction(name)) for name in ("a", "b")] == [True, True]
 
 
 @pytest.mark.parametrize("task", ["frames", "video"])

@@ -1,5 +1,6 @@
 """Decoding: what is read, in whatever order, equals the plain sequential decode pixel for pixel, or is a VideoError."""
 
+import json
 import random
 import shutil
 from pathlib import Path
@@ -16,6 +17,7 @@ from pipeline.decoding_index import _is_hidden
 from pipeline.errors import VideoError
 from video_kinds import (
     ACCEPTED,
+    CASES,
     DAMAGED,
     EDGE_FILES,
     KINDS,
@@ -59,7 +61,8 @@ def test_frames_are_listed_with_their_times(folder: Path, decoder: str, kind: st
         assert video.duration_s == pytest.approx(len(expected) / 30, abs=0.21 if kind == "mpeg2.mpg" else 0.05)
     stated = {"variable.mp4": UNEVEN_MS, "late.mp4": LATE_MS, "late.mkv": LATE_MS}
     if kind in stated:
-        np.testing.assert_allclose(video.pts_seconds, np.array(stated[kind]) / 1000, atol=1e-3)
+        np.testing.assert_allclose(video.pts_seconds + video.start_s, np.array(stated[kind]) / 1000, atol=1e-3)
+        assert video.pts_seconds[0] == 0
     if kind == "variable.ts":  # its clock starts anywhere
         np.testing.assert_allclose(np.diff(video.pts_seconds), np.diff(UNEVEN_MS) / 1000, atol=1e-3)
 
@@ -177,3 +180,50 @@ def test_names_that_look_like_protocols_are_files(
     monkeypatch.chdir(tmp_path)
     with open_video("concat:a b%20.mp4") as video:
         assert len(video.pts_seconds) == 1
+
+
+CLOCKS = [("a.mp4", 0), ("a.ts", 1400), ("a.mkv", 3_600_000), ("a.mkv", 100_000_033)]
+
+
+@pytest.mark.parametrize("decoder", ["pyav", "decord"])
+@pytest.mark.parametrize(("name", "first_ms"), CLOCKS)
+def test_times_count_from_the_first_frame_whatever_the_clock_of_the_file(
+    tmp_path: Path, name: str, first_ms: int, decoder: str
+) -> None:
+    times_ms = [first_ms + 40 * number for number in range(30)]
+    path = write_video(tmp_path / name, times_ms=times_ms, fps=25, b_frames=0)
+    if decoder == "decord" and name == "a.ts":
+        decoder = "pyav"  # decord is refused
+    with open_video(str(path), decoder) as video:
+        assert video.pts_seconds.tolist() == [number * 40 / 1000 for number in range(30)]
+        assert video.start_s == pytest.approx(first_ms / 1000, abs=1e-9)
+        assert video.duration_s == pytest.approx(1.2, abs=1e-9)
+
+
+def test_a_decoder_of_ones_own_may_state_the_times_of_the_file(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "raw_times.py").write_text(
+        "import numpy as np\n"
+        "from pipeline.decoding_pyav import PyAVVideo\n"
+        "def opens(uri):\n"
+        "    video = PyAVVideo(uri)\n"
+        "    video.pts_seconds = 30001.4 + np.arange(len(video.pts_seconds)) / 25\n"
+        "    return video\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with open_video(str(made(folder, "b-frames.mp4")), "raw_times:opens") as video:
+        assert video.pts_seconds.tolist() == [number / 25 for number in range(50)]
+        assert video.start_s == 30001.4
+
+
+@pytest.mark.parametrize("name", ["zero.mp4", "hour.mkv", "ts_default.ts", "ts_far.ts"])
+def test_one_video_has_the_same_times_in_files_of_any_clock(name: str) -> None:
+    path = CASES / name
+    if not path.exists():
+        pytest.skip("real awkward files (../shared/data/cases) are not here")
+    right = [float(time_s) for time_s in json.loads((CASES / "right.json").read_text())[name]["times_s"]]
+    with open_video(str(path)) as video:
+        assert video.pts_seconds.tolist() == [number / 25 for number in range(100)]
+        assert video.start_s == pytest.approx(right[0], abs=1e-6)
+        assert video.duration_s == pytest.approx(4.0, abs=1e-9)

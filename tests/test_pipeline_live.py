@@ -45,6 +45,9 @@ def test_a_stream_gives_the_frames_of_the_file(streams, tmp_path, how, kind):
         frames = [(frame.pts_s, frame.to_rgb()) for frame in live]
     with open_video(str(path)) as video:
         np.testing.assert_array_equal([seconds for seconds, _ in frames], video.pts_seconds)
+        assert frames[0][0] == 0
+        assert live.start_s == video.start_s
+        assert (live.start_s > 0) == (kind != "mkv")
         for (_, image), expected in zip(frames, video.read_many(range(NUM_FRAMES)), strict=True):
             np.testing.assert_array_equal(image, expected)
             assert image.flags.c_contiguous
@@ -93,7 +96,8 @@ def test_a_camera_is_read_by_rtsp(streams):
     assert live.name == source.replace("user:secret@", "")
     # FFmpeg gives the first frame of an RTSP stream no time.
     assert [number for _, number in frames] == list(range(1, NUM_FRAMES))
-    np.testing.assert_allclose([seconds for seconds, _ in frames], np.arange(1, NUM_FRAMES) / 20)
+    np.testing.assert_allclose([seconds for seconds, _ in frames], np.arange(NUM_FRAMES - 1) / 20)
+    assert live.start_s == pytest.approx(1 / 20)
     assert (live.num_arrived, live.num_damaged) == (NUM_FRAMES, 1)
 
 

@@ -13,6 +13,7 @@ from pipeline.decoding import Frame, open_video
 from videos import hide_reordering, join, trim, write_two_streams, write_video
 
 EDGE = Path(__file__).parents[2] / "shared" / "data" / "edge"
+CASES = EDGE.parent / "cases"
 EDGE_FILES = sorted(path for path in EDGE.glob("*/*") if path.suffix in (".mp4", ".mkv", ".mov", ".avi"))
 DAMAGED = "corrupted.mp4"
 
