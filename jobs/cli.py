@@ -8,9 +8,12 @@ import contextlib
 import importlib
 import io
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from types import ModuleType
+from typing import Any
 
 import tyro
 
@@ -28,7 +31,7 @@ COMMANDS = {
     "report": "draw a sweep's figure, table and film strips as one HTML page",
     "demo": "do all of this on a generated corpus, in minutes",
 }
-EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 130, 143
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,11 +46,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if command not in COMMANDS:
         print(f"skipreel: unknown command {command!r}: use one of {', '.join(COMMANDS)}", file=sys.stderr)
         return EXIT_USAGE
+    terminated = threading.Event()
     try:
-        return _run(command, rest, debug=debug)
+        with _sigterm_as_ctrl_c(terminated):
+            return _run(command, rest, debug=debug)
     except KeyboardInterrupt:
         print("\nskipreel: interrupted; finished files are kept, nothing is left half-written", file=sys.stderr)
-        return EXIT_INTERRUPTED
+        return EXIT_TERMINATED if terminated.is_set() else EXIT_INTERRUPTED
     except Exception as error:
         if debug:
             raise
@@ -55,16 +60,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_ERROR
 
 
+@contextlib.contextmanager
+def _sigterm_as_ctrl_c(terminated: threading.Event) -> Iterator[None]:
+    """SIGTERM, as batch systems and ``ray job stop`` send it, ends a command in order, as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(*_: object) -> None:
+        terminated.set()
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _run(command: str, words: list[str], *, debug: bool) -> int:
     if debug:
         os.environ["SKIPREEL_DEBUG"] = "1"  # read by jobs.cluster: lets worker logs through
     module = importlib.import_module(f"jobs.{command}")
-    code: int = module.run(_parse(module, command, words))
+    code: int = module.run(parse(module, command, words))
     return code
 
 
-def _parse(module: ModuleType, command: str, words: list[str]) -> object:
-    """The command's settings from its words; what tyro says of wrong ones in a box becomes one line."""
+def parse(module: ModuleType, command: str, words: Sequence[str]) -> Any:
+    """The command's settings from its words; wrong ones end in one line and SystemExit."""
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
@@ -77,9 +100,30 @@ def _parse(module: ModuleType, command: str, words: list[str]) -> object:
             )
     except SystemExit as stop:
         if stop.code:
-            text = " ".join(complaint.getvalue().translate(dict.fromkeys(map(ord, "│╭╰╮╯─"), " ")).split())
-            print(f"skipreel {command}: {text}", file=sys.stderr)
+            print(f"skipreel {command}: {_from_box(complaint.getvalue())}", file=sys.stderr)
         raise
+
+
+def _from_box(box: str) -> str:
+    """What tyro says in a box, as one line: its sections, separated by rules, without the help text of options.
+
+    Under a heading that ends in a colon stand names, each with its help text indented further.
+    """
+    sections: list[str] = []
+    heading: list[str] = []
+    names: list[str] = []
+    for line in (line.strip("│|").rstrip() for line in box.splitlines()[1:]):  # the first is the box's title
+        indent = len(line) - len(line.lstrip())
+        if not line.strip(" ─-╰╯+"):  # a rule
+            sections.append(" ".join([*heading, ", ".join(names)]).strip().removesuffix("."))
+            heading, names = [], []
+        elif indent < 4:
+            heading.append(line.strip())
+        elif indent < 8:
+            names.append(line.strip())
+        elif not names[-1].startswith("-"):  # a positional argument has no name of its own
+            names[-1] += f" {line.strip()}"
+    return "; ".join(filter(None, sections))
 
 
 def _one_line(error: Exception) -> str:

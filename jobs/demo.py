@@ -1,20 +1,23 @@
 """Everything once, on generated videos, in minutes: corpus, manifest, backbone, features, trade-off curve, report.
 
-Nothing is downloaded. The corpus is rendered as real H.264 files in Charades' layout, and every later step is the
-command of the same name with the settings that are printed.
+Nothing is downloaded. The corpus is rendered as real H.264 files in Charades' layout, and every later step is a
+command that is printed as it can be given by hand.
 """
 
+import shlex
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 from features.small_cnn import train_small_cnn
 from jobs import extract, manifest, report, sweep
+from jobs.cli import parse
 from jobs.cluster import ray_cluster
-from jobs.points import Schedule
 from jobs.progress import console, progress_bar, track
-from jobs.ray_training import Workers
 from jobs.tracking import runs_page
 from jobs.training_runs import EXIT_INCOMPLETE
 from pipeline.manifest import read_manifest
@@ -54,16 +57,17 @@ def run(settings: Settings) -> int:
     with ray_cluster():
         _step(1, f"corpus: {settings.num_train} training and {settings.num_test} test videos in {corpus}")
         _write_corpus(corpus, CorpusConfig(settings.num_train, settings.num_test, settings.seed))
-        _step(2, "manifest: skipreel manifest charades")
-        manifest.run(manifest.Settings(_charades(corpus, listing)))
+        _step(2, "manifest")
+        manifest.run(_command(manifest, "manifest", _manifest_words(corpus, listing)))
         _step(3, "backbone: no weights can be downloaded, so a small CNN is trained on the training videos' frames")
         _train_backbone(listing, backbone)
-        _step(4, f"features: skipreel extract --backbone small:{backbone}")
-        extract.run(extract.Settings(str(listing), str(features), f"small:{backbone.resolve()}"))
-        _step(5, "training and evaluation: skipreel sweep")
-        record, complete = sweep.sweep(_sweep(settings, listing, features))
-        _step(6, "report: skipreel report")
-        page = report.write_report(report.Settings(str(output)))
+        _step(4, "features")
+        words = ["--manifest", listing, "--output", features, "--backbone", f"small:{backbone.resolve()}"]
+        extract.run(_command(extract, "extract", words))
+        _step(5, "training and evaluation")
+        record, complete = sweep.sweep(_command(sweep, "sweep", _sweep_words(settings, listing, features)))
+        _step(6, "report")
+        page = report.write_report(_command(report, "report", [output]))
     sweep.print_table(record)
     console.print(f"\n[bold]report:[/bold] {page}")
     if record.mlflow_uri.startswith("sqlite"):
@@ -76,6 +80,13 @@ def run(settings: Settings) -> int:
 
 def _step(number: int, text: str) -> None:
     console.print(f"[bold]{number}/6[/bold] {text}")
+
+
+def _command(module: ModuleType, name: str, words: Sequence[object]) -> Any:
+    """The settings of a command, from the line that is printed."""
+    texts = [str(word) for word in words]
+    console.print(f"    skipreel {name} {shlex.join(texts)}", markup=False, highlight=False, soft_wrap=True)
+    return parse(module, name, texts)
 
 
 def _write_corpus(folder: Path, config: CorpusConfig) -> None:
@@ -103,24 +114,14 @@ def _train_backbone(listing: Path, backbone: Path) -> None:
         )
 
 
-def _charades(corpus: Path, listing: Path) -> manifest.Charades:
-    return manifest.Charades(
-        train=str(corpus / "Charades_v1_train.csv"),
-        test=str(corpus / "Charades_v1_test.csv"),
-        classes=str(corpus / "Charades_v1_classes.txt"),
-        videos=str(corpus),
-        output=str(listing),
-    )
+def _manifest_words(corpus: Path, listing: Path) -> list[object]:
+    files = {"train": "train.csv", "test": "test.csv", "classes": "classes.txt"}
+    given = [word for flag, name in files.items() for word in (f"--{flag}", corpus / f"Charades_v1_{name}")]
+    return ["charades", *given, "--videos", corpus, "--output", listing]
 
 
-def _sweep(settings: Settings, listing: Path, features: Path) -> sweep.Settings:
-    return sweep.Settings(
-        manifest=str(listing),
-        features=str(features),
-        output=settings.output,
-        budget_weights=BUDGET_WEIGHTS,
-        hidden_size=96,
-        dropout=0.2,
-        schedule=Schedule(epochs=settings.epochs, batch_size=16, learning_rate=6e-3),
-        workers=Workers(num_workers=2),
-    )
+def _sweep_words(settings: Settings, listing: Path, features: Path) -> list[object]:
+    network = ["--budget-weights", *BUDGET_WEIGHTS, "--hidden-size", 96, "--dropout", 0.2]
+    schedule = ["--epochs", settings.epochs, "--batch-size", 16, "--learning-rate", 0.006]
+    places = ["--manifest", listing, "--features", features, "--output", settings.output]
+    return [*places, *network, *schedule, "--num-workers", 2]

@@ -23,7 +23,7 @@ from features.recipe import Recipe
 from features.schema import Failure
 from features.workers import BackboneSettings
 from features.writer import ShardWriter
-from jobs.cluster import num_cpus, num_gpus, ray_cluster, require_gpus
+from jobs.cluster import num_cpus, num_gpus, ray_cluster, require_gpus, waiting_is_told
 from jobs.progress import console, progress_bar
 from pipeline import storage
 from pipeline.decoding import find_decoder
@@ -142,13 +142,18 @@ def _extract(
 ) -> Progress:
     from features.stages import Extraction
 
-    with progress_bar() as bar:
+    pools = _pools(settings)
+    # A lone process gets on already.
+    with (
+        progress_bar() as bar,
+        waiting_is_told(cpus=pools.cpus_per_process, gpus=pools.gpus_per_encoder) as has_begun,
+    ):
         extraction = Extraction(
             planned,
             writer=ShardWriter(output, shard_bytes=int(settings.shard_mb * 1e6)),
             frames=frames,
             backbone=settings.backbone_settings,
-            pools=_pools(settings),
+            pools=pools,
             on_failure=_print_failure,
         )
         progress = extraction.progress
@@ -158,6 +163,8 @@ def _extract(
             through = skipped.finished + skipped.failed + progress.ended
             bar.update(task, completed=through, note=f"{progress.failed} failed" if progress.failed else "")
             bar.line = progress.line()
+            if progress.working_since is not None:
+                has_begun()
 
         extraction.run(tick)
         tick()

@@ -141,17 +141,19 @@ def _ended_by_interrupt(watching: Watch) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.getsignal(signal.SIGINT)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
-    def end(*_: object) -> None:
-        signal.signal(signal.SIGINT, before)
+    def end(number: int, _: object) -> None:
+        signal.signal(number, before[signal.Signals(number)])
         watching.end()
 
-    signal.signal(signal.SIGINT, end)
+    for number in before:
+        signal.signal(number, end)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def describe_look(look: Look) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from features.schema import Failure
 from features.writer import ShardWriter
 from jobs import prediction_store
 from jobs.closed_loop import load_backbone_of
-from jobs.cluster import num_cpus, num_gpus, ray_cluster, require_gpus
+from jobs.cluster import num_cpus, num_gpus, ray_cluster, require_gpus, waiting_is_told
 from jobs.evaluation import TrainedModel
 from jobs.prediction_store import PredictionRecipe, PredictionRows
 from jobs.progress import console, progress_bar
@@ -148,13 +148,18 @@ def _predict(
         new_rows=partial(PredictionRows, task=model.recognizer.config.task),
     )
     progress = stages.progress
-    with progress_bar() as bar:
+    with (
+        progress_bar() as bar,
+        waiting_is_told(cpus=pools.cpus_per_process, gpus=pools.gpus_per_encoder) as has_begun,
+    ):
         task = bar.add_task("labelling videos", total=num_videos, note="")
 
         def tick() -> None:
             through = skipped.finished + skipped.failed + progress.ended
             bar.update(task, completed=through, note=f"{progress.failed} failed" if progress.failed else "")
             bar.line = _line(progress)
+            if progress.working_since is not None:
+                has_begun()
 
         stages.run(tick)
         tick()

@@ -6,7 +6,7 @@ Each network comes to the driver as soon as it is trained. Only a network that f
 import signal
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from features.batches import Task, check_labelled, load_examples
 from features.reader import FeatureSet
 from jobs.budget import calibration_examples, has_dial, measure_curve
-from jobs.cluster import require_gpus
+from jobs.cluster import require_gpus, waiting_is_told
 from jobs.points import ModelSettings, Schedule
 from jobs.training import Epoch, build_recognizer, fit
 from models import pack_checkpoint
@@ -131,8 +131,9 @@ def _run_workers(config: dict[str, Any], workers: Workers, relay: "_Relay") -> I
             ),
             run_config=RunConfig(name="train", storage_path=storage),
         )
+        needed = {"cpus": cpus_each * workers.num_workers, "gpus": float(workers.num_workers if workers.gpu else 0)}
         try:
-            with _ctrl_c_as_usual():
+            with _ctrl_c_as_usual(), waiting_is_told(**needed) as relay.has_begun:
                 trainer.fit()
         except ray.train.TrainingFailedError as error:
             failure = InputError(_first_cause(error))
@@ -211,9 +212,11 @@ class _Relay:
     Attributes:
         begun: the networks that the workers have begun with.
         current: the one they are at.
+        has_begun: called as they begin with one.
     """
 
     listener: Listener
+    has_begun: Callable[[], None] = lambda: None
     begun: set[str] = field(default_factory=set)
     current: str | None = None
 
@@ -230,6 +233,7 @@ class _Relay:
                 case _Started():
                     self.begun.add(name)
                     self.current = name
+                    self.has_begun()
                     self.listener.started(name)
                 case Epoch():
                     self.listener.epoch(event)

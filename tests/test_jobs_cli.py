@@ -1,12 +1,16 @@
 """What a user can get wrong: one clear line on standard error, a non-zero exit code, nothing half-written."""
 
 import json
+import os
+import shlex
+import signal
+import time
 from pathlib import Path
 
 import pytest
 
 from feature_sets import two_class_corpus
-from jobs import cli, extract
+from jobs import cli, demo, extract, sweep
 from jobs.cli import COMMANDS, main
 from videos import write_video
 
@@ -64,9 +68,49 @@ def test_wrong_settings_are_refused_before_any_work(command, tmp_path, monkeypat
     assert line.startswith(f"skipreel {command.split()[0]}: ")
 
 
+@pytest.mark.parametrize(
+    ("command", "line"),
+    [
+        (
+            "extract --manifest m --output o --backbone b --rate 2",
+            "Unrecognized options: --rate, 2; Perhaps you meant: --rate-hz FLOAT; For full helptext, run skipreel "
+            "extract --help",
+        ),
+        (
+            "extract --manifest m",
+            "Missing from skipreel extract: --output STR, --backbone STR; For full helptext, run: skipreel extract "
+            "--help",
+        ),
+        (
+            "manifest folder --output o",
+            "Missing from skipreel manifest folder: STR the folder that holds the class folders. (required); For full "
+            "helptext, run: skipreel manifest folder --help",
+        ),
+        (
+            "sweep --manifest m --features f --output o --num-seeds 0",
+            "Error parsing Settings: --num-seeds is 0, it must be at least 1; For full helptext, see skipreel sweep "
+            "--help",
+        ),
+    ],
+)
+def test_wrong_settings_are_told_in_a_line_without_gaps(command, line, capsys):
+    with pytest.raises(SystemExit):
+        main(command.split())
+    assert capsys.readouterr().err == f"skipreel {command.split()[0]}: {line}\n"
+
+
 def test_an_unknown_command_is_told_the_known_ones(capsys):
     assert main(["trian"]) == cli.EXIT_USAGE
     assert "use one of manifest, extract, features, train" in capsys.readouterr().err
+
+
+def test_the_demo_prints_its_commands_as_they_can_be_given(capsys):
+    words = demo._sweep_words(demo.Settings(output="my demo"), Path("m.parquet"), Path("f"))
+    settings = demo._command(sweep, "sweep", words)
+    given = shlex.split(capsys.readouterr().err)
+    assert given[:2] == ["skipreel", "sweep"]
+    assert cli.parse(sweep, "sweep", given[2:]) == settings
+    assert (settings.hidden_size, settings.schedule.learning_rate, settings.output) == (96, 6e-3, "my demo")
 
 
 def test_help_names_every_command_in_the_order_of_the_job(capsys):
@@ -86,6 +130,24 @@ def test_ctrl_c_is_one_line_and_code_130(monkeypatch, capsys, tmp_path):
     command = "extract --manifest TMP/manifest.parquet --output TMP/out --backbone random:0"
     assert main(words(command, tmp_path)) == cli.EXIT_INTERRUPTED
     assert "interrupted" in capsys.readouterr().err
+
+
+def test_sigterm_ends_a_command_as_ctrl_c_does_with_code_143(monkeypatch, capsys, tmp_path):
+    tidied = []
+
+    def terminated(_settings):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(15)
+        finally:
+            tidied.append(True)
+
+    monkeypatch.setattr(extract, "run", terminated)
+    before = signal.getsignal(signal.SIGTERM)
+    assert main(words("extract --manifest m --output TMP/out --backbone random:0", tmp_path)) == cli.EXIT_TERMINATED
+    assert "interrupted; finished files are kept" in capsys.readouterr().err
+    assert tidied
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_an_unexpected_error_is_named_and_shown_whole_with_debug(monkeypatch, capsys, tmp_path):
