@@ -102,11 +102,11 @@ def test_a_child_that_waits_for_mlflow_has_its_own_times(tmp_path):
     assert parent.all_logged
 
 
-def test_the_link_to_the_runs_opens_the_page_that_has_them(server, tmp_path):
-    with start_run(Tracking(tracking_uri=server, experiment="link"), name="a", output=tmp_path) as run:
+def test_the_link_to_the_runs_opens_the_page_that_has_them(mlflow_uri, tmp_path):
+    with start_run(Tracking(tracking_uri=mlflow_uri, experiment="link"), name="a", output=tmp_path) as run:
         pass
-    number = mlflow.MlflowClient(server).get_run(run.id).info.experiment_id
-    assert runs_page(server, run.id) == f"{server}/#/experiments/{number}/runs?workflowType=machine_learning"
+    number = mlflow.MlflowClient(mlflow_uri).get_run(run.id).info.experiment_id
+    assert runs_page(mlflow_uri, run.id) == f"{mlflow_uri}/#/experiments/{number}/runs?workflowType=machine_learning"
 
 
 def test_the_commit_is_named_only_where_the_repository_is_ours(tmp_path, monkeypatch):
