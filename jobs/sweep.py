@@ -94,7 +94,7 @@ def sweep(settings: Settings) -> tuple[SweepRecord, bool]:
     plan = Plan(data, settings.schedule, settings.workers, output / "checkpoints")
     check_not_another(_first_points(settings), plan)
     output.mkdir(parents=True, exist_ok=True)
-    with start_run(settings.tracking, name=f"sweep {output.name}", output=output) as parent, ray_cluster():
+    with ray_cluster(), start_run(settings.tracking, name=f"sweep {output.name}", output=output) as parent:
         parent.log_params({"task": settings.task, "feature_set_id": data.feature_set.id, "cell": settings.cell})
         parent.log_params(data.counts)
         trainer = _Trainer(settings, plan, parent, output, _facts(settings, data))

@@ -63,7 +63,7 @@ def run(settings: Settings) -> int:
     output.mkdir(parents=True, exist_ok=True)
     name = settings.model.name
     finished: list[TrainedNetwork] = []
-    with start_run(settings.tracking, name=name, output=output) as tracked, ray_cluster():
+    with ray_cluster(), start_run(settings.tracking, name=name, output=output) as tracked:
         failed = train_networks([settings.model], plan, start_run=lambda _: tracked, on_trained=finished.append)
         for error in failed.values():
             raise InputError(f"{name} ({settings.model.setting}) failed: {error}") from error

@@ -15,7 +15,9 @@ import ray
 from ray._private import services
 from ray._private.authentication import authentication_token_setup
 
-from jobs import cluster
+from feature_sets import two_class_corpus
+from jobs import cli, cluster
+from jobs.cli import main
 from jobs.cluster import cluster_address, ray_cluster, waiting_is_told
 from pipeline.errors import InputError
 
@@ -138,6 +140,16 @@ def test_a_named_cluster_is_connected_to_and_sigterm_stays_the_commands(monkeypa
     with ray_cluster():
         assert started[0]["address"].endswith(head.address.partition(":")[2])
         assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize("command", ["train", "sweep"])
+def test_a_training_that_finds_no_cluster_leaves_no_run(monkeypatch, started, tmp_path, capsys, command):
+    manifest, features = two_class_corpus(tmp_path)
+    monkeypatch.setenv("RAY_ADDRESS", "ray://head.example:10001")
+    words = ["--manifest", manifest, "--features", features, "--output", str(tmp_path / "out")]
+    assert main([command, *words]) == cli.EXIT_ERROR
+    assert "RAY_ADDRESS is ray://head.example:10001" in capsys.readouterr().err
+    assert not list((tmp_path / "out").glob("*.db"))
 
 
 def test_work_that_waits_for_a_full_cluster_says_so(monkeypatch, ray_stub, capsys):
