@@ -44,10 +44,12 @@ class _ByFile(LoadScopeScheduling):
 
 @cache
 def _shares(path: Path) -> str | None:
-    """What a file shares with others, told from its words: Ray, of which one cluster runs at a time, or MLflow."""
+    """What a file shares with others, told from its words: a Ray cluster, one for each process, or an MLflow server."""
     words = set(re.findall(r"\w+", path.read_text()))
-    if words & {"ray", "cluster", "swept"}:
-        return "Ray"
+    if "swept" in words or {"cluster", "two_class_corpus"} <= words:
+        return "Ray, training"
+    if "cluster" in words:
+        return "Ray, extraction"
     return "MLflow" if "mlflow_uri" in words else None
 
 
