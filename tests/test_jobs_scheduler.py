@@ -343,7 +343,8 @@ def test_a_video_that_is_refused_once_it_is_open_is_closed(monkeypatch, pts_seco
     assert video.is_closed
 
 
-def test_a_decoder_that_cannot_close_its_video_is_only_complained_about(caplog):
+def test_a_decoder_that_cannot_close_its_video_is_only_complained_about(caplog, monkeypatch):
+    monkeypatch.setattr("jobs.scheduler._LOGGER.disabled", False)  # libraries disable the loggers that they meet
     world, network = World(lengths=many(6), unclosable="v2"), model()
     outcomes = label(world, network)
     assert_right(outcomes["v2"], world, network, "v2")

@@ -191,6 +191,7 @@ def test_training_skips_missing_videos_when_told_to_and_counts_them(data):
 )
 def test_a_worker_refuses_what_it_finds_in_the_training_split(spoil, message, data, monkeypatch):
     monkeypatch.setattr("ray.train.get_context", lambda: None)
+    monkeypatch.setattr("torch.set_flush_denormal", lambda _: None)  # it would hold for this process from then on
     spoil(data)
     config = {"data": TrainingData(data.manifest, data.features, "frames"), "points": []}
     with pytest.raises(FeatureSetError, match=message):
