@@ -12,7 +12,13 @@ def corpus(cluster, tmp_path_factory):
     return make_corpus(tmp_path_factory.mktemp("drill"))
 
 
-@pytest.mark.parametrize("name", SCENARIOS)
+# Ctrl-C is test_jobs_extract's as well, and gentler than SIGKILL.
+SLOW = {"the driver, Ctrl-C"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in SCENARIOS]
+)
 def test_whatever_is_killed_the_rows_are_those_of_an_undisturbed_run(corpus, tmp_path, name):
     SCENARIOS[name](corpus, tmp_path / "features", random.Random(0))
     check(corpus, tmp_path / "features")
