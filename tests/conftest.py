@@ -10,6 +10,7 @@ from pathlib import Path
 # Before torch is imported, here or in a child: two processes of tests share the cores, and a second thread would
 # wait for the first over a few numbers.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("RAY_worker_niceness", "0")  # at Ray's own 15 its workers starve where other processes are busy
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # how often Ray Train asks who has finished
 
 import pytest
