@@ -344,7 +344,7 @@ def test_a_video_that_is_refused_once_it_is_open_is_closed(monkeypatch, pts_seco
 
 
 def test_a_decoder_that_cannot_close_its_video_is_only_complained_about(caplog, monkeypatch):
-    monkeypatch.setattr("jobs.scheduler._LOGGER.disabled", False)  # libraries disable the loggers that they meet
+    monkeypatch.setattr("jobs.scheduler._LOGGER.disabled", False)  # whatever ran before in this process
     world, network = World(lengths=many(6), unclosable="v2"), model()
     outcomes = label(world, network)
     assert_right(outcomes["v2"], world, network, "v2")
