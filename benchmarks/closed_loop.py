@@ -25,13 +25,13 @@ from benchmarks.backbone import write_resnet50
 from benchmarks.clips import write_clip
 from benchmarks.closed_loop_ways import CORES, Setup, extracted, fixed_share, looked_at, subsampled
 from benchmarks.timing import Row, machine, write_json
-from features.backbones import load_backbone
-from jobs.budget import with_budget
-from jobs.closed_loop import load_backbone_of
-from jobs.evaluation import TrainedModel, load_model
-from jobs.prediction import Prediction
-from models import Cost
-from pipeline.sampling import Sampling
+from skipreel.features.backbones import load_backbone
+from skipreel.jobs.budget import with_budget
+from skipreel.jobs.closed_loop import load_backbone_of
+from skipreel.jobs.evaluation import TrainedModel, load_model
+from skipreel.jobs.prediction import Prediction
+from skipreel.models import Cost
+from skipreel.pipeline.sampling import Sampling
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 MOBILENET = f"hf:{DATA / 'weights' / 'mobilenet_v1_0.75_224'}"

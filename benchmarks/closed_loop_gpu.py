@@ -12,13 +12,13 @@ import numpy as np
 
 from benchmarks.closed_loop_ways import CORES, fixed_share
 from benchmarks.timing import Row
-from features.backbones import load_backbone
-from jobs.prediction import Prediction
-from jobs.scheduler import Scheduler
-from jobs.viewing import Request
-from models import Cost
-from pipeline.decoding import Frame, Video
-from pipeline.sampling import Sampling
+from skipreel.features.backbones import load_backbone
+from skipreel.jobs.prediction import Prediction
+from skipreel.jobs.scheduler import Scheduler
+from skipreel.jobs.viewing import Request
+from skipreel.models import Cost
+from skipreel.pipeline.decoding import Frame, Video
+from skipreel.pipeline.sampling import Sampling
 
 FRAME = (480, 854, 3)
 SHARES = (1.0, 0.25, 0.1)

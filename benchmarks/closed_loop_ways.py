@@ -15,16 +15,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from features.backbones import Backbone
-from features.extraction import encode
-from features.recipe import Recipe
-from jobs.evaluation import TrainedModel
-from jobs.prediction import Prediction
-from jobs.scheduler import Scheduler
-from jobs.viewing import Request
-from models import Recognizer, RecognizerConfig
-from pipeline.decoding import open_video
-from pipeline.sampling import Sampling
+from skipreel.features.backbones import Backbone
+from skipreel.features.extraction import encode
+from skipreel.features.recipe import Recipe
+from skipreel.jobs.evaluation import TrainedModel
+from skipreel.jobs.prediction import Prediction
+from skipreel.jobs.scheduler import Scheduler
+from skipreel.jobs.viewing import Request
+from skipreel.models import Recognizer, RecognizerConfig
+from skipreel.pipeline.decoding import open_video
+from skipreel.pipeline.sampling import Sampling
 
 CORES = os.cpu_count() or 1
 _T = TypeVar("_T")

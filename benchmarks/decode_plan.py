@@ -20,10 +20,10 @@ import tyro
 
 from benchmarks.clips import write_clip
 from benchmarks.timing import Row, machine, write_json
-from pipeline.decoding_index import Key
-from pipeline.decoding_plan import Costs, Wanted
-from pipeline.decoding_pyav import PyAVVideo
-from pipeline.sampling import Sampling
+from skipreel.pipeline.decoding_index import Key
+from skipreel.pipeline.decoding_plan import Costs, Wanted
+from skipreel.pipeline.decoding_pyav import PyAVVideo
+from skipreel.pipeline.sampling import Sampling
 
 SIZES = ((320, 240), (854, 480), (1280, 720), (1920, 1080))
 SHARES = (1.0, 0.5, 0.25, 0.1, 0.03)

@@ -30,18 +30,18 @@ from benchmarks.backbone import write_resnet50
 from benchmarks.clips import repeat, write_clip
 from benchmarks.memory import MEMORY_COLUMNS, PeakMemory
 from benchmarks.timing import Row, machine, write_json
-from features import store
-from features.backbones import Backbone, load_backbone
-from features.extraction import BLOCK_BYTES, PART_BYTES, FrameSettings
-from features.planning import Skipped, plan
-from features.progress import Progress
-from features.reader import FeatureSet
-from features.stages import Extraction, Pools
-from features.workers import BackboneSettings
-from features.writer import ShardWriter
-from jobs.cluster import ray_cluster
-from pipeline.decoding import open_video
-from pipeline.sampling import Sampling
+from skipreel.features import store
+from skipreel.features.backbones import Backbone, load_backbone
+from skipreel.features.extraction import BLOCK_BYTES, PART_BYTES, FrameSettings
+from skipreel.features.planning import Skipped, plan
+from skipreel.features.progress import Progress
+from skipreel.features.reader import FeatureSet
+from skipreel.features.stages import Extraction, Pools
+from skipreel.features.workers import BackboneSettings
+from skipreel.features.writer import ShardWriter
+from skipreel.jobs.cluster import ray_cluster
+from skipreel.pipeline.decoding import open_video
+from skipreel.pipeline.sampling import Sampling
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 MOBILENET = DATA / "weights" / "mobilenet_v1_0.75_224"

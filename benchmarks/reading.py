@@ -19,13 +19,13 @@ import tyro
 from numpy.typing import NDArray
 
 from benchmarks.timing import Row, machine, paired, ratio, write_json
-from features import store
-from features.batch_plan import BatchPlan
-from features.reader import FeatureSet
-from features.recipe import Recipe
-from features.schema import Segment, Source, shard_table
-from pipeline.sampling import Sampling
-from pipeline.storage import FileStamp
+from skipreel.features import store
+from skipreel.features.batch_plan import BatchPlan
+from skipreel.features.reader import FeatureSet
+from skipreel.features.recipe import Recipe
+from skipreel.features.schema import Segment, Source, shard_table
+from skipreel.pipeline.sampling import Sampling
+from skipreel.pipeline.storage import FileStamp
 
 SHARD_BYTES: Final = 64 << 20
 LENGTHS: Final = (20, 400)

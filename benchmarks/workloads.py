@@ -11,8 +11,8 @@ from typing import Final, Literal
 import torch
 from torch import Tensor, nn
 
-from models import SkipGRU, SkipLSTM
-from models.recurrence import Backend
+from skipreel.models import SkipGRU, SkipLSTM
+from skipreel.models.recurrence import Backend
 
 Cell = Literal["lstm", "gru"]
 Mode = Literal["train", "infer"]

@@ -11,16 +11,16 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from features import store
-from features.arrays_files import ArraySequence, read_sequences
-from features.errors import FeatureSetError
-from features.journal import name_of
-from features.recipe import Recipe
-from features.schema import MAX_SEGMENT_FRAMES, Source
-from features.writer import ShardWriter, VideoRows
-from pipeline import storage
-from pipeline.manifest import Label, Manifest, VideoEntry
-from pipeline.sampling import Sampling
+from skipreel.features import store
+from skipreel.features.arrays_files import ArraySequence, read_sequences
+from skipreel.features.errors import FeatureSetError
+from skipreel.features.journal import name_of
+from skipreel.features.recipe import Recipe
+from skipreel.features.schema import MAX_SEGMENT_FRAMES, Source
+from skipreel.features.writer import ShardWriter, VideoRows
+from skipreel.pipeline import storage
+from skipreel.pipeline.manifest import Label, Manifest, VideoEntry
+from skipreel.pipeline.sampling import Sampling
 
 BACKBONE = "arrays"
 # Beyond this step float32, in which manifests keep times, no longer tells one step from the next.

@@ -22,10 +22,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from features.errors import FeatureSetError
-from features.journal import name_of
-from pipeline import storage
-from pipeline.locations import one_line
+from skipreel.features.errors import FeatureSetError
+from skipreel.features.journal import name_of
+from skipreel.pipeline import storage
+from skipreel.pipeline.locations import one_line
 
 _DEFAULT_SPLIT = "train"
 _NPZ_NAMES = ("features", "scores", "labels", "lengths", "split", "ids")

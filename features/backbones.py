@@ -16,15 +16,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from features.backbones_hugging_face import load_hugging_face
-from features.backbones_module import is_module_name, load_module
-from features.backbones_network import Network, Prepare, reason_of
-from features.backbones_timm import load_timm
-from features.errors import BackboneError
-from features.preprocessing import Preprocessing
-from features.recipe import Dtype, Recipe
-from features.small_cnn import INPUT_SIZE, SmallCNN, load_small_cnn
-from pipeline.sampling import Sampling
+from skipreel.features.backbones_hugging_face import load_hugging_face
+from skipreel.features.backbones_module import is_module_name, load_module
+from skipreel.features.backbones_network import Network, Prepare, reason_of
+from skipreel.features.backbones_timm import load_timm
+from skipreel.features.errors import BackboneError
+from skipreel.features.preprocessing import Preprocessing
+from skipreel.features.recipe import Dtype, Recipe
+from skipreel.features.small_cnn import INPUT_SIZE, SmallCNN, load_small_cnn
+from skipreel.pipeline.sampling import Sampling
 
 Frames = Sequence[NDArray[np.uint8]]
 DTYPES: dict[Dtype, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from features.preprocessing import Images, Preprocessing, says_all
+from skipreel.features.preprocessing import Images, Preprocessing, says_all
 
 Prepare = Callable[[Tensor], Tensor]
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from features.errors import FeatureSetError
+from skipreel.features.errors import FeatureSetError
 
 # Lengths are compared after a random change of up to this share: who meets whom changes by epoch, padding stays small.
 _LENGTH_JITTER = 0.1

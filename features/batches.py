@@ -13,12 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from features import store
-from features.batch_plan import BatchPlan
-from features.errors import FeatureSetError
-from features.reader import FeatureSet, Sequence
-from features.reader_stream import PaddedFeatures
-from pipeline.manifest import Label, Manifest, VideoEntry
+from skipreel.features import store
+from skipreel.features.batch_plan import BatchPlan
+from skipreel.features.errors import FeatureSetError
+from skipreel.features.reader import FeatureSet, Sequence
+from skipreel.features.reader_stream import PaddedFeatures
+from skipreel.pipeline.manifest import Label, Manifest, VideoEntry
 
 Task = Literal["frames", "video"]
 

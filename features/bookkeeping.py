@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from features.extraction import Ending, Part, VideoTask
-from features.planning import Planned
-from features.progress import Progress
-from features.schema import Failure, Source
-from features.writer import Rows, ShardWriter, VideoRows
-from pipeline.storage import FileStamp
+from skipreel.features.extraction import Ending, Part, VideoTask
+from skipreel.features.planning import Planned
+from skipreel.features.progress import Progress
+from skipreel.features.schema import Failure, Source
+from skipreel.features.writer import Rows, ShardWriter, VideoRows
+from skipreel.pipeline.storage import FileStamp
 
 # Videos that a decoder is given at once, and has in hand: enough not to wait, few enough to share the last ones out.
 VIDEOS_AT_ONCE, VIDEOS_IN_HAND, BYTES_IN_HAND = 8, 16, 2 << 20

@@ -14,12 +14,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from features import journal
-from features.errors import FeatureSetError
-from features.shard_files import Layout, ShardFile, read_layout
-from pipeline import storage
-from pipeline.decoding import from_first_frame
-from pipeline.errors import StorageError
+from skipreel.features import journal
+from skipreel.features.errors import FeatureSetError
+from skipreel.features.shard_files import Layout, ShardFile, read_layout
+from skipreel.pipeline import storage
+from skipreel.pipeline.decoding import from_first_frame
+from skipreel.pipeline.errors import StorageError
 
 # On another machine every read waits for its request, so many are under way at once.
 _NUM_REQUESTS = 16

@@ -1,6 +1,6 @@
 """What can be wrong with a backbone or a feature set, in one line a user can act on."""
 
-from pipeline.errors import InputError
+from skipreel.pipeline.errors import InputError
 
 
 class BackboneError(InputError):

@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from features.schema import Source
-from pipeline import storage
-from pipeline.decoding import Frame, open_video
-from pipeline.errors import InputError, VideoError
-from pipeline.sampling import Sampling
-from pipeline.storage import FileStamp
+from skipreel.features.schema import Source
+from skipreel.pipeline import storage
+from skipreel.pipeline.decoding import Frame, open_video
+from skipreel.pipeline.errors import InputError, VideoError
+from skipreel.pipeline.sampling import Sampling
+from skipreel.pipeline.storage import FileStamp
 
 if TYPE_CHECKING:  # a process that only decodes does without torch
-    from features.backbones import Backbone
+    from skipreel.features.backbones import Backbone
 
 PART_BYTES, PART_FRAMES = 32 << 20, 16
 # A block closes at the first part that takes it here: enough to make the way cheap, little enough to hold several.

@@ -15,10 +15,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from features.errors import FeatureSetError
-from pipeline import storage
-from pipeline.errors import StorageError
-from pipeline.locations import explained
+from skipreel.features.errors import FeatureSetError
+from skipreel.pipeline import storage
+from skipreel.pipeline.errors import StorageError
+from skipreel.pipeline.locations import explained
 
 SHARDS = "shards"
 JOURNAL = "compaction.json"

@@ -8,10 +8,10 @@ from itertools import chain
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from features.extraction import VideoTask
-from features.schema import time_of
-from pipeline import storage
-from pipeline.storage import FileStamp
+from skipreel.features.extraction import VideoTask
+from skipreel.features.schema import time_of
+from skipreel.pipeline import storage
+from skipreel.pipeline.storage import FileStamp
 
 # Files whose size and time are asked for together.
 ROWS_AT_ONCE = 1024

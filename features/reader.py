@@ -11,13 +11,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from features import store
-from features.catalogue import Catalogue, VideoReader, for_each, read_catalogue
-from features.recipe import Recipe
+from skipreel.features import store
+from skipreel.features.catalogue import Catalogue, VideoReader, for_each, read_catalogue
+from skipreel.features.recipe import Recipe
 
 if TYPE_CHECKING:  # whoever only lists or loads does without torch
-    from features.batch_plan import BatchPlan
-    from features.reader_stream import PaddedFeatures
+    from skipreel.features.batch_plan import BatchPlan
+    from skipreel.features.reader_stream import PaddedFeatures
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +118,7 @@ class FeatureSet:
         Raises:
             FeatureSetError: when a video is missing, or there are fewer videos than workers.
         """
-        from features.reader_stream import stream
+        from skipreel.features.reader_stream import stream
 
         positions = None if video_ids is None else self.catalogue.positions(video_ids)
         return stream(self.catalogue, plan, positions, dim=self.dim, dtype=dtype, with_times=with_times)

@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from features.batch_plan import BatchPlan
-from features.catalogue import Catalogue, VideoReader, for_each
+from skipreel.features.batch_plan import BatchPlan
+from skipreel.features.catalogue import Catalogue, VideoReader, for_each
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline.storage import FileStamp
+from skipreel.pipeline.storage import FileStamp
 
 MAX_SEGMENT_FRAMES = 1024
 # Small enough for a reader to take one video without much of its neighbours, large enough for a scan.

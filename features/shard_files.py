@@ -20,10 +20,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from features.errors import FeatureSetError
-from features.page_header import values_offset
-from pipeline import storage
-from pipeline.locations import explained, one_line
+from skipreel.features.errors import FeatureSetError
+from skipreel.features.page_header import values_offset
+from skipreel.pipeline import storage
+from skipreel.pipeline.locations import explained, one_line
 
 _VALUE_BYTES = 2
 

@@ -13,13 +13,13 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.nn import functional
 
-from features.batches import frame_targets
-from features.errors import BackboneError
-from pipeline import storage
-from pipeline.decoding import open_video
-from pipeline.errors import StorageError
-from pipeline.manifest import Manifest
-from pipeline.sampling import Sampling
+from skipreel.features.batches import frame_targets
+from skipreel.features.errors import BackboneError
+from skipreel.pipeline import storage
+from skipreel.pipeline.decoding import open_video
+from skipreel.pipeline.errors import StorageError
+from skipreel.pipeline.manifest import Manifest
+from skipreel.pipeline.sampling import Sampling
 
 INPUT_SIZE = (96, 128)  # H, W
 CHANNELS = (16, 32, 64, 64)

@@ -17,15 +17,15 @@ from typing import Any
 import ray
 from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, RayError, RayTaskError
 
-from features.bookkeeping import BYTES_IN_HAND, MAX_DEATHS, VIDEOS_IN_HAND, Bookkeeping, NewRows
-from features.errors import FeatureSetError
-from features.extraction import FrameSettings
-from features.planning import Planned
-from features.progress import Progress
-from features.schema import Failure
-from features.workers import BackboneSettings, Decoded, Decoder, Encoder, Result, Worker
-from features.writer import ShardWriter, VideoRows
-from pipeline.errors import InputError
+from skipreel.features.bookkeeping import BYTES_IN_HAND, MAX_DEATHS, VIDEOS_IN_HAND, Bookkeeping, NewRows
+from skipreel.features.errors import FeatureSetError
+from skipreel.features.extraction import FrameSettings
+from skipreel.features.planning import Planned
+from skipreel.features.progress import Progress
+from skipreel.features.schema import Failure
+from skipreel.features.workers import BackboneSettings, Decoded, Decoder, Encoder, Result, Worker
+from skipreel.features.writer import ShardWriter, VideoRows
+from skipreel.pipeline.errors import InputError
 
 # Calls that a process has been given: one that it works on, and one so that it need not wait for the driver.
 CALLS_IN_HAND = 2

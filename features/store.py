@@ -15,10 +15,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from features import journal
-from features.errors import FeatureSetError
-from features.recipe import Recipe
-from features.schema import (
+from skipreel.features import journal
+from skipreel.features.errors import FeatureSetError
+from skipreel.features.recipe import Recipe
+from skipreel.features.schema import (
     FAILURE_SCHEMA,
     ROW_GROUP_BYTES,
     SHARD_SCHEMA,
@@ -29,7 +29,7 @@ from features.schema import (
     shard_writer,
     without_start,
 )
-from pipeline import storage
+from skipreel.pipeline import storage
 
 CARD, PREDICTIONS_CARD = "feature_set.json", "predictions.json"
 SHARDS, FAILURES = "shards", "failures"

@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from features import store
-from features.reader import FeatureSet
-from features.shard_files import open_parquet
-from pipeline import storage
+from skipreel.features import store
+from skipreel.features.reader import FeatureSet
+from skipreel.features.shard_files import open_parquet
+from skipreel.pipeline import storage
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from features import journal, store
-from features.errors import FeatureSetError
-from features.reader import FeatureSet
-from features.shard_files import open_parquet
-from pipeline import storage
+from skipreel.features import journal, store
+from skipreel.features.errors import FeatureSetError
+from skipreel.features.reader import FeatureSet
+from skipreel.features.shard_files import open_parquet
+from skipreel.pipeline import storage
 
 Group = tuple[str, ...]
 Watch = Callable[[Sequence[Group], str], Iterable[Group]]

@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from features.errors import FeatureSetError
-from features.schema import MAX_SEGMENT_FRAMES
-from features.shard_files import open_parquet, read_layout
+from skipreel.features.errors import FeatureSetError
+from skipreel.features.schema import MAX_SEGMENT_FRAMES
+from skipreel.features.shard_files import open_parquet, read_layout
 
 _FLOAT16_EXPONENT = 0x7C00  # all its bits are set in infinity and NaN, and in nothing else
 

@@ -5,15 +5,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from features import journal, store
-from features.errors import FeatureSetError
-from features.recipe import Recipe
-from features.schema import FAILURE_SCHEMA
-from features.shard_files import open_parquet
-from features.upkeep_shards import check_shard
-from pipeline import storage
-from pipeline.errors import StorageError
-from pipeline.manifest import iterate_manifest
+from skipreel.features import journal, store
+from skipreel.features.errors import FeatureSetError
+from skipreel.features.recipe import Recipe
+from skipreel.features.schema import FAILURE_SCHEMA
+from skipreel.features.shard_files import open_parquet
+from skipreel.features.upkeep_shards import check_shard
+from skipreel.pipeline import storage
+from skipreel.pipeline.errors import StorageError
+from skipreel.pipeline.manifest import iterate_manifest
 
 Watch = Callable[[Sequence[str], str], Iterable[str]]
 _NAMED = 3

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from features.extraction import Block, Ending, FrameSettings, Part, VideoTask, decode, encode
-from pipeline.decoding import Frame
+from skipreel.features.extraction import Block, Ending, FrameSettings, Part, VideoTask, decode, encode
+from skipreel.pipeline.decoding import Frame
 
 if TYPE_CHECKING:
-    from features.backbones import Backbone
+    from skipreel.features.backbones import Backbone
 
 Features = NDArray[np.float16] | str  # (T, D) of a part, or why there are none
 Result = Any  # what came of a part, or a str: why nothing did
@@ -40,7 +40,7 @@ class BackboneSettings:
 
     def load(self) -> "Backbone":
         """Load it in this process."""
-        from features.backbones import load_backbone
+        from skipreel.features.backbones import load_backbone
 
         return load_backbone(self.name, device=self.device, layer=self.layer, dtype=self.dtype, compile=self.compile)
 

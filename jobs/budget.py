@@ -14,13 +14,13 @@ from math import log
 import numpy as np
 import torch
 
-from features.batches import Example, Task, collate, load_examples, videos_with_features
-from features.errors import FeatureSetError
-from features.reader import FeatureSet
-from jobs.evaluation import EVALUATION_BATCH, TrainedModel
-from models import LearnedGate, Recognizer
-from pipeline.errors import InputError
-from pipeline.manifest import Manifest
+from skipreel.features.batches import Example, Task, collate, load_examples, videos_with_features
+from skipreel.features.errors import FeatureSetError
+from skipreel.features.reader import FeatureSet
+from skipreel.jobs.evaluation import EVALUATION_BATCH, TrainedModel
+from skipreel.models import LearnedGate, Recognizer
+from skipreel.pipeline.errors import InputError
+from skipreel.pipeline.manifest import Manifest
 
 VALIDATION_SPLITS = ("validation", "val", "valid")
 MAX_VIDEOS = 100

@@ -17,7 +17,7 @@ from typing import Any
 
 import tyro
 
-from pipeline.errors import InputError
+from skipreel.pipeline.errors import InputError
 
 # In the order of the job, so that the help reads as a sentence of it.
 COMMANDS = {
@@ -81,7 +81,7 @@ def _sigterm_as_ctrl_c(terminated: threading.Event) -> Iterator[None]:
 def _run(command: str, words: list[str], *, debug: bool) -> int:
     if debug:
         os.environ["SKIPREEL_DEBUG"] = "1"  # read by jobs.cluster: lets worker logs through
-    module = importlib.import_module(f"jobs.{command}")
+    module = importlib.import_module(f"skipreel.jobs.{command}")
     code: int = module.run(parse(module, command, words))
     return code
 

@@ -2,13 +2,13 @@
 
 from functools import partial
 
-from features.backbones import Backbone, load_backbone, runs_code
-from features.errors import BackboneError
-from jobs.evaluation import TrainedModel
-from jobs.prediction import Prediction
-from jobs.scheduler import Scheduler
-from jobs.viewing import Request
-from pipeline.errors import VideoError
+from skipreel.features.backbones import Backbone, load_backbone, runs_code
+from skipreel.features.errors import BackboneError
+from skipreel.jobs.evaluation import TrainedModel
+from skipreel.jobs.prediction import Prediction
+from skipreel.jobs.scheduler import Scheduler
+from skipreel.jobs.viewing import Request
+from skipreel.pipeline.errors import VideoError
 
 
 def load_backbone_of(model: TrainedModel, *, name: str | None = None, device: str = "cpu") -> Backbone:

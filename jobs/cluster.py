@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from jobs.progress import console
-from pipeline.errors import InputError
+from skipreel.jobs.progress import console
+from skipreel.pipeline.errors import InputError
 
 # How long a cluster may take to answer at all. Ray itself would wait for ever.
 ANSWER_S = 10.0

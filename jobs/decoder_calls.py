@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from jobs.viewing import Request, Viewing
+from skipreel.jobs.viewing import Request, Viewing
 
 # A worker whose decoder takes longer (a slow disk, a slow network) gets a substitute: it delays its video alone.
 SLOW_S = 1.0

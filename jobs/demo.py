@@ -13,15 +13,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from features.small_cnn import train_small_cnn
-from jobs import extract, manifest, report, sweep
-from jobs.cli import parse
-from jobs.cluster import ray_cluster
-from jobs.progress import console, progress_bar, track
-from jobs.tracking import runs_page
-from jobs.training_runs import EXIT_INCOMPLETE
-from pipeline.manifest import read_manifest
-from pipeline.synthetic import CorpusConfig, plan_corpus, write_annotations, write_video
+from skipreel.features.small_cnn import train_small_cnn
+from skipreel.jobs import extract, manifest, report, sweep
+from skipreel.jobs.cli import parse
+from skipreel.jobs.cluster import ray_cluster
+from skipreel.jobs.progress import console, progress_bar, track
+from skipreel.jobs.tracking import runs_page
+from skipreel.jobs.training_runs import EXIT_INCOMPLETE
+from skipreel.pipeline.manifest import read_manifest
+from skipreel.pipeline.synthetic import CorpusConfig, plan_corpus, write_annotations, write_video
 
 BUDGET_WEIGHTS = (2e-4, 5e-4, 1e-3)
 BACKBONE_EPOCHS = 10

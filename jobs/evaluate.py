@@ -3,13 +3,13 @@
 import json
 from dataclasses import asdict, dataclass
 
-from features.batches import check_labelled, load_examples
-from features.reader import FeatureSet
-from jobs.budget import with_budget
-from jobs.evaluation import check_same_recipe, evaluate, load_model
-from jobs.model_uri import local_model
-from pipeline.errors import InputError
-from pipeline.manifest import read_manifest
+from skipreel.features.batches import check_labelled, load_examples
+from skipreel.features.reader import FeatureSet
+from skipreel.jobs.budget import with_budget
+from skipreel.jobs.evaluation import check_same_recipe, evaluate, load_model
+from skipreel.jobs.model_uri import local_model
+from skipreel.pipeline.errors import InputError
+from skipreel.pipeline.manifest import read_manifest
 
 
 @dataclass(frozen=True, slots=True)

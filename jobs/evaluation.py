@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from features.batches import Batch, Example, Task, collate
-from features.errors import FeatureSetError
-from features.reader import FeatureSet
-from features.recipe import Recipe
-from jobs.video_inputs import video_id_of
-from models import (
+from skipreel.features.batches import Batch, Example, Task, collate
+from skipreel.features.errors import FeatureSetError
+from skipreel.features.reader import FeatureSet
+from skipreel.features.recipe import Recipe
+from skipreel.jobs.video_inputs import video_id_of
+from skipreel.models import (
     CheckpointError,
     Cost,
     RandomGate,

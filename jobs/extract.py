@@ -14,22 +14,22 @@ from contextlib import redirect_stdout
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from features import store
-from features.backbones import batch_size_on
-from features.extraction import FrameSettings
-from features.planning import Planned, Skipped, first_planned, plan
-from features.progress import Progress
-from features.recipe import Recipe
-from features.schema import Failure
-from features.workers import BackboneSettings
-from features.writer import ShardWriter
-from jobs.cluster import num_cpus, num_gpus, ray_cluster, require_gpus, waiting_is_told
-from jobs.progress import console, progress_bar
-from pipeline import storage
-from pipeline.decoding import find_decoder
-from pipeline.errors import InputError
-from pipeline.manifest import iterate_manifest, manifest_size
-from pipeline.sampling import Sampling
+from skipreel.features import store
+from skipreel.features.backbones import batch_size_on
+from skipreel.features.extraction import FrameSettings
+from skipreel.features.planning import Planned, Skipped, first_planned, plan
+from skipreel.features.progress import Progress
+from skipreel.features.recipe import Recipe
+from skipreel.features.schema import Failure
+from skipreel.features.workers import BackboneSettings
+from skipreel.features.writer import ShardWriter
+from skipreel.jobs.cluster import num_cpus, num_gpus, ray_cluster, require_gpus, waiting_is_told
+from skipreel.jobs.progress import console, progress_bar
+from skipreel.pipeline import storage
+from skipreel.pipeline.decoding import find_decoder
+from skipreel.pipeline.errors import InputError
+from skipreel.pipeline.manifest import iterate_manifest, manifest_size
+from skipreel.pipeline.sampling import Sampling
 
 EXIT_SOME_FAILED = 3
 
@@ -140,7 +140,7 @@ def _extract(
     num_videos: int,
     skipped: Skipped,
 ) -> Progress:
-    from features.stages import Extraction
+    from skipreel.features.stages import Extraction
 
     pools = _pools(settings)
     # A lone process gets on already.
@@ -172,7 +172,7 @@ def _extract(
 
 
 def _pools(settings: Settings) -> Any:
-    from features.stages import Pools
+    from skipreel.features.stages import Pools
 
     cpus = num_cpus()
     on_gpu = settings.device == "cuda"

@@ -7,15 +7,15 @@ from typing import Annotated, Any
 
 import tyro
 
-from features.arrays import build_from_arrays
-from features.upkeep import Summary, summarise
-from features.upkeep_compact import compact
-from features.upkeep_verify import changed_sources, missing_videos, verify
-from jobs.progress import console, track
-from pipeline import storage
-from pipeline.errors import InputError
-from pipeline.manifest import write_manifest
-from pipeline.rows import read_classes
+from skipreel.features.arrays import build_from_arrays
+from skipreel.features.upkeep import Summary, summarise
+from skipreel.features.upkeep_compact import compact
+from skipreel.features.upkeep_verify import changed_sources, missing_videos, verify
+from skipreel.jobs.progress import console, track
+from skipreel.pipeline import storage
+from skipreel.pipeline.errors import InputError
+from skipreel.pipeline.manifest import write_manifest
+from skipreel.pipeline.rows import read_classes
 
 EXIT_PROBLEMS = 1
 

@@ -11,8 +11,8 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
 
-from jobs.filmstrip import ACCENT, DPI, HAIRLINE, INK, MUTED, WIDTH_IN, Strip, compose_row, film_strip
-from jobs.tradeoff import SeedMean, TradeoffPoint, mean_over_seeds, pareto_front
+from skipreel.jobs.filmstrip import ACCENT, DPI, HAIRLINE, INK, MUTED, WIDTH_IN, Strip, compose_row, film_strip
+from skipreel.jobs.tradeoff import SeedMean, TradeoffPoint, mean_over_seeds, pareto_front
 
 __all__ = ["Strip", "compose_row", "film_strip", "tradeoff_figure"]
 

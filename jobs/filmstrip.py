@@ -14,7 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from jobs.filmstrip_bars import (
+from skipreel.jobs.filmstrip_bars import (
     CLASS_COLORS,
     LANE_IN,
     LEFT_IN,
@@ -29,9 +29,9 @@ from jobs.filmstrip_bars import (
     pack,
     write,
 )
-from jobs.filmstrip_bars import INK as INK
-from jobs.filmstrip_bars import MUTED as MUTED
-from jobs.filmstrip_bars import WIDTH_IN as WIDTH_IN
+from skipreel.jobs.filmstrip_bars import INK as INK
+from skipreel.jobs.filmstrip_bars import MUTED as MUTED
+from skipreel.jobs.filmstrip_bars import WIDTH_IN as WIDTH_IN
 
 DPI = 200
 HAIRLINE, ACCENT = "#e3e6eb", "#e0a100"

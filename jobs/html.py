@@ -88,7 +88,7 @@ def render_report(
     """
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters.update(number=format_number, percent=_format_percent, png=_data_uri)
-    source = files("jobs").joinpath("report.html.j2").read_text(encoding="utf-8")
+    source = files("skipreel.jobs").joinpath("report.html.j2").read_text(encoding="utf-8")
     return environment.from_string(source).render(
         title=title,
         summary_rows=summary_rows,

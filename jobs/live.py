@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from features.backbones import Backbone
-from jobs.evaluation import TrainedModel
-from jobs.online import OnlineRecognizer
-from jobs.prediction import Seconds
-from jobs.video_inputs import video_id_of
-from models import Cost
-from pipeline.closeable import Closeable
-from pipeline.live import Live, open_live
+from skipreel.features.backbones import Backbone
+from skipreel.jobs.evaluation import TrainedModel
+from skipreel.jobs.online import OnlineRecognizer
+from skipreel.jobs.prediction import Seconds
+from skipreel.jobs.video_inputs import video_id_of
+from skipreel.models import Cost
+from skipreel.pipeline.closeable import Closeable
+from skipreel.pipeline.live import Live, open_live
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,13 +7,13 @@ from typing import Annotated, Literal
 
 import tyro
 
-from jobs.progress import console
-from pipeline.charades import build_charades
-from pipeline.errors import ManifestError
-from pipeline.folders import build_folder
-from pipeline.manifest import Built, RowProblem, VideoEntry, write_rows
-from pipeline.tables import build_table
-from pipeline.ucf101 import build_ucf101
+from skipreel.jobs.progress import console
+from skipreel.pipeline.charades import build_charades
+from skipreel.pipeline.errors import ManifestError
+from skipreel.pipeline.folders import build_folder
+from skipreel.pipeline.manifest import Built, RowProblem, VideoEntry, write_rows
+from skipreel.pipeline.tables import build_table
+from skipreel.pipeline.ucf101 import build_ucf101
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from pipeline.errors import InputError
+from skipreel.pipeline.errors import InputError
 
 _ALLOWED = "a folder, runs:/RUN_ID, runs:/RUN_ID/ARTIFACT_PATH, models:/NAME/VERSION or models:/NAME@ALIAS"
 
@@ -34,7 +34,7 @@ def local_model(uri: str, *, tracking_uri: str | None = None) -> Path:
         raise InputError(f"the model is {uri}, allowed are {_ALLOWED}")
     where = _tracking_uri(uri, tracking_uri)
 
-    from jobs import tracking  # imports MLflow
+    from skipreel.jobs import tracking  # imports MLflow
 
     if of_run is not None:
         run_id, path = of_run.groups()

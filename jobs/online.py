@@ -19,12 +19,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from features.backbones import Backbone
-from jobs.evaluation import TrainedModel
-from jobs.prediction import Seconds
-from models import LearnedGate, Recognizer, SkipState, steps_until_update
-from models.gates import LEARNED, MAX_WAIT
-from models.reference import accumulate
+from skipreel.features.backbones import Backbone
+from skipreel.jobs.evaluation import TrainedModel
+from skipreel.jobs.prediction import Seconds
+from skipreel.models import LearnedGate, Recognizer, SkipState, steps_until_update
+from skipreel.models.gates import LEARNED, MAX_WAIT
+from skipreel.models.reference import accumulate
 
 
 class OnlineRecognizer:

@@ -3,8 +3,8 @@
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from features.batches import Task
-from models import LearnedGate, RandomGate, RecognizerConfig, StridedGate
+from skipreel.features.batches import Task
+from skipreel.models import LearnedGate, RandomGate, RecognizerConfig, StridedGate
 
 ModelName = Literal["skip-gru", "skip-lstm", "gru", "lstm", "mean"]
 

@@ -14,18 +14,18 @@ from typing import Literal
 
 import tyro
 
-from jobs.live import follow, watch
-from jobs.prediction import Prediction
-from jobs.prediction_files import Format, PredictionWriter, choose_format, open_writer
-from jobs.progress import console, progress_bar
-from jobs.recognizer import VIDEOS_IN_FLIGHT, Recognizer, trained_model
-from jobs.video_inputs import VideoInputs, require_distinct_ids, video_inputs
-from jobs.video_strip import StripFolder
-from jobs.viewing import Request
-from models import Cost
-from pipeline import storage
-from pipeline.decoding import find_decoder
-from pipeline.errors import InputError, VideoError
+from skipreel.jobs.live import follow, watch
+from skipreel.jobs.prediction import Prediction
+from skipreel.jobs.prediction_files import Format, PredictionWriter, choose_format, open_writer
+from skipreel.jobs.progress import console, progress_bar
+from skipreel.jobs.recognizer import VIDEOS_IN_FLIGHT, Recognizer, trained_model
+from skipreel.jobs.video_inputs import VideoInputs, require_distinct_ids, video_inputs
+from skipreel.jobs.video_strip import StripFolder
+from skipreel.jobs.viewing import Request
+from skipreel.models import Cost
+from skipreel.pipeline import storage
+from skipreel.pipeline.decoding import find_decoder
+from skipreel.pipeline.errors import InputError, VideoError
 
 EXIT_SOME_FAILED = 3
 
@@ -205,7 +205,7 @@ def _watch(settings: Settings, source: str) -> int:
 
 
 def _run_job(settings: Settings, inputs: VideoInputs) -> int:
-    from jobs.prediction_job import JobSettings, run_job  # imports Ray
+    from skipreel.jobs.prediction_job import JobSettings, run_job  # imports Ray
 
     assert settings.output is not None
     job = JobSettings(

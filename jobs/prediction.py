@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from models import Cost
+from skipreel.models import Cost
 
 
 @dataclass(slots=True)

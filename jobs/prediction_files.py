@@ -11,10 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from features.batches import Task
-from jobs import prediction_parquet
-from jobs.prediction import Prediction
-from jobs.prediction_text import (
+from skipreel.features.batches import Task
+from skipreel.jobs import prediction_parquet
+from skipreel.jobs.prediction import Prediction
+from skipreel.jobs.prediction_text import (
     CharadesClassification,
     CharadesLocalisation,
     Csv,
@@ -22,9 +22,9 @@ from jobs.prediction_text import (
     Labelling,
     TextFormat,
 )
-from pipeline import storage
-from pipeline.errors import InputError
-from pipeline.locations import has_scheme
+from skipreel.pipeline import storage
+from skipreel.pipeline.errors import InputError
+from skipreel.pipeline.locations import has_scheme
 
 Format = Literal["jsonl", "csv", "parquet", "charades-localisation", "charades-classification"]
 SUFFIXES: dict[str, Format] = {

@@ -17,20 +17,20 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from features import store
-from features.planning import Planned, Skipped, first_planned, plan
-from features.progress import Progress
-from features.schema import Failure
-from features.writer import ShardWriter
-from jobs import prediction_store
-from jobs.closed_loop import load_backbone_of
-from jobs.cluster import num_cpus, num_gpus, ray_cluster, require_gpus, waiting_is_told
-from jobs.evaluation import TrainedModel
-from jobs.prediction_store import PredictionRecipe, PredictionRows
-from jobs.progress import console, progress_bar
-from pipeline import storage
-from pipeline.decoding import find_decoder
-from pipeline.errors import InputError
+from skipreel.features import store
+from skipreel.features.planning import Planned, Skipped, first_planned, plan
+from skipreel.features.progress import Progress
+from skipreel.features.schema import Failure
+from skipreel.features.writer import ShardWriter
+from skipreel.jobs import prediction_store
+from skipreel.jobs.closed_loop import load_backbone_of
+from skipreel.jobs.cluster import num_cpus, num_gpus, ray_cluster, require_gpus, waiting_is_told
+from skipreel.jobs.evaluation import TrainedModel
+from skipreel.jobs.prediction_store import PredictionRecipe, PredictionRows
+from skipreel.jobs.progress import console, progress_bar
+from skipreel.pipeline import storage
+from skipreel.pipeline.decoding import find_decoder
+from skipreel.pipeline.errors import InputError
 
 # Videos that a process has open at a time: enough for batches across them, few enough to share them out.
 IN_FLIGHT = {"cpu": 8, "cuda": 64}
@@ -136,7 +136,7 @@ def _predict(
     num_videos: int,
     skipped: Skipped,
 ) -> Progress:
-    from features.stages import Stages
+    from skipreel.features.stages import Stages
 
     decoder, pools = _processes(settings, model, num_videos)
     stages = Stages(
@@ -168,8 +168,8 @@ def _predict(
 
 def _processes(settings: JobSettings, model: TrainedModel, num_videos: int) -> tuple[Any, Any]:
     """The `Process` that looks at videos, and the `Pools` of how many there are."""
-    from features.stages import Pools, Process
-    from jobs.prediction_worker import PredictionSettings, PredictionWorker
+    from skipreel.features.stages import Pools, Process
+    from skipreel.jobs.prediction_worker import PredictionSettings, PredictionWorker
 
     cpus, on_gpu = num_cpus(), settings.device == "cuda"
     if on_gpu:

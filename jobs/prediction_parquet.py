@@ -8,9 +8,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from features.batches import Task
-from jobs.prediction import Prediction
-from jobs.prediction_text import Labelling, video_scores
+from skipreel.features.batches import Task
+from skipreel.jobs.prediction import Prediction
+from skipreel.jobs.prediction_text import Labelling, video_scores
 
 
 def _list(kind: pa.DataType) -> pa.DataType:

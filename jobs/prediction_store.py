@@ -19,16 +19,16 @@ import pyarrow.parquet as pq
 import safetensors.torch
 from numpy.typing import NDArray
 
-from features import schema, store
-from features.batches import Task
-from features.errors import FeatureSetError
-from features.schema import Source
-from jobs import prediction_parquet
-from jobs.evaluation import TrainedModel
-from jobs.prediction import Prediction, Seconds
-from models import Cost
-from pipeline import storage
-from pipeline.decoding import from_first_frame
+from skipreel.features import schema, store
+from skipreel.features.batches import Task
+from skipreel.features.errors import FeatureSetError
+from skipreel.features.schema import Source
+from skipreel.jobs import prediction_parquet
+from skipreel.jobs.evaluation import TrainedModel
+from skipreel.jobs.prediction import Prediction, Seconds
+from skipreel.models import Cost
+from skipreel.pipeline import storage
+from skipreel.pipeline.decoding import from_first_frame
 
 SCHEMA_VERSION = 1
 _COSTS = (

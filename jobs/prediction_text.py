@@ -16,10 +16,10 @@ from urllib.parse import quote
 import numpy as np
 from numpy.typing import NDArray
 
-from features.batches import Task
-from jobs.prediction import Prediction
-from jobs.video_inputs import video_id_of
-from pipeline.errors import InputError
+from skipreel.features.batches import Task
+from skipreel.jobs.prediction import Prediction
+from skipreel.jobs.video_inputs import video_id_of
+from skipreel.pipeline.errors import InputError
 
 CHARADES_TIMES = 25
 # As in pipeline.sampling: it only absorbs float rounding of presentation times.

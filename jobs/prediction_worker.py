@@ -12,18 +12,18 @@ from typing import Literal
 
 import numpy as np
 
-from features.extraction import Ending, Part, VideoTask
-from features.schema import Source
-from features.workers import BLOCK_S, Decoded, import_from, limit_memory
-from jobs.closed_loop import load_backbone_of
-from jobs.evaluation import TrainedModel
-from jobs.prediction import Prediction
-from jobs.scheduler import Outcome, Scheduler
-from jobs.viewing import Request
-from pipeline import storage
-from pipeline.decoding import Frame
-from pipeline.errors import InputError
-from pipeline.storage import LocalCopy
+from skipreel.features.extraction import Ending, Part, VideoTask
+from skipreel.features.schema import Source
+from skipreel.features.workers import BLOCK_S, Decoded, import_from, limit_memory
+from skipreel.jobs.closed_loop import load_backbone_of
+from skipreel.jobs.evaluation import TrainedModel
+from skipreel.jobs.prediction import Prediction
+from skipreel.jobs.scheduler import Outcome, Scheduler
+from skipreel.jobs.viewing import Request
+from skipreel.pipeline import storage
+from skipreel.pipeline.decoding import Frame
+from skipreel.pipeline.errors import InputError
+from skipreel.pipeline.storage import LocalCopy
 
 # So often does a process look whether it has worked long enough to say so.
 _POLL_S = 0.25

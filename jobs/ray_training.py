@@ -11,15 +11,15 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
-from features.batches import Task, check_labelled, load_examples
-from features.reader import FeatureSet
-from jobs.budget import calibration_examples, has_dial, measure_curve
-from jobs.cluster import require_gpus, waiting_is_told
-from jobs.points import ModelSettings, Schedule
-from jobs.training import Epoch, build_recognizer, fit
-from models import pack_checkpoint
-from pipeline.errors import InputError
-from pipeline.manifest import read_manifest
+from skipreel.features.batches import Task, check_labelled, load_examples
+from skipreel.features.reader import FeatureSet
+from skipreel.jobs.budget import calibration_examples, has_dial, measure_curve
+from skipreel.jobs.cluster import require_gpus, waiting_is_told
+from skipreel.jobs.points import ModelSettings, Schedule
+from skipreel.jobs.training import Epoch, build_recognizer, fit
+from skipreel.models import pack_checkpoint
+from skipreel.pipeline.errors import InputError
+from skipreel.pipeline.manifest import read_manifest
 
 _LOST = "what the workers sent did not arrive"
 

@@ -1,6 +1,6 @@
 """A trained network and its backbone in one object: labels video files, or frames as they come.
 
-from jobs.recognizer import Recognizer
+from skipreel.jobs.recognizer import Recognizer
 
 recognizer = Recognizer.load("sweep/checkpoints/skip-gru-lambda-0.001-seed-0")
 prediction = recognizer.predict("clip.mp4")
@@ -15,18 +15,18 @@ from itertools import chain, islice
 from os import PathLike
 from typing import Any, Self, overload
 
-from features.backbones import Backbone
-from features.batches import Task
-from jobs.budget import with_budget
-from jobs.closed_loop import load_backbone_of
-from jobs.evaluation import TrainedModel, load_model
-from jobs.model_uri import local_model
-from jobs.online import OnlineRecognizer
-from jobs.prediction import Prediction
-from jobs.prediction_text import Labelling, describe
-from jobs.scheduler import Outcome, Scheduler
-from jobs.viewing import Request
-from pipeline.errors import VideoError
+from skipreel.features.backbones import Backbone
+from skipreel.features.batches import Task
+from skipreel.jobs.budget import with_budget
+from skipreel.jobs.closed_loop import load_backbone_of
+from skipreel.jobs.evaluation import TrainedModel, load_model
+from skipreel.jobs.model_uri import local_model
+from skipreel.jobs.online import OnlineRecognizer
+from skipreel.jobs.prediction import Prediction
+from skipreel.jobs.prediction_text import Labelling, describe
+from skipreel.jobs.scheduler import Outcome, Scheduler
+from skipreel.jobs.viewing import Request
+from skipreel.pipeline.errors import VideoError
 
 VIDEOS_IN_FLIGHT = 64
 

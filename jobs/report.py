@@ -14,22 +14,22 @@ import torch
 import tyro
 from matplotlib.figure import Figure
 
-from features.backbones import Backbone
-from features.reader import FeatureSet
-from jobs.closed_loop import load_backbone_of, predict, predict_dense
-from jobs.evaluation import TrainedModel, load_model
-from jobs.figures import tradeoff_figure
-from jobs.filmstrip import film_strip, png
-from jobs.html import MeasuredRow, SummaryRow, TableRow, render_report
-from jobs.prediction import Prediction
-from jobs.progress import console, track
-from jobs.sweep_record import SweepPoint, SweepRecord, load_record
-from jobs.tracking import log_to_finished_run
-from jobs.tradeoff import mean_over_seeds, pareto_front
-from jobs.video_strip import strip_of
-from pipeline import storage
-from pipeline.errors import InputError
-from pipeline.manifest import Manifest, VideoEntry, read_manifest
+from skipreel.features.backbones import Backbone
+from skipreel.features.reader import FeatureSet
+from skipreel.jobs.closed_loop import load_backbone_of, predict, predict_dense
+from skipreel.jobs.evaluation import TrainedModel, load_model
+from skipreel.jobs.figures import tradeoff_figure
+from skipreel.jobs.filmstrip import film_strip, png
+from skipreel.jobs.html import MeasuredRow, SummaryRow, TableRow, render_report
+from skipreel.jobs.prediction import Prediction
+from skipreel.jobs.progress import console, track
+from skipreel.jobs.sweep_record import SweepPoint, SweepRecord, load_record
+from skipreel.jobs.tracking import log_to_finished_run
+from skipreel.jobs.tradeoff import mean_over_seeds, pareto_front
+from skipreel.jobs.video_strip import strip_of
+from skipreel.pipeline import storage
+from skipreel.pipeline.errors import InputError
+from skipreel.pipeline.manifest import Manifest, VideoEntry, read_manifest
 
 # Of all skip networks that come this close to the dense one's metric, the one with the fewest updates is shown.
 CLOSE = 0.05

@@ -20,15 +20,15 @@ from typing import TypeVar
 
 import torch
 
-from features.backbones import Backbone
-from jobs.decoder_calls import Call, DecoderCalls
-from jobs.evaluation import TrainedModel
-from jobs.prediction import Prediction, Seconds
-from jobs.torch_threads import use_one_thread
-from jobs.viewing import DecodedFrames, Request, Steps, Update, Viewing, encode, view
-from pipeline.closeable import Closeable
-from pipeline.decoding import open_video
-from pipeline.errors import InputError
+from skipreel.features.backbones import Backbone
+from skipreel.jobs.decoder_calls import Call, DecoderCalls
+from skipreel.jobs.evaluation import TrainedModel
+from skipreel.jobs.prediction import Prediction, Seconds
+from skipreel.jobs.torch_threads import use_one_thread
+from skipreel.jobs.viewing import DecodedFrames, Request, Steps, Update, Viewing, encode, view
+from skipreel.pipeline.closeable import Closeable
+from skipreel.pipeline.decoding import open_video
+from skipreel.pipeline.errors import InputError
 
 # How long `close` waits for decoders that are at work.
 LAST_CALL_S = 1.0

@@ -7,17 +7,17 @@ from pathlib import Path
 from statistics import fmean
 from typing import Literal
 
-from features.batches import Task
-from jobs.cluster import ray_cluster
-from jobs.code_version import code_version
-from jobs.points import ModelName, ModelSettings, Schedule
-from jobs.progress import console
-from jobs.ray_training import Workers
-from jobs.sweep_record import SweepPoint, SweepRecord
-from jobs.tracking import TrackedRun, Tracking, start_run, tracking_uri
-from jobs.training_data import CheckedData, checked_data
-from jobs.training_runs import EXIT_INCOMPLETE, Plan, TrainedNetwork, check_not_another, train_networks
-from pipeline.errors import InputError
+from skipreel.features.batches import Task
+from skipreel.jobs.cluster import ray_cluster
+from skipreel.jobs.code_version import code_version
+from skipreel.jobs.points import ModelName, ModelSettings, Schedule
+from skipreel.jobs.progress import console
+from skipreel.jobs.ray_training import Workers
+from skipreel.jobs.sweep_record import SweepPoint, SweepRecord
+from skipreel.jobs.tracking import TrackedRun, Tracking, start_run, tracking_uri
+from skipreel.jobs.training_data import CheckedData, checked_data
+from skipreel.jobs.training_runs import EXIT_INCOMPLETE, Plan, TrainedNetwork, check_not_another, train_networks
+from skipreel.pipeline.errors import InputError
 
 # A control of a network that reads nearly everything would be the dense network once more.
 MATCHED_BELOW = 0.95

@@ -5,13 +5,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from features.batches import Task
-from jobs.evaluation import METRIC_NAMES, Evaluation
-from jobs.points import ModelSettings
-from jobs.tradeoff import TradeoffPoint
-from models import Cost
-from pipeline import storage
-from pipeline.errors import InputError
+from skipreel.features.batches import Task
+from skipreel.jobs.evaluation import METRIC_NAMES, Evaluation
+from skipreel.jobs.points import ModelSettings
+from skipreel.jobs.tradeoff import TradeoffPoint
+from skipreel.models import Cost
+from skipreel.pipeline import storage
+from skipreel.pipeline.errors import InputError
 
 FILE = "sweep.json"
 

@@ -25,11 +25,11 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
 from sqlalchemy.exc import SQLAlchemyError
 
-from jobs.code_version import code_version
-from jobs.database import database_file, database_uri
-from jobs.outbox import Outbox
-from models.checkpoint import CONFIG_FILE
-from pipeline.errors import InputError
+from skipreel.jobs.code_version import code_version
+from skipreel.jobs.database import database_file, database_uri
+from skipreel.jobs.outbox import Outbox
+from skipreel.models.checkpoint import CONFIG_FILE
+from skipreel.pipeline.errors import InputError
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,15 +4,15 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from features.batches import Task
-from jobs.cluster import ray_cluster
-from jobs.points import ModelSettings, Schedule
-from jobs.progress import console
-from jobs.ray_training import Workers
-from jobs.tracking import Tracking, start_run
-from jobs.training_data import checked_data
-from jobs.training_runs import EXIT_INCOMPLETE, Plan, TrainedNetwork, check_not_another, train_networks
-from pipeline.errors import InputError
+from skipreel.features.batches import Task
+from skipreel.jobs.cluster import ray_cluster
+from skipreel.jobs.points import ModelSettings, Schedule
+from skipreel.jobs.progress import console
+from skipreel.jobs.ray_training import Workers
+from skipreel.jobs.tracking import Tracking, start_run
+from skipreel.jobs.training_data import checked_data
+from skipreel.jobs.training_runs import EXIT_INCOMPLETE, Plan, TrainedNetwork, check_not_another, train_networks
+from skipreel.pipeline.errors import InputError
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from features.batch_plan import shuffled_batches
-from features.batches import Batch, Example, Task, collate, feature_statistics
-from jobs.points import ModelSettings, Schedule
-from models import Recognizer, budget_loss, task_loss
+from skipreel.features.batch_plan import shuffled_batches
+from skipreel.features.batches import Batch, Example, Task, collate, feature_statistics
+from skipreel.jobs.points import ModelSettings, Schedule
+from skipreel.models import Recognizer, budget_loss, task_loss
 
 FINAL_LEARNING_RATE = 0.1  # of the first
 

@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 
-from features.batches import Example, Task, check_labelled, load_examples, videos_with_features
-from features.reader import FeatureSet
-from jobs.ray_training import TrainingData
-from pipeline import storage
-from pipeline.manifest import read_manifest
+from skipreel.features.batches import Example, Task, check_labelled, load_examples, videos_with_features
+from skipreel.features.reader import FeatureSet
+from skipreel.jobs.ray_training import TrainingData
+from skipreel.pipeline import storage
+from skipreel.pipeline.manifest import read_manifest
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,16 +8,16 @@ from typing import Any
 
 from rich.progress import TaskID
 
-from features.batches import Task
-from jobs.evaluation import Evaluation, evaluate, load_model
-from jobs.points import ModelSettings, Schedule
-from jobs.progress import NotedProgress, progress_bar
-from jobs.ray_training import Workers, train_on_ray
-from jobs.tracking import TrackedRun
-from jobs.training import Epoch
-from jobs.training_data import CheckedData
-from models import CheckpointError, check_replaceable, write_checkpoint
-from pipeline.errors import InputError
+from skipreel.features.batches import Task
+from skipreel.jobs.evaluation import Evaluation, evaluate, load_model
+from skipreel.jobs.points import ModelSettings, Schedule
+from skipreel.jobs.progress import NotedProgress, progress_bar
+from skipreel.jobs.ray_training import Workers, train_on_ray
+from skipreel.jobs.tracking import TrackedRun
+from skipreel.jobs.training import Epoch
+from skipreel.jobs.training_data import CheckedData
+from skipreel.models import CheckpointError, check_replaceable, write_checkpoint
+from skipreel.pipeline.errors import InputError
 
 # A job that is done, but for a network that failed or for what MLflow did not get.
 EXIT_INCOMPLETE = 3

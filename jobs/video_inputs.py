@@ -8,11 +8,11 @@ from typing import NamedTuple
 import pyarrow.compute as pc
 import pyarrow.fs as pafs
 
-from pipeline import storage
-from pipeline.errors import InputError, ManifestError
-from pipeline.folders import SUFFIXES
-from pipeline.locations import explained, has_scheme
-from pipeline.manifest import iterate_manifest
+from skipreel.pipeline import storage
+from skipreel.pipeline.errors import InputError, ManifestError
+from skipreel.pipeline.folders import SUFFIXES
+from skipreel.pipeline.locations import explained, has_scheme
+from skipreel.pipeline.manifest import iterate_manifest
 
 
 class VideoInput(NamedTuple):

@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from features.batches import Task
-from jobs.filmstrip import Strip, film_strip, png
-from jobs.prediction import Prediction
-from pipeline import storage
-from pipeline.decoding import Frame, open_video
+from skipreel.features.batches import Task
+from skipreel.jobs.filmstrip import Strip, film_strip, png
+from skipreel.jobs.prediction import Prediction
+from skipreel.pipeline import storage
+from skipreel.pipeline.decoding import Frame, open_video
 
 MAX_CELLS = 96
 THUMBNAIL_WIDTH, MAX_THUMBNAIL_HEIGHT = 112, 224

@@ -13,12 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from features.backbones import Backbone
-from jobs.evaluation import TrainedModel
-from jobs.prediction import Prediction, Seconds
-from jobs.video_inputs import video_id_of
-from models import Cost, LearnedGate, SkipState, rows_of, stack_states
-from pipeline.decoding import Frame, Video
+from skipreel.features.backbones import Backbone
+from skipreel.jobs.evaluation import TrainedModel
+from skipreel.jobs.prediction import Prediction, Seconds
+from skipreel.jobs.video_inputs import video_id_of
+from skipreel.models import Cost, LearnedGate, SkipState, rows_of, stack_states
+from skipreel.pipeline.decoding import Frame, Video
 
 Steps = NDArray[np.int64]
 

@@ -3,7 +3,7 @@
 Needs torch and numpy alone.
 """
 
-from models.checkpoint import (
+from skipreel.models.checkpoint import (
     CheckpointError,
     check_replaceable,
     load_checkpoint,
@@ -11,14 +11,14 @@ from models.checkpoint import (
     save_checkpoint,
     write_checkpoint,
 )
-from models.cost import Cost, multiply_accumulates
-from models.gates import LearnedGate, RandomGate, StridedGate, steps_until_update
-from models.layers import SkipGRU, SkipLSTM
-from models.losses import Summed, budget_loss, task_loss
-from models.metrics import accuracy, average_precision, mean_average_precision
-from models.recognizer import Recognition, Recognizer, RecognizerConfig
-from models.reference import SkipState
-from models.states import rows_of, stack_states
+from skipreel.models.cost import Cost, multiply_accumulates
+from skipreel.models.gates import LearnedGate, RandomGate, StridedGate, steps_until_update
+from skipreel.models.layers import SkipGRU, SkipLSTM
+from skipreel.models.losses import Summed, budget_loss, task_loss
+from skipreel.models.metrics import accuracy, average_precision, mean_average_precision
+from skipreel.models.recognizer import Recognition, Recognizer, RecognizerConfig
+from skipreel.models.reference import SkipState
+from skipreel.models.states import rows_of, stack_states
 
 __all__ = [
     "CheckpointError",

@@ -17,7 +17,7 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
-from models.recognizer import Recognizer, RecognizerConfig
+from skipreel.models.recognizer import Recognizer, RecognizerConfig
 
 WEIGHTS_FILE: Final = "model.safetensors"
 CONFIG_FILE: Final = "model.json"

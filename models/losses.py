@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
-from models.recognizer import Task
-from models.reference import valid_steps
+from skipreel.models.recognizer import Task
+from skipreel.models.reference import valid_steps
 
 
 @dataclass(frozen=True, slots=True)

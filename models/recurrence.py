@@ -14,10 +14,10 @@ from typing import Any, Final, Literal, NamedTuple, Protocol, cast, get_args
 import torch
 from torch import Tensor
 
-from models.arguments import check_arguments
-from models.kernels import cpp
-from models.kernels.problem import Adjoints, Answer, CellName, Incoming, Problem, Trace
-from models.reference import (
+from skipreel.models.arguments import check_arguments
+from skipreel.models.kernels import cpp
+from skipreel.models.kernels.problem import Adjoints, Answer, CellName, Incoming, Problem, Trace
+from skipreel.models.reference import (
     Cell,
     LayerWeights,
     SkipState,
@@ -27,7 +27,7 @@ from models.reference import (
     lstm_cell,
     skip_recurrence,
 )
-from models.transforms import (
+from skipreel.models.transforms import (
     autocast_is_on,
     batched,
     differentiable_gradients,
@@ -180,14 +180,14 @@ def _implementation(backend: str, problem: Problem) -> _Implementation:
         if hindrance is None:
             return cpp
     elif backend == "triton":
-        from models.kernels import triton_ops
+        from skipreel.models.kernels import triton_ops
 
         hindrance = triton_ops.hindrance(problem)
         if hindrance is None:
             return triton_ops
     if backend in ("cpp", "triton"):
         raise ValueError(f"backend {backend!r} cannot do this ({hindrance}): use backend='auto' or 'event'")
-    from models.kernels import event
+    from skipreel.models.kernels import event
 
     return event
 
@@ -317,7 +317,7 @@ def _skip_rnn_backward(
     arguments = _Arguments(
         x, h, c, update_prob, accumulated, parameters, lengths, gates, cell, backend, batch_first, save
     )
-    from models.kernels.gradients import parameter_gradients
+    from skipreel.models.kernels.gradients import parameter_gradients
 
     problem, kept = arguments.problem(), _trace(trace)
     by_output, by_h, by_c, by_prob, by_accumulated, by_gates = grads

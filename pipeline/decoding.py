@@ -10,8 +10,8 @@ from importlib import import_module
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.closeable import Closeable
-from pipeline.errors import VideoError
+from skipreel.pipeline.closeable import Closeable
+from skipreel.pipeline.errors import VideoError
 
 Frame = NDArray[np.uint8]
 
@@ -69,19 +69,19 @@ class Video(Closeable):
 
 
 def _open_pyav(uri: str) -> Video:
-    from pipeline.decoding_pyav import PyAVVideo
+    from skipreel.pipeline.decoding_pyav import PyAVVideo
 
     return PyAVVideo(uri)
 
 
 def _open_decord(uri: str) -> Video:
-    from pipeline.decoding_decord import DecordVideo
+    from skipreel.pipeline.decoding_decord import DecordVideo
 
     return DecordVideo(uri)
 
 
 def _open_torchcodec(uri: str) -> Video:
-    from pipeline.decoding_torchcodec import TorchcodecVideo
+    from skipreel.pipeline.decoding_torchcodec import TorchcodecVideo
 
     return TorchcodecVideo(uri)
 

@@ -8,11 +8,11 @@ from abc import abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pipeline import storage
-from pipeline.decoding import Frame, Video
-from pipeline.decoding_container import Opened, open_container
-from pipeline.decoding_index import FrameIndex, index_by_demuxing
-from pipeline.errors import VideoError
+from skipreel.pipeline import storage
+from skipreel.pipeline.decoding import Frame, Video
+from skipreel.pipeline.decoding_container import Opened, open_container
+from skipreel.pipeline.decoding_index import FrameIndex, index_by_demuxing
+from skipreel.pipeline.errors import VideoError
 
 _FORMATS = {"mp4", "matroska"}
 # Of other pixel formats, and of 4:2:0 at odd heights, FFmpeg interpolates the colours: each decoder asks it for another

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.decoding import Frame
-from pipeline.decoding_plain import PlainVideo
-from pipeline.errors import VideoError
+from skipreel.pipeline.decoding import Frame
+from skipreel.pipeline.decoding_plain import PlainVideo
+from skipreel.pipeline.errors import VideoError
 
 
 class TorchcodecVideo(PlainVideo):

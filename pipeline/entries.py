@@ -7,7 +7,7 @@ from ctypes import c_float
 from dataclasses import dataclass
 from functools import cached_property
 
-from pipeline.errors import ManifestError
+from skipreel.pipeline.errors import ManifestError
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from itertools import chain
 from pathlib import PurePosixPath
 
-from pipeline import storage
-from pipeline.errors import ManifestError
-from pipeline.manifest import Built, Label, RowProblem, VideoEntry
-from pipeline.rows import read_csv
+from skipreel.pipeline import storage
+from skipreel.pipeline.errors import ManifestError
+from skipreel.pipeline.manifest import Built, Label, RowProblem, VideoEntry
+from skipreel.pipeline.rows import read_csv
 
 SUFFIXES = (".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v", ".mpg")
 

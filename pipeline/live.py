@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.closeable import Closeable
-from pipeline.decoding import Frame
-from pipeline.errors import VideoError
-from pipeline.live_pipe import Pipe
-from pipeline.sampling import OnlineSampling, Sampling
+from skipreel.pipeline.closeable import Closeable
+from skipreel.pipeline.decoding import Frame
+from skipreel.pipeline.errors import VideoError
+from skipreel.pipeline.live_pipe import Pipe
+from skipreel.pipeline.sampling import OnlineSampling, Sampling
 
 SCHEMES = ("rtsp", "rtsps", "rtmp", "rtmps", "http", "https", "tcp", "udp", "srt")
 # No playlist, which opens further addresses, and nothing that opens files: a stream is all that a source can give.

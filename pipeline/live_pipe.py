@@ -6,7 +6,7 @@ import stat
 import time
 from pathlib import Path
 
-from pipeline.errors import VideoError
+from skipreel.pipeline.errors import VideoError
 
 # So often is it looked whether the reading is to end.
 _LOOK_S = 0.2

@@ -14,7 +14,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 import pyarrow.fs as pafs
 
-from pipeline.errors import StorageError
+from skipreel.pipeline.errors import StorageError
 
 _SPACE = {"write": " and has space left", "copy": " and the folder of temporary files (TMPDIR) has space left"}
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]+://")

@@ -14,9 +14,9 @@ from typing import Any, TextIO, TypeVar
 
 import pyarrow as pa
 
-from pipeline import storage
-from pipeline.errors import ManifestError, StorageError
-from pipeline.locations import explained
+from skipreel.pipeline import storage
+from skipreel.pipeline.errors import ManifestError, StorageError
+from skipreel.pipeline.locations import explained
 
 _BATCH_ROWS = 4096
 Row = TypeVar("Row")

@@ -7,7 +7,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import InputError
+from skipreel.pipeline.errors import InputError
 
 # Presentation times come from integer clocks of at least a microsecond: this only absorbs float rounding.
 _EPSILON_S = 1e-6

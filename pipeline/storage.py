@@ -19,14 +19,14 @@ from typing import Any, BinaryIO, cast
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from pipeline.atomic import replace_local, replace_remote
-from pipeline.errors import StorageError
-from pipeline.locations import absolute as absolute
-from pipeline.locations import explained, has_scheme
-from pipeline.locations import join as join
-from pipeline.locations import local_path as local_path
-from pipeline.locations import parent as parent
-from pipeline.locations import resolve as resolve
+from skipreel.pipeline.atomic import replace_local, replace_remote
+from skipreel.pipeline.errors import StorageError
+from skipreel.pipeline.locations import absolute as absolute
+from skipreel.pipeline.locations import explained, has_scheme
+from skipreel.pipeline.locations import join as join
+from skipreel.pipeline.locations import local_path as local_path
+from skipreel.pipeline.locations import parent as parent
+from skipreel.pipeline.locations import resolve as resolve
 
 # A remote read is one request and waits as long for its first byte as for some MB more.
 _PIECE_BYTES = 4 << 20

@@ -9,8 +9,8 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.synthetic_draw import render_frame
-from pipeline.synthetic_plan import CLASS_NAMES, PROP_NAMES, Action, CorpusConfig, Prop, Scene, plan_corpus
+from skipreel.pipeline.synthetic_draw import render_frame
+from skipreel.pipeline.synthetic_plan import CLASS_NAMES, PROP_NAMES, Action, CorpusConfig, Prop, Scene, plan_corpus
 
 __all__ = [
     "CLASS_NAMES",

@@ -8,11 +8,11 @@ import re
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 
-from pipeline import storage
-from pipeline.errors import ManifestError
-from pipeline.folders import SUFFIXES
-from pipeline.manifest import Built, Label, RowProblem, VideoEntry
-from pipeline.rows import read_lines
+from skipreel.pipeline import storage
+from skipreel.pipeline.errors import ManifestError
+from skipreel.pipeline.folders import SUFFIXES
+from skipreel.pipeline.manifest import Built, Label, RowProblem, VideoEntry
+from skipreel.pipeline.rows import read_lines
 
 _CLASSES = "classInd.txt"
 

@@ -18,10 +18,10 @@ from hypothesis import settings
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
-from jobs.cli import main
-from jobs.cluster import ray_cluster
 from mlflow_server import mlflow_server
-from pipeline.synthetic import CorpusConfig, plan_corpus, write_annotations, write_video
+from skipreel.jobs.cli import main
+from skipreel.jobs.cluster import ray_cluster
+from skipreel.pipeline.synthetic import CorpusConfig, plan_corpus, write_annotations, write_video
 
 pytest_plugins = ["ray_stub"]  # its fixture of that name
 

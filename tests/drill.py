@@ -24,10 +24,10 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from features import store
-from jobs.cli import main as command
-from jobs.cluster import ray_cluster
-from pipeline.manifest import Manifest, VideoEntry, write_manifest
+from skipreel.features import store
+from skipreel.jobs.cli import main as command
+from skipreel.jobs.cluster import ray_cluster
+from skipreel.pipeline.manifest import Manifest, VideoEntry, write_manifest
 from videos import write_video
 
 ROOT = Path(__file__).parents[1]
@@ -94,7 +94,7 @@ def extraction(corpus: Corpus, output: Path, **environment: str) -> Iterator[sub
     """The command in a process group of its own, as a terminal would start it; it does not outlive the block."""
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     process = subprocess.Popen(
-        [sys.executable, "-m", "jobs.cli", *words(corpus, output)],
+        [sys.executable, "-m", "skipreel.jobs.cli", *words(corpus, output)],
         stderr=subprocess.PIPE,
         text=True,
         process_group=0,

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import numpy as np
 
-from features import store
-from features.recipe import Recipe
-from features.schema import Segment, Source, shard_table
-from pipeline.manifest import Label, Manifest, VideoEntry, write_manifest
-from pipeline.sampling import Sampling
-from pipeline.storage import FileStamp
+from skipreel.features import store
+from skipreel.features.recipe import Recipe
+from skipreel.features.schema import Segment, Source, shard_table
+from skipreel.pipeline.manifest import Label, Manifest, VideoEntry, write_manifest
+from skipreel.pipeline.sampling import Sampling
+from skipreel.pipeline.storage import FileStamp
 
 
 def recipe(dim: int = 5, *, weights: str = "ab" * 32) -> Recipe:

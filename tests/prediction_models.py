@@ -2,12 +2,12 @@
 
 import torch
 
-from features.backbones import load_backbone
-from features.recipe import Recipe
-from jobs.evaluation import TrainedModel
-from models import LearnedGate, Recognizer, RecognizerConfig
-from models.gates import Gate
-from pipeline.sampling import Sampling
+from skipreel.features.backbones import load_backbone
+from skipreel.features.recipe import Recipe
+from skipreel.jobs.evaluation import TrainedModel
+from skipreel.models import LearnedGate, Recognizer, RecognizerConfig
+from skipreel.models.gates import Gate
+from skipreel.pipeline.sampling import Sampling
 
 BACKBONE = load_backbone("random:0")
 

@@ -21,7 +21,7 @@ import pytest
 import torch
 from ray import exceptions
 
-from features import progress, stages, workers
+from skipreel.features import progress, stages, workers
 
 # Nothing that is tried takes this long: who still waits then waits for something that will not come.
 END_OF_TIME_S = 1e6

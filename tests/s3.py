@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pipeline import storage
+from skipreel.pipeline import storage
 
 _FORBIDDEN = "forbidden"
 

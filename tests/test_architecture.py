@@ -9,10 +9,12 @@ def test_imports_point_one_way(monkeypatch, request):
 
 
 def test_help_waits_for_no_heavy_import():
-    (loaded,) = modules_after("import jobs.cli")
+    (loaded,) = modules_after("import skipreel.jobs.cli")
     assert not {"torch", "ray", "mlflow", "matplotlib"} & loaded
 
 
 def test_models_and_features_need_no_cluster():
-    for loaded in modules_after("import models", "import features.extraction, features.backbones"):
+    for loaded in modules_after(
+        "import skipreel.models", "import skipreel.features.extraction, skipreel.features.backbones"
+    ):
         assert not {"ray", "mlflow"} & loaded

@@ -17,11 +17,11 @@ from benchmarks import backbone, closed_loop, closed_loop_gpu, extract, gpu, lay
 from benchmarks.clips import write_clip
 from benchmarks.closed_loop_ways import Setup, fixed_share, looked_at
 from benchmarks.workloads import Cell, Mode, Size
-from features.backbones import load_backbone
-from jobs.evaluation import TrainedModel
-from jobs.prediction import Prediction
-from models.kernels import event
-from pipeline.sampling import Sampling
+from skipreel.features.backbones import load_backbone
+from skipreel.jobs.evaluation import TrainedModel
+from skipreel.jobs.prediction import Prediction
+from skipreel.models.kernels import event
+from skipreel.pipeline.sampling import Sampling
 
 TINY = Size("tiny", batch=4, steps=12, features=2, hidden=5, layers=1)
 

@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from features.arrays import build_from_arrays
-from features.batches import load_examples
-from features.errors import FeatureSetError
-from features.reader import FeatureSet
-from features.upkeep_verify import changed_sources, verify
-from pipeline.errors import InputError, ManifestError
-from pipeline.manifest import read_manifest, write_manifest
+from skipreel.features.arrays import build_from_arrays
+from skipreel.features.batches import load_examples
+from skipreel.features.errors import FeatureSetError
+from skipreel.features.reader import FeatureSet
+from skipreel.features.upkeep_verify import changed_sources, verify
+from skipreel.pipeline.errors import InputError, ManifestError
+from skipreel.pipeline.manifest import read_manifest, write_manifest
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "frame_scores"
 LENGTHS = np.array([3, 1, 4])

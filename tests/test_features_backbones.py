@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from backbone_models import frames, saved_models  # noqa: F401
-from features.backbones import load_backbone
-from features.errors import BackboneError
-from features.preprocessing import Preprocessing
-from features.recipe import Recipe
-from features.small_cnn import load_small_cnn, train_small_cnn
-from pipeline.manifest import Label, Manifest, VideoEntry
-from pipeline.sampling import Sampling
+from skipreel.features.backbones import load_backbone
+from skipreel.features.errors import BackboneError
+from skipreel.features.preprocessing import Preprocessing
+from skipreel.features.recipe import Recipe
+from skipreel.features.small_cnn import load_small_cnn, train_small_cnn
+from skipreel.pipeline.manifest import Label, Manifest, VideoEntry
+from skipreel.pipeline.sampling import Sampling
 from videos import write_video
 
 TRAINED = Path(__file__).parents[2] / "shared" / "data" / "weights" / "mobilenet_v1_0.75_224"

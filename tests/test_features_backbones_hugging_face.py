@@ -19,10 +19,10 @@ from transformers import (
 )
 
 from backbone_models import FAMILIES, IMAGE, VIT, assert_close, frames, save, saved_models  # noqa: F401
-from features.backbones import load_backbone
-from features.errors import BackboneError
-from features.preprocessing import Preprocessing
-from pipeline.sampling import Sampling
+from skipreel.features.backbones import load_backbone
+from skipreel.features.errors import BackboneError
+from skipreel.features.preprocessing import Preprocessing
+from skipreel.pipeline.sampling import Sampling
 
 MOBILENET = Path(__file__).parents[2] / "shared" / "data" / "weights" / "mobilenet_v1_0.75_224"
 

@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from feature_sets import two_class_corpus
-from features.batches import Example, collate, feature_statistics, frame_targets, load_examples
-from features.errors import FeatureSetError
-from features.reader import FeatureSet, Sequence
-from pipeline.manifest import Label, read_manifest
+from skipreel.features.batches import Example, collate, feature_statistics, frame_targets, load_examples
+from skipreel.features.errors import FeatureSetError
+from skipreel.features.reader import FeatureSet, Sequence
+from skipreel.pipeline.manifest import Label, read_manifest
 
 
 def example(length: int, *, classes: int = 2, seed: int = 0) -> Example:

@@ -5,13 +5,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from features.bookkeeping import MAX_DEATHS, MAX_RETRIES, Bookkeeping
-from features.extraction import Ending, Part, VideoTask
-from features.planning import Planned
-from features.progress import Progress
-from features.schema import Failure, Source
-from features.writer import VideoRows
-from pipeline.storage import FileStamp
+from skipreel.features.bookkeeping import MAX_DEATHS, MAX_RETRIES, Bookkeeping
+from skipreel.features.extraction import Ending, Part, VideoTask
+from skipreel.features.planning import Planned
+from skipreel.features.progress import Progress
+from skipreel.features.schema import Failure, Source
+from skipreel.features.writer import VideoRows
+from skipreel.pipeline.storage import FileStamp
 
 STAMP = FileStamp(1000, 1)
 

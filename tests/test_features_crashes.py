@@ -9,13 +9,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from feature_sets import recipe
-from features import store
-from features.bookkeeping import Bookkeeping
-from features.extraction import Ending, FrameSettings, decode
-from features.planning import Skipped, plan
-from features.progress import Progress
-from features.writer import ShardWriter
-from pipeline.sampling import Sampling
+from skipreel.features import store
+from skipreel.features.bookkeeping import Bookkeeping
+from skipreel.features.extraction import Ending, FrameSettings, decode
+from skipreel.features.planning import Skipped, plan
+from skipreel.features.progress import Progress
+from skipreel.features.writer import ShardWriter
+from skipreel.pipeline.sampling import Sampling
 from videos import write_video
 
 

@@ -5,18 +5,18 @@ import numpy as np
 import pytest
 
 from feature_sets import recipe
-from features import store
-from features.backbones import load_backbone
-from features.batch_plan import BatchPlan
-from features.batches import load_examples, stream_batches
-from features.extraction import Block, Ending, FrameSettings, Part, VideoTask, decode, encode, extract_video
-from features.reader import FeatureSet
-from features.writer import ShardWriter, VideoRows
-from pipeline.decoding import open_video
-from pipeline.decoding_pyav import PyAVVideo
-from pipeline.errors import VideoError
-from pipeline.manifest import Label, Manifest, VideoEntry
-from pipeline.sampling import Sampling
+from skipreel.features import store
+from skipreel.features.backbones import load_backbone
+from skipreel.features.batch_plan import BatchPlan
+from skipreel.features.batches import load_examples, stream_batches
+from skipreel.features.extraction import Block, Ending, FrameSettings, Part, VideoTask, decode, encode, extract_video
+from skipreel.features.reader import FeatureSet
+from skipreel.features.writer import ShardWriter, VideoRows
+from skipreel.pipeline.decoding import open_video
+from skipreel.pipeline.decoding_pyav import PyAVVideo
+from skipreel.pipeline.errors import VideoError
+from skipreel.pipeline.manifest import Label, Manifest, VideoEntry
+from skipreel.pipeline.sampling import Sampling
 from videos import write_video
 
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from feature_sets import recipe, write_sequence
-from features import store
-from features.batches import load_examples
-from features.reader import FeatureSet
-from features.schema import SHARD_SCHEMA, Failure
-from pipeline.manifest import read_manifest
+from skipreel.features import store
+from skipreel.features.batches import load_examples
+from skipreel.features.reader import FeatureSet
+from skipreel.features.schema import SHARD_SCHEMA, Failure
+from skipreel.pipeline.manifest import read_manifest
 
 PAGE = (Path(__file__).parents[1] / "docs" / "features.md").read_text()
 BLOCKS = re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)

@@ -4,10 +4,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from features import store
-from features.planning import Skipped, plan
-from features.schema import Failure, Segment, Source, shard_table
-from pipeline import storage
+from skipreel.features import store
+from skipreel.features.planning import Skipped, plan
+from skipreel.features.schema import Failure, Segment, Source, shard_table
+from skipreel.pipeline import storage
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 import pytest
 
-from features import progress
-from features.progress import Progress
+from skipreel.features import progress
+from skipreel.features.progress import Progress
 
 
 @pytest.fixture

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 
 from feature_sets import recipe, write_sequence
-from features import journal, store
-from features.batch_plan import BatchPlan
-from features.errors import FeatureSetError
-from features.reader import FeatureSet
-from features.upkeep import summarise
-from features.upkeep_compact import compact
-from features.upkeep_verify import verify
-from pipeline import storage
-from pipeline.errors import StorageError
+from skipreel.features import journal, store
+from skipreel.features.batch_plan import BatchPlan
+from skipreel.features.errors import FeatureSetError
+from skipreel.features.reader import FeatureSet
+from skipreel.features.upkeep import summarise
+from skipreel.features.upkeep_compact import compact
+from skipreel.features.upkeep_verify import verify
+from skipreel.pipeline import storage
+from skipreel.pipeline.errors import StorageError
 
 if TYPE_CHECKING:
     from s3 import S3Folder

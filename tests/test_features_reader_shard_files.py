@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from feature_sets import recipe, write_sequence
-from features import store
-from features.errors import FeatureSetError
-from features.reader import FeatureSet
-from features.schema import Segment, Source, shard_table
-from pipeline.errors import StorageError
-from pipeline.storage import FileStamp
+from skipreel.features import store
+from skipreel.features.errors import FeatureSetError
+from skipreel.features.reader import FeatureSet
+from skipreel.features.schema import Segment, Source, shard_table
+from skipreel.pipeline.errors import StorageError
+from skipreel.pipeline.storage import FileStamp
 
 DIM = 5
 SOURCE = Source("digest", FileStamp(1, 1))

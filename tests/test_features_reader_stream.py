@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from feature_sets import recipe, two_class_corpus, write_sequence
-from features import store
-from features.batch_plan import BatchPlan
-from features.batches import collate, load_examples, stream_batches
-from features.errors import FeatureSetError
-from features.reader import FeatureSet
-from pipeline.manifest import read_manifest
+from skipreel.features import store
+from skipreel.features.batch_plan import BatchPlan
+from skipreel.features.batches import collate, load_examples, stream_batches
+from skipreel.features.errors import FeatureSetError
+from skipreel.features.reader import FeatureSet
+from skipreel.pipeline.manifest import read_manifest
 
 DIM = 4
 

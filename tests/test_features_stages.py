@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 
 from feature_sets import recipe
-from features import store
-from features.extraction import Ending, Part, VideoTask
-from features.planning import Planned
-from features.schema import Failure, Source
-from features.stages import Pools, Process, Stages
-from features.workers import Decoded
-from features.writer import ShardWriter
-from pipeline.storage import FileStamp
 from ray_stub import RayStub
+from skipreel.features import store
+from skipreel.features.extraction import Ending, Part, VideoTask
+from skipreel.features.planning import Planned
+from skipreel.features.schema import Failure, Source
+from skipreel.features.stages import Pools, Process, Stages
+from skipreel.features.workers import Decoded
+from skipreel.features.writer import ShardWriter
+from skipreel.pipeline.storage import FileStamp
 
 LIMIT_S = 300.0
 # Larger than what a decoder is given at once: each has one video in hand.

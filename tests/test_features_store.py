@@ -9,14 +9,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from feature_sets import recipe, write_sequence
-from features import store
-from features.batch_plan import BatchPlan
-from features.errors import FeatureSetError
-from features.reader import FeatureSet
-from features.schema import SHARD_SCHEMA
-from features.upkeep_compact import compact
-from features.upkeep_verify import verify
-from pipeline import storage
+from skipreel.features import store
+from skipreel.features.batch_plan import BatchPlan
+from skipreel.features.errors import FeatureSetError
+from skipreel.features.reader import FeatureSet
+from skipreel.features.schema import SHARD_SCHEMA
+from skipreel.features.upkeep_compact import compact
+from skipreel.features.upkeep_verify import verify
+from skipreel.pipeline import storage
 
 
 @pytest.fixture

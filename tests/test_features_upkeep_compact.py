@@ -11,12 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from feature_sets import recipe, write_sequence
-from features import catalogue, journal, store, upkeep_compact
-from features.errors import FeatureSetError
-from features.reader import FeatureSet
-from features.upkeep_compact import compact
-from features.upkeep_verify import verify
-from pipeline import storage
+from skipreel.features import catalogue, journal, store, upkeep_compact
+from skipreel.features.errors import FeatureSetError
+from skipreel.features.reader import FeatureSet
+from skipreel.features.upkeep_compact import compact
+from skipreel.features.upkeep_verify import verify
+from skipreel.pipeline import storage
 
 NAMES = [f"v{number}" for number in range(6)]
 

@@ -11,13 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from feature_sets import recipe
-from features import store
-from features.errors import FeatureSetError
-from features.reader import FeatureSet
-from features.schema import Failure, Segment, Source, shard_table, shard_writer
-from features.upkeep_verify import changed_sources, missing_videos, verify
-from pipeline.manifest import Manifest, VideoEntry, write_manifest
-from pipeline.storage import FileStamp
+from skipreel.features import store
+from skipreel.features.errors import FeatureSetError
+from skipreel.features.reader import FeatureSet
+from skipreel.features.schema import Failure, Segment, Source, shard_table, shard_writer
+from skipreel.features.upkeep_verify import changed_sources, missing_videos, verify
+from skipreel.pipeline.manifest import Manifest, VideoEntry, write_manifest
+from skipreel.pipeline.storage import FileStamp
 
 DIM = 5
 

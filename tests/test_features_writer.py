@@ -5,11 +5,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from feature_sets import recipe
-from features import store, writer
-from features.reader import FeatureSet
-from features.schema import Failure, Source
-from features.writer import ShardWriter, VideoRows
-from pipeline.storage import FileStamp
+from skipreel.features import store, writer
+from skipreel.features.reader import FeatureSet
+from skipreel.features.schema import Failure, Source
+from skipreel.features.writer import ShardWriter, VideoRows
+from skipreel.pipeline.storage import FileStamp
 
 SOURCE = Source("digest", FileStamp(1000, 1_700_000_000_123_456))
 

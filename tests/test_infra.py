@@ -17,4 +17,4 @@ def test_image_copies_only_what_is_there_and_all_packages():
     lines = (INFRA / "Containerfile").read_text().splitlines()
     copied = [source for line in lines if line.startswith("COPY") for source in line.split()[1:-1]]
     assert all((INFRA.parent / source).exists() for source in copied)
-    assert {"pipeline", "features", "models", "jobs", "constraints.txt"} <= set(copied)
+    assert {"pipeline", "features", "models", "jobs", "src", "constraints.txt"} <= set(copied)

@@ -12,17 +12,17 @@ import pytest
 import torch
 
 from feature_sets import recipe, two_class_corpus, write_sequence
-from features.batches import Example, load_examples
-from features.errors import FeatureSetError
-from features.reader import FeatureSet, Sequence
-from jobs.budget import MAX_POINTS, calibration_examples, measure_curve, with_budget
-from jobs.cli import main
-from jobs.evaluation import TrainedModel, evaluate, load_model
-from jobs.points import ModelSettings, Schedule
-from jobs.training import build_recognizer, fit
-from models import RandomGate, Recognizer, RecognizerConfig, save_checkpoint
-from pipeline.errors import InputError
-from pipeline.manifest import Manifest, VideoEntry, read_manifest
+from skipreel.features.batches import Example, load_examples
+from skipreel.features.errors import FeatureSetError
+from skipreel.features.reader import FeatureSet, Sequence
+from skipreel.jobs.budget import MAX_POINTS, calibration_examples, measure_curve, with_budget
+from skipreel.jobs.cli import main
+from skipreel.jobs.evaluation import TrainedModel, evaluate, load_model
+from skipreel.jobs.points import ModelSettings, Schedule
+from skipreel.jobs.training import build_recognizer, fit
+from skipreel.models import RandomGate, Recognizer, RecognizerConfig, save_checkpoint
+from skipreel.pipeline.errors import InputError
+from skipreel.pipeline.manifest import Manifest, VideoEntry, read_manifest
 
 DIM = 5
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from feature_sets import two_class_corpus
-from jobs import cli, demo, extract, sweep
-from jobs.cli import COMMANDS, main
+from skipreel.jobs import cli, demo, extract, sweep
+from skipreel.jobs.cli import COMMANDS, main
 from videos import write_video
 
 

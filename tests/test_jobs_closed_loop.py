@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 import torch
 
-from features.batches import Example
-from features.errors import BackboneError
-from features.reader import Sequence
-from jobs.closed_loop import load_backbone_of, predict, predict_dense
-from jobs.evaluation import TrainedModel, evaluate
-from jobs.recognizer import Recognizer as VideoRecognizer
-from jobs.viewing import Request
-from models import RandomGate, StridedGate, save_checkpoint
-from pipeline.errors import VideoError
 from prediction_models import BACKBONE
 from prediction_models import make_model as model
+from skipreel.features.batches import Example
+from skipreel.features.errors import BackboneError
+from skipreel.features.reader import Sequence
+from skipreel.jobs.closed_loop import load_backbone_of, predict, predict_dense
+from skipreel.jobs.evaluation import TrainedModel, evaluate
+from skipreel.jobs.recognizer import Recognizer as VideoRecognizer
+from skipreel.jobs.viewing import Request
+from skipreel.models import RandomGate, StridedGate, save_checkpoint
+from skipreel.pipeline.errors import VideoError
 from videos import write_video
 
 
@@ -108,8 +108,8 @@ def test_a_video_that_cannot_be_decoded_says_why(tmp_path):
 def code_backbone(tmp_path, monkeypatch) -> str:
     """The name of a backbone that is code: random:0 again, from a module that leaves a file when it is imported."""
     (tmp_path / "planted.py").write_text(
-        "from pathlib import Path\nfrom features.backbones import SMALL_INPUT\n"
-        "from features.small_cnn import SmallCNN\n"
+        "from pathlib import Path\nfrom skipreel.features.backbones import SMALL_INPUT\n"
+        "from skipreel.features.small_cnn import SmallCNN\n"
         f"Path({str(tmp_path / 'was_run')!r}).touch()\ndef backbone():\n    return SmallCNN(seed=0), SMALL_INPUT\n"
     )
     monkeypatch.syspath_prepend(tmp_path)

@@ -8,14 +8,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from features.schema import Source
-from features.writer import ShardWriter
-from jobs import prediction_store
-from jobs.closed_loop import predict
-from jobs.prediction_store import PredictionRecipe, PredictionRows
-from models import save_checkpoint
-from pipeline.storage import FileStamp
 from prediction_models import BACKBONE, make_model
+from skipreel.features.schema import Source
+from skipreel.features.writer import ShardWriter
+from skipreel.jobs import prediction_store
+from skipreel.jobs.closed_loop import predict
+from skipreel.jobs.prediction_store import PredictionRecipe, PredictionRows
+from skipreel.models import save_checkpoint
+from skipreel.pipeline.storage import FileStamp
 from videos import write_video
 
 PAGE = (Path(__file__).parents[1] / "docs" / "closed-loop.md").read_text()

@@ -11,14 +11,14 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from features.backbones import Backbone, load_backbone
-from features.extraction import extract_video
-from jobs.evaluation import TrainedModel
-from jobs.prediction import Prediction
-from jobs.scheduler import Scheduler
-from jobs.viewing import Request
-from pipeline.sampling import Sampling
 from prediction_models import BACKBONE, make_model, untrained
+from skipreel.features.backbones import Backbone, load_backbone
+from skipreel.features.extraction import extract_video
+from skipreel.jobs.evaluation import TrainedModel
+from skipreel.jobs.prediction import Prediction
+from skipreel.jobs.scheduler import Scheduler
+from skipreel.jobs.viewing import Request
+from skipreel.pipeline.sampling import Sampling
 from videos import write_video
 
 DATA = Path(__file__).parents[2] / "shared" / "data"

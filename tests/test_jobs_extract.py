@@ -13,11 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from features import store
-from features.reader import FeatureSet
-from jobs import cli, extract
-from jobs.cli import main
-from pipeline.manifest import Label, Manifest, VideoEntry, write_manifest
+from skipreel.features import store
+from skipreel.features.reader import FeatureSet
+from skipreel.jobs import cli, extract
+from skipreel.jobs.cli import main
+from skipreel.pipeline.manifest import Label, Manifest, VideoEntry, write_manifest
 from videos import write_audio_only, write_video
 
 EDGE = Path(__file__).parents[2] / "shared" / "data" / "edge"
@@ -252,7 +252,7 @@ def test_a_gpu_that_is_not_there_is_refused_instead_of_waited_for(mixed, ray_stu
 
 def test_ctrl_c_keeps_finished_shards_whole_and_a_rerun_completes_them(mixed, cluster):
     address = ray.get_runtime_context().gcs_address  # a second driver on the cluster of this session
-    words = [sys.executable, "-m", "jobs.cli", *command(mixed, "--shard-mb", "0.001")]
+    words = [sys.executable, "-m", "skipreel.jobs.cli", *command(mixed, "--shard-mb", "0.001")]
     shards = mixed / "features" / "shards"
     # Its own process group, as a terminal's Ctrl-C would reach it.
     with subprocess.Popen(

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from features import store
-from features.backbones import load_backbone
-from features.extraction import extract_video
-from features.reader import FeatureSet
-from jobs.cli import main
-from pipeline.sampling import Sampling
+from skipreel.features import store
+from skipreel.features.backbones import load_backbone
+from skipreel.features.extraction import extract_video
+from skipreel.features.reader import FeatureSet
+from skipreel.jobs.cli import main
+from skipreel.pipeline.sampling import Sampling
 from videos import write_video
 
 if TYPE_CHECKING:
@@ -29,8 +29,8 @@ ROOT = Path(__file__).parents[1]
 # Ray's workers take the credentials from the environment of the cluster, so it must be one of their own.
 COMMANDS = """
 import json, sys
-from jobs.cli import main
-from jobs.cluster import ray_cluster
+from skipreel.jobs.cli import main
+from skipreel.jobs.cluster import ray_cluster
 with ray_cluster():
     for line in sys.stdin:
         print("exit code", main(json.loads(line)), flush=True)

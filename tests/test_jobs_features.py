@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 
 from feature_sets import two_class_corpus, write_sequence
-from features import store
-from features.reader import FeatureSet
-from features.schema import Failure
 from imported import modules_after
-from jobs.cli import main
-from pipeline.manifest import read_manifest
+from skipreel.features import store
+from skipreel.features.reader import FeatureSet
+from skipreel.features.schema import Failure
+from skipreel.jobs.cli import main
+from skipreel.pipeline.manifest import read_manifest
 
 
 @pytest.fixture
@@ -108,5 +108,5 @@ def test_nothing_to_build_from_is_one_line(tmp_path, capsys):
 
 
 def test_looking_into_a_set_waits_for_no_heavy_import():
-    (loaded,) = modules_after("import jobs.features")
+    (loaded,) = modules_after("import skipreel.jobs.features")
     assert not {"torch", "ray", "mlflow"} & loaded

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.cli import main
+from skipreel.jobs.cli import main
 
 FLAGS = Path(__file__).with_name("flags.txt")
 COMMANDS = (

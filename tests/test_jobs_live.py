@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jobs.closed_loop import predict, predict_dense
-from jobs.live import describe_end, describe_look, follow, watch
 from live_sources import fifo, http, write_stream
-from models import StridedGate
-from pipeline.errors import VideoError
 from prediction_models import BACKBONE
 from prediction_models import make_model as model
+from skipreel.jobs.closed_loop import predict, predict_dense
+from skipreel.jobs.live import describe_end, describe_look, follow, watch
+from skipreel.models import StridedGate
+from skipreel.pipeline.errors import VideoError
 
 ENDED = {"video", "start_s", "damaged", "cost", "seconds"}
 
@@ -115,7 +115,7 @@ def test_the_ledger_comes_on_an_interruption_while_labels_are_written(path, tmp_
 
 PROGRAM = """
 import json
-from jobs.live import follow, watch
+from skipreel.jobs.live import follow, watch
 from prediction_models import BACKBONE
 from prediction_models import make_model as model
 print("ready", flush=True)

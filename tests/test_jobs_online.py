@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from jobs.closed_loop import predict_dense
-from jobs.online import OnlineRecognizer
-from models import RandomGate, Recognizer, RecognizerConfig, StridedGate
-from models.gates import MAX_WAIT
-from pipeline.decoding import open_video
 from prediction_models import BACKBONE
 from prediction_models import make_model as model
+from skipreel.jobs.closed_loop import predict_dense
+from skipreel.jobs.online import OnlineRecognizer
+from skipreel.models import RandomGate, Recognizer, RecognizerConfig, StridedGate
+from skipreel.models.gates import MAX_WAIT
+from skipreel.pipeline.decoding import open_video
 from videos import write_video
 
 FRAME = np.full((48, 64, 3), 90, np.uint8)

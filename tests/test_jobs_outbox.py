@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from jobs.outbox import Outbox
+from skipreel.jobs.outbox import Outbox
 
 
 class RefusalError(Exception):

@@ -9,11 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from jobs import predict
-from jobs.cli import main
-from jobs.prediction_store import iterate_predictions
-from jobs.recognizer import Recognizer
-from pipeline.errors import VideoError
+from skipreel.jobs import predict
+from skipreel.jobs.cli import main
+from skipreel.jobs.prediction_store import iterate_predictions
+from skipreel.jobs.recognizer import Recognizer
+from skipreel.pipeline.errors import VideoError
 
 
 @pytest.fixture(scope="module")

@@ -10,14 +10,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import prediction_files, prediction_parquet
-from jobs.prediction import Prediction, Seconds
-from jobs.prediction_files import choose_format, open_writer
-from jobs.prediction_text import charades_scores, segments
-from models import Cost
-from pipeline import storage
-from pipeline.errors import InputError
-from pipeline.sampling import Sampling
+from skipreel.jobs import prediction_files, prediction_parquet
+from skipreel.jobs.prediction import Prediction, Seconds
+from skipreel.jobs.prediction_files import choose_format, open_writer
+from skipreel.jobs.prediction_text import charades_scores, segments
+from skipreel.models import Cost
+from skipreel.pipeline import storage
+from skipreel.pipeline.errors import InputError
+from skipreel.pipeline.sampling import Sampling
 
 if TYPE_CHECKING:
     from s3 import S3Folder

@@ -15,17 +15,17 @@ import pytest
 import ray
 
 from drill import children
-from features import store
-from features.errors import FeatureSetError
-from features.extraction import VideoTask
-from jobs import prediction_store, prediction_worker
-from jobs.closed_loop import predict
-from jobs.prediction_job import JobSettings, run_job
-from jobs.prediction_worker import PredictionSettings, PredictionWorker
-from pipeline.decoding import Video
-from pipeline.decoding_pyav import PyAVVideo
-from pipeline.errors import InputError
 from prediction_models import BACKBONE, make_model
+from skipreel.features import store
+from skipreel.features.errors import FeatureSetError
+from skipreel.features.extraction import VideoTask
+from skipreel.jobs import prediction_store, prediction_worker
+from skipreel.jobs.closed_loop import predict
+from skipreel.jobs.prediction_job import JobSettings, run_job
+from skipreel.jobs.prediction_worker import PredictionSettings, PredictionWorker
+from skipreel.pipeline.decoding import Video
+from skipreel.pipeline.decoding_pyav import PyAVVideo
+from skipreel.pipeline.errors import InputError
 from videos import write_video
 
 ROOT = Path(__file__).parents[1]

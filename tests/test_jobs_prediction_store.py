@@ -13,16 +13,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from feature_sets import recipe as feature_recipe
-from features import store
-from features.errors import FeatureSetError
-from features.schema import Failure, Source
-from features.writer import ShardWriter
-from jobs import prediction_store
-from jobs.prediction import Prediction, Seconds
-from jobs.prediction_store import PredictionRecipe, PredictionRows
-from models import Cost
-from pipeline.storage import FileStamp
 from prediction_models import make_model
+from skipreel.features import store
+from skipreel.features.errors import FeatureSetError
+from skipreel.features.schema import Failure, Source
+from skipreel.features.writer import ShardWriter
+from skipreel.jobs import prediction_store
+from skipreel.jobs.prediction import Prediction, Seconds
+from skipreel.jobs.prediction_store import PredictionRecipe, PredictionRows
+from skipreel.models import Cost
+from skipreel.pipeline.storage import FileStamp
 
 if TYPE_CHECKING:
     from s3 import S3Folder

@@ -7,11 +7,11 @@ from types import SimpleNamespace
 
 from rich.console import Console
 
-from jobs import predict, progress
-from jobs.prediction_files import open_writer
-from jobs.scheduler import Outcome
-from jobs.video_inputs import VideoInput, VideoInputs
-from jobs.viewing import Request
+from skipreel.jobs import predict, progress
+from skipreel.jobs.prediction_files import open_writer
+from skipreel.jobs.scheduler import Outcome
+from skipreel.jobs.video_inputs import VideoInput, VideoInputs
+from skipreel.jobs.viewing import Request
 
 CONTROL = re.compile(r"\r|\n|\x1b\[([0-9;?]*)([A-Za-z])")
 

@@ -7,11 +7,11 @@ import re
 import mlflow
 import pytest
 
-from jobs.cli import main
-from jobs.evaluation import load_model
-from jobs.report import showcase
-from jobs.sweep_record import load_record
-from models import CheckpointError
+from skipreel.jobs.cli import main
+from skipreel.jobs.evaluation import load_model
+from skipreel.jobs.report import showcase
+from skipreel.jobs.sweep_record import load_record
+from skipreel.models import CheckpointError
 
 
 def test_the_record_has_every_family_and_its_checkpoints(swept):

@@ -7,9 +7,9 @@ import mlflow
 import pytest
 from filelock import FileLock
 
-from jobs import code_version, database
-from jobs.tracking import Tracking, log_to_finished_run, runs_page, start_run, tracking_uri
-from pipeline.errors import InputError
+from skipreel.jobs import code_version, database
+from skipreel.jobs.tracking import Tracking, log_to_finished_run, runs_page, start_run, tracking_uri
+from skipreel.pipeline.errors import InputError
 
 
 def test_parent_and_children_reach_the_server(mlflow_uri, tmp_path):
@@ -63,7 +63,7 @@ def test_an_output_folder_of_any_name_holds_its_database_and_artifacts(tmp_path)
 
 def test_one_job_at_a_time_creates_a_database(tmp_path, monkeypatch):
     """MLflow makes its tables without a lock: of two processes that begin together one died."""
-    monkeypatch.setattr("jobs.tracking.PATIENCE_S", 0.05)
+    monkeypatch.setattr("skipreel.jobs.tracking.PATIENCE_S", 0.05)
     with FileLock(tmp_path / ".mlflow.db.lock"), pytest.raises(InputError, match=r"cannot be used: .*lock"):
         start_run(Tracking(), name="a", output=tmp_path)
     assert not (tmp_path / "mlflow.db").exists()

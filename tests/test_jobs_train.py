@@ -12,12 +12,12 @@ import ray
 from mlflow.entities import Run
 
 from feature_sets import two_class_corpus
-from jobs import cli
-from jobs.cli import main
-from jobs.evaluation import load_model
-from jobs.model_uri import local_model
-from jobs.tracking import Tracking, start_run
-from jobs.train import Settings
+from skipreel.jobs import cli
+from skipreel.jobs.cli import main
+from skipreel.jobs.evaluation import load_model
+from skipreel.jobs.model_uri import local_model
+from skipreel.jobs.tracking import Tracking, start_run
+from skipreel.jobs.train import Settings
 
 
 def command(folder, *more: str) -> list[str]:
@@ -56,7 +56,7 @@ def test_a_name_that_cannot_be_registered_is_refused_before_training(tmp_path, n
 
 def test_ctrl_c_ends_a_training_with_one_line_and_leaves_no_part(tmp_path, cluster):
     address = ray.get_runtime_context().gcs_address  # a second driver on the cluster of this session
-    words = [sys.executable, "-m", "jobs.cli", *command(tmp_path, "--epochs", "100000")]
+    words = [sys.executable, "-m", "skipreel.jobs.cli", *command(tmp_path, "--epochs", "100000")]
     with start_run(Tracking(), name="earlier", output=tmp_path / "run"):
         client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/run/mlflow.db")
 

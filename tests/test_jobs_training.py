@@ -4,15 +4,15 @@ import pytest
 import torch
 
 from feature_sets import two_class_corpus
-from features.batches import load_examples
-from features.reader import FeatureSet
-from jobs.evaluation import evaluate
-from jobs.points import ModelSettings, Schedule
-from jobs.sweep import Settings, matched_controls
-from jobs.sweep_record import SweepPoint
-from jobs.training import build_recognizer, fit
-from models import Cost
-from pipeline.manifest import read_manifest
+from skipreel.features.batches import load_examples
+from skipreel.features.reader import FeatureSet
+from skipreel.jobs.evaluation import evaluate
+from skipreel.jobs.points import ModelSettings, Schedule
+from skipreel.jobs.sweep import Settings, matched_controls
+from skipreel.jobs.sweep_record import SweepPoint
+from skipreel.jobs.training import build_recognizer, fit
+from skipreel.models import Cost
+from skipreel.pipeline.manifest import read_manifest
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def test_a_price_on_updates_buys_fewer_of_them(splits):
 def test_evaluation_does_not_depend_on_batching(splits, monkeypatch):
     recognizer, _ = train(ModelSettings(model="gru", p_skip=0.5, hidden_size=8), splits[0], epochs=2)
     whole = evaluate(recognizer, splits[1])
-    monkeypatch.setattr("jobs.evaluation.EVALUATION_BATCH", 5)
+    monkeypatch.setattr("skipreel.jobs.evaluation.EVALUATION_BATCH", 5)
     parts = evaluate(recognizer, splits[1])
     assert parts.cost == whole.cost
     assert parts.metric == pytest.approx(whole.metric, abs=1e-6)

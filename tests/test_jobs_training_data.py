@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 
 from feature_sets import two_class_corpus, write_sequence
-from features import store
-from features.errors import FeatureSetError
-from features.reader import FeatureSet
-from features.schema import Failure
-from jobs.cli import main
-from jobs.points import ModelSettings
-from jobs.ray_training import TrainingData, _train_worker
-from jobs.sweep_record import SweepPoint, SweepRecord
-from jobs.training_data import checked_data
-from models import Cost, Recognizer, RecognizerConfig, save_checkpoint
-from pipeline.manifest import Label, Manifest, VideoEntry, read_manifest, write_manifest
+from skipreel.features import store
+from skipreel.features.errors import FeatureSetError
+from skipreel.features.reader import FeatureSet
+from skipreel.features.schema import Failure
+from skipreel.jobs.cli import main
+from skipreel.jobs.points import ModelSettings
+from skipreel.jobs.ray_training import TrainingData, _train_worker
+from skipreel.jobs.sweep_record import SweepPoint, SweepRecord
+from skipreel.jobs.training_data import checked_data
+from skipreel.models import Cost, Recognizer, RecognizerConfig, save_checkpoint
+from skipreel.pipeline.manifest import Label, Manifest, VideoEntry, read_manifest, write_manifest
 
 DIM, NUM_TRAIN, NUM_TEST = 5, 4, 3
 
@@ -74,8 +74,8 @@ def data(unspoilt, tmp_path, monkeypatch):
     def started(*_, **__):
         raise AssertionError("training began")
 
-    monkeypatch.setattr("jobs.train.start_run", started)
-    monkeypatch.setattr("jobs.sweep.start_run", started)
+    monkeypatch.setattr("skipreel.jobs.train.start_run", started)
+    monkeypatch.setattr("skipreel.jobs.sweep.start_run", started)
     return Data(shutil.copytree(unspoilt, tmp_path, dirs_exist_ok=True))
 
 

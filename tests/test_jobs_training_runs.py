@@ -8,18 +8,18 @@ import mlflow
 import pytest
 
 from feature_sets import two_class_corpus
-from features.reader import FeatureSet
-from jobs import ray_training, sweep, train
-from jobs.cli import EXIT_INTERRUPTED, main
-from jobs.evaluation import load_model
-from jobs.points import ModelSettings
-from jobs.ray_training import _Started, _Trained
-from jobs.sweep_record import load_record
-from jobs.training import Epoch, build_recognizer
-from jobs.training_runs import EXIT_INCOMPLETE
-from models import checkpoint, pack_checkpoint
-from pipeline.errors import InputError
-from pipeline.manifest import read_manifest
+from skipreel.features.reader import FeatureSet
+from skipreel.jobs import ray_training, sweep, train
+from skipreel.jobs.cli import EXIT_INTERRUPTED, main
+from skipreel.jobs.evaluation import load_model
+from skipreel.jobs.points import ModelSettings
+from skipreel.jobs.ray_training import _Started, _Trained
+from skipreel.jobs.sweep_record import load_record
+from skipreel.jobs.training import Epoch, build_recognizer
+from skipreel.jobs.training_runs import EXIT_INCOMPLETE
+from skipreel.models import checkpoint, pack_checkpoint
+from skipreel.pipeline.errors import InputError
+from skipreel.pipeline.manifest import read_manifest
 
 
 class Workers:
@@ -173,7 +173,7 @@ def test_mlflow_that_goes_away_costs_no_training_and_is_told_at_the_end(workers,
     def gone(*_, **__):
         raise mlflow.exceptions.MlflowException("the database is locked")
 
-    monkeypatch.setattr("jobs.tracking.PATIENCE_S", 0.01)
+    monkeypatch.setattr("skipreel.jobs.tracking.PATIENCE_S", 0.01)
     monkeypatch.setattr(mlflow.MlflowClient, "log_batch", gone)
     assert main(["train", *data, "--output", str(output)]) == EXIT_INCOMPLETE
     load_model(output / "checkpoints" / "skip-gru-lambda-0-seed-0")

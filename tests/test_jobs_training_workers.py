@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from features.batches import Example, collate
-from features.reader import Sequence
-from jobs.points import ModelSettings, Schedule
-from jobs.training import build_recognizer, fit
+from skipreel.features.batches import Example, collate
+from skipreel.features.reader import Sequence
+from skipreel.jobs.points import ModelSettings, Schedule
+from skipreel.jobs.training import build_recognizer, fit
 
 LENGTHS = (100, 3, 90, 12, 10, 41, 7)
 # name: (task, videos, settings, batch size): the last batch leaves a worker or two without a video
@@ -110,7 +110,7 @@ def test_the_same_number_of_workers_gives_the_same_bits_again(results, num_worke
 def test_a_step_takes_the_batch_size_over_all_workers_together(batch_size, sizes, num_workers, monkeypatch):
     monkeypatch.setattr("torch.distributed.all_reduce", lambda sums: sums.add_(1))
     taken = []
-    monkeypatch.setattr("jobs.training.collate", lambda videos: taken.append(videos) or collate(videos))
+    monkeypatch.setattr("skipreel.jobs.training.collate", lambda videos: taken.append(videos) or collate(videos))
     videos = examples("frames", 7)
     settings = ModelSettings(model="mean", seed=3)
     ids = []

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from jobs import video_inputs as module
-from jobs.video_inputs import VideoInput, require_distinct_ids, video_id_of, video_inputs
-from pipeline.errors import InputError, ManifestError, StorageError
-from pipeline.manifest import Manifest, VideoEntry, write_manifest, write_rows
+from skipreel.jobs import video_inputs as module
+from skipreel.jobs.video_inputs import VideoInput, require_distinct_ids, video_id_of, video_inputs
+from skipreel.pipeline.errors import InputError, ManifestError, StorageError
+from skipreel.pipeline.manifest import Manifest, VideoEntry, write_manifest, write_rows
 
 if TYPE_CHECKING:
     from s3 import S3Folder

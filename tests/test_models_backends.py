@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models import RandomGate, SkipGRU, SkipLSTM, SkipState, StridedGate
-from models.kernels import cpp
-from models.recurrence import Backend
+from skipreel.models import RandomGate, SkipGRU, SkipLSTM, SkipState, StridedGate
+from skipreel.models.kernels import cpp
+from skipreel.models.recurrence import Backend
 from tolerances import TOLERANCES, assert_close
 
 Layer = SkipLSTM | SkipGRU
@@ -321,7 +321,7 @@ def test_reading_on_demand_equals_forward_and_asks_for_nothing_else(cell: str, b
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_torch_finds_the_operator_in_order(backend: Backend, cell: str) -> None:
     """torch.library.opcheck: schema, autograd registration, fake tensors, and ahead-of-time autograd with gradients."""
-    from models import recurrence
+    from skipreel.models import recurrence
 
     layer = build(cell, 3, 6, 2)
     weights = layer._weights()

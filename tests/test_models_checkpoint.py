@@ -10,8 +10,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from models import CheckpointError, RandomGate, Recognizer, RecognizerConfig, load_checkpoint, save_checkpoint
-from models import checkpoint as module
+from skipreel.models import CheckpointError, RandomGate, Recognizer, RecognizerConfig, load_checkpoint, save_checkpoint
+from skipreel.models import checkpoint as module
 
 METADATA = {"class_names": ["läuft", "sitzt"], "feature_set": "abc123", "step": 7}
 

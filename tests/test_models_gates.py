@@ -8,7 +8,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from models.gates import (
+from skipreel.models.gates import (
     TABLE_SIZE,
     Gate,
     LearnedGate,
@@ -20,7 +20,7 @@ from models.gates import (
     negated_thresholds,
     steps_until_update,
 )
-from models.reference import accumulate, binarise
+from skipreel.models.reference import accumulate, binarise
 
 
 def stepwise(p: torch.Tensor, a: torch.Tensor, num_steps: int) -> torch.Tensor:

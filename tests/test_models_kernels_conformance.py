@@ -13,9 +13,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.kernels import cpp
-from models.kernels.problem import CellName, Problem
-from models.reference import accumulate
 from recurrence_problems import (
     BATCH_SIZE,
     CELLS,
@@ -33,6 +30,9 @@ from recurrence_problems import (
     run,
     uneven,
 )
+from skipreel.models.kernels import cpp
+from skipreel.models.kernels.problem import CellName, Problem
+from skipreel.models.reference import accumulate
 from tolerances import assert_close
 from triton_process import needs_triton, triton_process
 

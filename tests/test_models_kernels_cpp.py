@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch.utils import cpp_extension
 
-from models import SkipLSTM
-from models.kernels import cpp
+from skipreel.models import SkipLSTM
+from skipreel.models.kernels import cpp
 from tolerances import assert_close
 
 DRIVER = Path(__file__).with_name("sanitize_skip_rnn.cpp")
@@ -93,7 +93,7 @@ def test_without_a_home_folder_the_torch_operators_serve(
 
 SHORT_OF_MEMORY = """
 import ctypes, resource, torch
-from models import SkipGRU
+from skipreel.models import SkipGRU
 ctypes.CDLL(None).mallopt(-3, 65536)  # M_MMAP_THRESHOLD: freed memory is given back, not kept for the next call
 torch.set_num_threads(2)
 layer = SkipGRU(512, 512, 2, backend="cpp")

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
-from models.kernels import event
-from models.kernels.event.memory import Memory
-from models.kernels.gradients import parameter_gradients
-from models.kernels.problem import CellName, Incoming
 from recurrence_problems import BATCH_SIZE, CELLS, LENGTHS, check, gradients, make_problem, reference, run, uneven
+from skipreel.models.kernels import event
+from skipreel.models.kernels.event.memory import Memory
+from skipreel.models.kernels.gradients import parameter_gradients
+from skipreel.models.kernels.problem import CellName, Incoming
 from tolerances import assert_close
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -15,11 +15,11 @@ from unittest import mock
 import pytest
 import torch
 
-from models import SkipGRU, SkipLSTM
-from models.kernels import triton_ops
-from models.kernels.problem import CellName
-from models.kernels.triton_ops import Tiling
 from recurrence_problems import CELLS, check, incoming, make_problem, reference, uneven
+from skipreel.models import SkipGRU, SkipLSTM
+from skipreel.models.kernels import triton_ops
+from skipreel.models.kernels.problem import CellName
+from skipreel.models.kernels.triton_ops import Tiling
 from tolerances import assert_close
 from triton_process import needs_triton, triton_process
 
@@ -115,7 +115,8 @@ def check_hindrances() -> None:
 
 def test_without_triton_it_can_be_imported_and_says_so() -> None:
     code = (
-        "import sys; from models import SkipLSTM; from models.kernels import triton_ops; import torch;"
+        "import sys; from skipreel.models import SkipLSTM; from skipreel.models.kernels import triton_ops;"
+        "import torch;"
         "assert 'triton' not in sys.modules; sys.modules['triton'] = None;"
         "SkipLSTM(2, 3, backend='triton')(torch.zeros(4, 1, 2))"
     )
@@ -151,7 +152,7 @@ def compile_kernel(name: str, cell: CellName, tiling: Tiling) -> tuple[int, str,
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from models.kernels import triton_kernels
+    from skipreel.models.kernels import triton_kernels
 
     kernel = getattr(triton_kernels, name)
     constants = {

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models import SkipGRU, SkipLSTM, SkipState, StridedGate
+from skipreel.models import SkipGRU, SkipLSTM, SkipState, StridedGate
 from tolerances import assert_close
 
 Layer = SkipLSTM | SkipGRU

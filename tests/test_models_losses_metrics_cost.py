@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
 
-from models import (
+from skipreel.models import (
     Cost,
     accuracy,
     average_precision,

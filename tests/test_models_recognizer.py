@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from models import LearnedGate, RandomGate, Recognizer, RecognizerConfig, SkipLSTM, StridedGate
-from models.recognizer import CellName, Task
+from skipreel.models import LearnedGate, RandomGate, Recognizer, RecognizerConfig, SkipLSTM, StridedGate
+from skipreel.models.recognizer import CellName, Task
 from tolerances import assert_close
 
 B, T, D, C = 3, 7, 4, 2

@@ -15,8 +15,8 @@ from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, stack_module_state, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from models import RandomGate, SkipGRU, SkipLSTM, SkipState
-from models.recurrence import Backend
+from skipreel.models import RandomGate, SkipGRU, SkipLSTM, SkipState
+from skipreel.models.recurrence import Backend
 from tolerances import assert_close
 
 Layer = SkipLSTM | SkipGRU

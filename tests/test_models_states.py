@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from models import SkipGRU, SkipLSTM, SkipState, rows_of, stack_states
+from skipreel.models import SkipGRU, SkipLSTM, SkipState, rows_of, stack_states
 
 LAYERS = [SkipGRU, SkipLSTM]
 

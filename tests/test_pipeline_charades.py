@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pipeline.charades import build_charades
-from pipeline.errors import ManifestError
-from pipeline.manifest import Built, Label
+from skipreel.pipeline.charades import build_charades
+from skipreel.pipeline.errors import ManifestError
+from skipreel.pipeline.manifest import Built, Label
 
 if TYPE_CHECKING:
     from s3 import S3Folder

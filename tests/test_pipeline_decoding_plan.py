@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.decoding_index import FrameIndex, Key
-from pipeline.decoding_plan import Costs, State, Step, Wanted, advance, costs_of, plan, seek_pays
-from pipeline.decoding_pyav import PyAVVideo
+from skipreel.pipeline.decoding_index import FrameIndex, Key
+from skipreel.pipeline.decoding_plan import Costs, State, Step, Wanted, advance, costs_of, plan, seek_pays
+from skipreel.pipeline.decoding_pyav import PyAVVideo
 from video_kinds import made, sequential
 from videos import write_video
 

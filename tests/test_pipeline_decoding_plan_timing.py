@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import decode_plan
 from benchmarks.clips import write_clip
-from pipeline.decoding import Frame
+from skipreel.pipeline.decoding import Frame
 
 
 @pytest.fixture

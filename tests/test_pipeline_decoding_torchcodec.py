@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.decoding import open_video
-from pipeline.errors import VideoError
+from skipreel.pipeline.decoding import open_video
+from skipreel.pipeline.errors import VideoError
 from video_kinds import PLAIN, REFUSED_BY_BOTH, REFUSED_BY_DECORD, assert_exact, made, sequential
 from videos import write_video
 

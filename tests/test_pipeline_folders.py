@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.errors import ManifestError
-from pipeline.folders import _stratified, build_folder
-from pipeline.manifest import Label
+from skipreel.pipeline.errors import ManifestError
+from skipreel.pipeline.folders import _stratified, build_folder
+from skipreel.pipeline.manifest import Label
 
 if TYPE_CHECKING:
     from s3 import S3Folder

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.errors import ManifestError
-from pipeline.manifest import (
+from skipreel.pipeline.errors import ManifestError
+from skipreel.pipeline.manifest import (
     ROWS_PER_GROUP,
     SCHEMA,
     Label,
@@ -30,7 +30,7 @@ from pipeline.manifest import (
     write_manifest,
     write_rows,
 )
-from pipeline.manifest_checks import first_repeated, suspects
+from skipreel.pipeline.manifest_checks import first_repeated, suspects
 
 MANIFEST = Manifest(
     (
@@ -176,7 +176,7 @@ def test_ids_that_share_a_hash_are_no_repetition() -> None:
 
 STREAM = """
 import pathlib, re, sys
-from pipeline.manifest import iterate_manifest
+from skipreel.pipeline.manifest import iterate_manifest
 rows = sum(batch.num_rows for batch in iterate_manifest(sys.argv[1]))
 print(rows, re.search(r"VmHWM:\\s+(\\d+) kB", pathlib.Path("/proc/self/status").read_text())[1])
 """

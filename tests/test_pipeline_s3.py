@@ -9,11 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from jobs.cli import main
-from pipeline import storage
-from pipeline.decoding import open_video
-from pipeline.errors import ManifestError, StorageError
-from pipeline.manifest import (
+from skipreel.jobs.cli import main
+from skipreel.pipeline import storage
+from skipreel.pipeline.decoding import open_video
+from skipreel.pipeline.errors import ManifestError, StorageError
+from skipreel.pipeline.manifest import (
     ROWS_PER_GROUP,
     Label,
     VideoEntry,

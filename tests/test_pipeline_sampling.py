@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pipeline.errors import InputError
-from pipeline.sampling import OnlineSampling, Sampling
+from skipreel.pipeline.errors import InputError
+from skipreel.pipeline.sampling import OnlineSampling, Sampling
 
 RATES = st.sampled_from([0.1, 1.0, 6.0, 7.3, 30.0, 200.0])
 

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import storage
-from pipeline.errors import InputError, StorageError
+from skipreel.pipeline import storage
+from skipreel.pipeline.errors import InputError, StorageError
 
 
 @pytest.fixture(params=["plain", "file", "memory"])

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import synthetic
-from pipeline.synthetic import (
+from skipreel.pipeline import synthetic
+from skipreel.pipeline.synthetic import (
     CLASS_NAMES,
     CSV_COLUMNS,
     Action,
@@ -23,8 +23,8 @@ from pipeline.synthetic import (
     write_annotations,
     write_video,
 )
-from pipeline.synthetic_draw import _still_sheet
-from pipeline.synthetic_plan import BALL, CUE_S, DOOR, DURATION_S, FAN, FLAG, GAP_S, LAMP, PLANT
+from skipreel.pipeline.synthetic_draw import _still_sheet
+from skipreel.pipeline.synthetic_plan import BALL, CUE_S, DOOR, DURATION_S, FAN, FLAG, GAP_S, LAMP, PLANT
 
 SMALL = CorpusConfig(num_train=6, num_test=4, seed=0, width=96, height=72)
 

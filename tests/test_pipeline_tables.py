@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import storage
-from pipeline.errors import ManifestError, StorageError
-from pipeline.manifest import Label
-from pipeline.tables import build_table
+from skipreel.pipeline import storage
+from skipreel.pipeline.errors import ManifestError, StorageError
+from skipreel.pipeline.manifest import Label
+from skipreel.pipeline.tables import build_table
 
 if TYPE_CHECKING:
     from s3 import S3Folder

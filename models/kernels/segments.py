@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from models.kernels.problem import Problem
-from models.reference import accumulate
+from skipreel.models.kernels.problem import Problem
+from skipreel.models.reference import accumulate
 
 
 class FlatRows(NamedTuple):

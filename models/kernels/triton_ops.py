@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
-from models.kernels.event.cells import CELLS, Cell, Layer
-from models.kernels.event.gate_terms import final_adjoint, gate_terms
-from models.kernels.event.jumps import jumps
-from models.kernels.problem import Adjoints, Answer, Incoming, Problem, Trace
-from models.kernels.segments import FlatRows, row_ends, waits
-from models.reference import SkipState
+from skipreel.models.kernels.event.cells import CELLS, Cell, Layer
+from skipreel.models.kernels.event.gate_terms import final_adjoint, gate_terms
+from skipreel.models.kernels.event.jumps import jumps
+from skipreel.models.kernels.problem import Adjoints, Answer, Incoming, Problem, Trace
+from skipreel.models.kernels.segments import FlatRows, row_ends, waits
+from skipreel.models.reference import SkipState
 
 MAX_HIDDEN: Final = 128
 """Recurrent weights of more units do not stay on one multiprocessor."""
@@ -156,7 +156,7 @@ def _run(problem: Problem, layer: Layer, slots: _Slots) -> None:
 
 def _launch(kernel: str, problem: Problem, *arguments: Any, **constants: Any) -> None:
     """One of the two kernels, for all rows."""
-    from models.kernels import triton_kernels
+    from skipreel.models.kernels import triton_kernels
 
     rows, operand = tiling(problem)
     size = problem.state.h.shape[2]
@@ -292,7 +292,7 @@ def _backward(problem: Problem, trace: Trace, incoming: Incoming) -> Adjoints:
 
 def _segment_sums(grad: Tensor, index: Tensor) -> Tensor:
     """(T, B, H): at each step, the sum of grad (T, B, H) over it and the later ones of its segment."""
-    from models.kernels import triton_kernels
+    from skipreel.models.kernels import triton_kernels
 
     num_steps, batch_size, size = grad.shape
     row, step, _, _ = index[batch_size:].unbind(1)

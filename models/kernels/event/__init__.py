@@ -7,9 +7,9 @@ go into the backward all at once (models/kernels/event/skipped.py).
 
 import torch
 
-from models.kernels.event.backward_pass import Backward
-from models.kernels.event.forward_pass import Forward
-from models.kernels.problem import Adjoints, Answer, Incoming, Problem, Trace
+from skipreel.models.kernels.event.backward_pass import Backward
+from skipreel.models.kernels.event.forward_pass import Forward
+from skipreel.models.kernels.problem import Adjoints, Answer, Incoming, Problem, Trace
 
 
 def forward(problem: Problem, *, save: bool) -> Answer:

@@ -13,10 +13,10 @@ from typing import Final, NamedTuple
 import torch
 from torch import Tensor
 
-from models.kernels.event.cells import CELLS, Retreat, Vectors
-from models.kernels.event.gate_terms import final_adjoint, gate_terms
-from models.kernels.problem import Adjoints, Incoming, Problem, Trace
-from models.kernels.segments import suffix_sums
+from skipreel.models.kernels.event.cells import CELLS, Retreat, Vectors
+from skipreel.models.kernels.event.gate_terms import final_adjoint, gate_terms
+from skipreel.models.kernels.problem import Adjoints, Incoming, Problem, Trace
+from skipreel.models.kernels.segments import suffix_sums
 
 _CHUNK: Final = 1024
 """Updates whose factors are made at once: enough for wide operators, few enough to stay in the cache."""

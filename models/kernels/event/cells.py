@@ -13,9 +13,9 @@ from typing import ClassVar, Final, NamedTuple
 import torch
 from torch import Tensor
 
-from models.kernels.event.normalise import Norm, normalise_, normalise_backward
-from models.kernels.problem import CellName, Problem
-from models.reference import LayerWeights
+from skipreel.models.kernels.event.normalise import Norm, normalise_, normalise_backward
+from skipreel.models.kernels.problem import CellName, Problem
+from skipreel.models.reference import LayerWeights
 
 Vectors = tuple[Tensor, ...]
 """What a layer's state is made of: (h,) or (h, c), each (n, H)."""

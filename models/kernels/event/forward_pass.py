@@ -6,14 +6,14 @@ Letters: B batch, T steps, H hidden, L layers, E updates in all rows, S = B + E 
 import torch
 from torch import Tensor
 
-from models.kernels.event.cells import CELLS, Vectors
-from models.kernels.event.frontier import Frontier
-from models.kernels.event.inputs import Inputs, project_beforehand
-from models.kernels.event.jumps import jumps
-from models.kernels.event.memory import Held, Memory, Updates, initial_vectors
-from models.kernels.problem import Answer, Problem, Trace
-from models.kernels.segments import accumulate_for, row_ends, waits
-from models.reference import SkipState
+from skipreel.models.kernels.event.cells import CELLS, Vectors
+from skipreel.models.kernels.event.frontier import Frontier
+from skipreel.models.kernels.event.inputs import Inputs, project_beforehand
+from skipreel.models.kernels.event.jumps import jumps
+from skipreel.models.kernels.event.memory import Held, Memory, Updates, initial_vectors
+from skipreel.models.kernels.problem import Answer, Problem, Trace
+from skipreel.models.kernels.segments import accumulate_for, row_ends, waits
+from skipreel.models.reference import SkipState
 
 
 class Forward:

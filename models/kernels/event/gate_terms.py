@@ -9,10 +9,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from models.kernels.event.skipped import skipped_steps
-from models.kernels.problem import Incoming, Problem, Trace
-from models.kernels.segments import clamp_slope, wait_under_given_gates, waits
-from models.reference import accumulate
+from skipreel.models.kernels.event.skipped import skipped_steps
+from skipreel.models.kernels.problem import Incoming, Problem, Trace
+from skipreel.models.kernels.segments import clamp_slope, wait_under_given_gates, waits
+from skipreel.models.reference import accumulate
 
 
 class GateTerms(NamedTuple):

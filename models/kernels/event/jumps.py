@@ -8,9 +8,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from models.gates import negated_thresholds, steps_until_update
-from models.kernels.problem import Problem
-from models.reference import valid_steps
+from skipreel.models.gates import negated_thresholds, steps_until_update
+from skipreel.models.kernels.problem import Problem
+from skipreel.models.reference import valid_steps
 
 
 class Jumps(Protocol):

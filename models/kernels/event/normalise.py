@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from models.reference import NORM_EPSILON, LayerWeights
+from skipreel.models.reference import NORM_EPSILON, LayerWeights
 
 
 class Norm(NamedTuple):
