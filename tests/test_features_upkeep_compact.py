@@ -2,6 +2,7 @@
 
 import json
 import os
+import queue
 import threading
 from pathlib import Path
 
@@ -180,23 +181,27 @@ def test_recovery_brings_a_counted_shard_to_its_place(uri):
 
 
 def test_readers_see_every_video_once_while_it_runs(uri):
-    """Compactions of pairs, one after the other, under the eyes of a reader."""
-    stop, seen = threading.Event(), []
+    """Compactions of pairs, one after the other; a reader finishes a reading before each and has begun the next."""
+    stop, readings = threading.Event(), queue.SimpleQueue()
+    seen = []
 
     def read() -> None:
         while not stop.is_set():
-            seen.append(sorted(FeatureSet(uri).index()["video_id"].to_pylist()))
+            readings.put(sorted(FeatureSet(uri).index()["video_id"].to_pylist()))
 
     reader = threading.Thread(target=read)
     reader.start()
     try:
         for _ in range(5):
             for pair in zip(shards(uri)[::2], shards(uri)[1::2], strict=False):
+                seen.append(readings.get(timeout=60))
                 merge(uri, [path.name for path in pair])
     finally:
         stop.set()
         reader.join()
-    assert len(seen) > 2
+    while not readings.empty():
+        seen.append(readings.get())
+    assert len(seen) >= 5
     assert all(names == NAMES for names in seen)
 
 
