@@ -31,7 +31,7 @@ from skipreel.jobs.closed_loop import load_backbone_of
 from skipreel.jobs.evaluation import TrainedModel, load_model
 from skipreel.jobs.prediction import Prediction
 from skipreel.models import Cost
-from skipreel.pipeline.sampling import Sampling
+from skipreel.pipeline.video.sampling import Sampling
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 MOBILENET = f"hf:{DATA / 'weights' / 'mobilenet_v1_0.75_224'}"

@@ -17,8 +17,8 @@ from skipreel.jobs.prediction import Prediction
 from skipreel.jobs.scheduler import Scheduler
 from skipreel.jobs.viewing import Request
 from skipreel.models import Cost
-from skipreel.pipeline.decoding import Frame, Video
-from skipreel.pipeline.sampling import Sampling
+from skipreel.pipeline.video import Frame, Video
+from skipreel.pipeline.video.sampling import Sampling
 
 FRAME = (480, 854, 3)
 SHARES = (1.0, 0.25, 0.1)

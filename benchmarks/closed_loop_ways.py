@@ -23,8 +23,8 @@ from skipreel.jobs.prediction import Prediction
 from skipreel.jobs.scheduler import Scheduler
 from skipreel.jobs.viewing import Request
 from skipreel.models import Recognizer, RecognizerConfig
-from skipreel.pipeline.decoding import open_video
-from skipreel.pipeline.sampling import Sampling
+from skipreel.pipeline.video import open_video
+from skipreel.pipeline.video.sampling import Sampling
 
 CORES = os.cpu_count() or 1
 _T = TypeVar("_T")

@@ -2,8 +2,8 @@
 
 The wanted frames are read one by one, as the closed loop reads them. For each of them the brute force measures both
 ways, decoding on and a seek, and takes the cheaper: the costs add up, since both leave the decoder in the same state.
-`--fit` measures what a seek and a packet cost instead, for `pipeline/decoding_plan.py`. CPU seconds throughout, without
-opening the file.
+`--fit` measures what a seek and a packet cost instead, for `pipeline/video/pyav/seek_cost.py`. CPU seconds
+throughout, without opening the file.
 """
 
 import csv
@@ -20,10 +20,10 @@ import tyro
 
 from benchmarks.clips import write_clip
 from benchmarks.timing import Row, machine, write_json
-from skipreel.pipeline.decoding_index import Key
-from skipreel.pipeline.decoding_plan import Costs, Wanted
-from skipreel.pipeline.decoding_pyav import PyAVVideo
-from skipreel.pipeline.sampling import Sampling
+from skipreel.pipeline.video.pyav.decoder import PyAVVideo
+from skipreel.pipeline.video.pyav.frame_index import Key
+from skipreel.pipeline.video.pyav.seek_cost import Costs, Wanted
+from skipreel.pipeline.video.sampling import Sampling
 
 SIZES = ((320, 240), (854, 480), (1280, 720), (1920, 1080))
 SHARES = (1.0, 0.5, 0.25, 0.1, 0.03)

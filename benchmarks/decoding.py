@@ -25,8 +25,8 @@ from av.video.reformatter import VideoReformatter
 
 from benchmarks.clips import write_clip
 from benchmarks.timing import Row, machine, ratio, write_json
-from skipreel.pipeline.decoding import DECODERS, open_video
 from skipreel.pipeline.errors import VideoError
+from skipreel.pipeline.video import DECODERS, open_video
 
 SIZES = ((320, 240), (854, 480), (1280, 720), (1920, 1080))
 KEY_DISTANCES = (12, 48, 250)

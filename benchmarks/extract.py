@@ -40,8 +40,8 @@ from skipreel.features.stages import Extraction, Pools
 from skipreel.features.workers import BackboneSettings
 from skipreel.features.writer import ShardWriter
 from skipreel.jobs.cluster import ray_cluster
-from skipreel.pipeline.decoding import open_video
-from skipreel.pipeline.sampling import Sampling
+from skipreel.pipeline.video import open_video
+from skipreel.pipeline.video.sampling import Sampling
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 MOBILENET = DATA / "weights" / "mobilenet_v1_0.75_224"

@@ -24,8 +24,8 @@ from skipreel.features.batch_plan import BatchPlan
 from skipreel.features.reader import FeatureSet
 from skipreel.features.recipe import Recipe
 from skipreel.features.schema import Segment, Source, shard_table
-from skipreel.pipeline.sampling import Sampling
 from skipreel.pipeline.storage import FileStamp
+from skipreel.pipeline.video.sampling import Sampling
 
 SHARD_BYTES: Final = 64 << 20
 LENGTHS: Final = (20, 400)

@@ -20,7 +20,7 @@ from skipreel.features.schema import MAX_SEGMENT_FRAMES, Source
 from skipreel.features.writer import ShardWriter, VideoRows
 from skipreel.pipeline import storage
 from skipreel.pipeline.manifest import Label, Manifest, VideoEntry
-from skipreel.pipeline.sampling import Sampling
+from skipreel.pipeline.video.sampling import Sampling
 
 BACKBONE = "arrays"
 # Beyond this step float32, in which manifests keep times, no longer tells one step from the next.

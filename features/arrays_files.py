@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from skipreel.features.errors import FeatureSetError
 from skipreel.features.journal import name_of
 from skipreel.pipeline import storage
-from skipreel.pipeline.locations import one_line
+from skipreel.pipeline.storage.uris import one_line
 
 _DEFAULT_SPLIT = "train"
 _NPZ_NAMES = ("features", "scores", "labels", "lengths", "split", "ids")

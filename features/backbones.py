@@ -24,7 +24,7 @@ from skipreel.features.errors import BackboneError
 from skipreel.features.preprocessing import Preprocessing
 from skipreel.features.recipe import Dtype, Recipe
 from skipreel.features.small_cnn import INPUT_SIZE, SmallCNN, load_small_cnn
-from skipreel.pipeline.sampling import Sampling
+from skipreel.pipeline.video.sampling import Sampling
 
 Frames = Sequence[NDArray[np.uint8]]
 DTYPES: dict[Dtype, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}

@@ -18,8 +18,8 @@ from skipreel.features import journal
 from skipreel.features.errors import FeatureSetError
 from skipreel.features.shard_files import Layout, ShardFile, read_layout
 from skipreel.pipeline import storage
-from skipreel.pipeline.decoding import from_first_frame
 from skipreel.pipeline.errors import StorageError
+from skipreel.pipeline.video import from_first_frame
 
 # On another machine every read waits for its request, so many are under way at once.
 _NUM_REQUESTS = 16

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from skipreel.features.schema import Source
 from skipreel.pipeline import storage
-from skipreel.pipeline.decoding import Frame, open_video
 from skipreel.pipeline.errors import InputError, VideoError
-from skipreel.pipeline.sampling import Sampling
 from skipreel.pipeline.storage import FileStamp
+from skipreel.pipeline.video import Frame, open_video
+from skipreel.pipeline.video.sampling import Sampling
 
 if TYPE_CHECKING:  # a process that only decodes does without torch
     from skipreel.features.backbones import Backbone

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from skipreel.features.errors import FeatureSetError
 from skipreel.pipeline import storage
 from skipreel.pipeline.errors import StorageError
-from skipreel.pipeline.locations import explained
+from skipreel.pipeline.storage.uris import explained
 
 SHARDS = "shards"
 JOURNAL = "compaction.json"

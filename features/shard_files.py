@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from skipreel.features.errors import FeatureSetError
 from skipreel.features.page_header import values_offset
 from skipreel.pipeline import storage
-from skipreel.pipeline.locations import explained, one_line
+from skipreel.pipeline.storage.uris import explained, one_line
 
 _VALUE_BYTES = 2
 

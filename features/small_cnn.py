@@ -16,10 +16,10 @@ from torch.nn import functional
 from skipreel.features.batches import frame_targets
 from skipreel.features.errors import BackboneError
 from skipreel.pipeline import storage
-from skipreel.pipeline.decoding import open_video
 from skipreel.pipeline.errors import StorageError
 from skipreel.pipeline.manifest import Manifest
-from skipreel.pipeline.sampling import Sampling
+from skipreel.pipeline.video import open_video
+from skipreel.pipeline.video.sampling import Sampling
 
 INPUT_SIZE = (96, 128)  # H, W
 CHANNELS = (16, 32, 64, 64)

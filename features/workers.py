@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skipreel.features.extraction import Block, Ending, FrameSettings, Part, VideoTask, decode, encode
-from skipreel.pipeline.decoding import Frame
+from skipreel.pipeline.video import Frame
 
 if TYPE_CHECKING:
     from skipreel.features.backbones import Backbone

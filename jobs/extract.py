@@ -26,10 +26,10 @@ from skipreel.features.writer import ShardWriter
 from skipreel.jobs.cluster import num_cpus, num_gpus, ray_cluster, require_gpus, waiting_is_told
 from skipreel.jobs.progress import console, progress_bar
 from skipreel.pipeline import storage
-from skipreel.pipeline.decoding import find_decoder
 from skipreel.pipeline.errors import InputError
 from skipreel.pipeline.manifest import iterate_manifest, manifest_size
-from skipreel.pipeline.sampling import Sampling
+from skipreel.pipeline.video import find_decoder
+from skipreel.pipeline.video.sampling import Sampling
 
 EXIT_SOME_FAILED = 3
 

@@ -13,9 +13,9 @@ from skipreel.features.upkeep_compact import compact
 from skipreel.features.upkeep_verify import changed_sources, missing_videos, verify
 from skipreel.jobs.progress import console, track
 from skipreel.pipeline import storage
+from skipreel.pipeline.annotations.rows import read_classes
 from skipreel.pipeline.errors import InputError
 from skipreel.pipeline.manifest import write_manifest
-from skipreel.pipeline.rows import read_classes
 
 EXIT_PROBLEMS = 1
 

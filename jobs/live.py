@@ -17,7 +17,7 @@ from skipreel.jobs.prediction import Seconds
 from skipreel.jobs.video_inputs import video_id_of
 from skipreel.models import Cost
 from skipreel.pipeline.closeable import Closeable
-from skipreel.pipeline.live import Live, open_live
+from skipreel.pipeline.video.live.stream import Live, open_live
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,12 +8,12 @@ from typing import Annotated, Literal
 import tyro
 
 from skipreel.jobs.progress import console
-from skipreel.pipeline.charades import build_charades
+from skipreel.pipeline.annotations.charades import build_charades
+from skipreel.pipeline.annotations.class_folders import build_folder
+from skipreel.pipeline.annotations.table import build_table
+from skipreel.pipeline.annotations.ucf101 import build_ucf101
 from skipreel.pipeline.errors import ManifestError
-from skipreel.pipeline.folders import build_folder
 from skipreel.pipeline.manifest import Built, RowProblem, VideoEntry, write_rows
-from skipreel.pipeline.tables import build_table
-from skipreel.pipeline.ucf101 import build_ucf101
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,8 +24,8 @@ from skipreel.jobs.video_strip import StripFolder
 from skipreel.jobs.viewing import Request
 from skipreel.models import Cost
 from skipreel.pipeline import storage
-from skipreel.pipeline.decoding import find_decoder
 from skipreel.pipeline.errors import InputError, VideoError
+from skipreel.pipeline.video import find_decoder
 
 EXIT_SOME_FAILED = 3
 

@@ -24,7 +24,7 @@ from skipreel.jobs.prediction_text import (
 )
 from skipreel.pipeline import storage
 from skipreel.pipeline.errors import InputError
-from skipreel.pipeline.locations import has_scheme
+from skipreel.pipeline.storage.uris import has_scheme
 
 Format = Literal["jsonl", "csv", "parquet", "charades-localisation", "charades-classification"]
 SUFFIXES: dict[str, Format] = {

@@ -29,8 +29,8 @@ from skipreel.jobs.evaluation import TrainedModel
 from skipreel.jobs.prediction_store import PredictionRecipe, PredictionRows
 from skipreel.jobs.progress import console, progress_bar
 from skipreel.pipeline import storage
-from skipreel.pipeline.decoding import find_decoder
 from skipreel.pipeline.errors import InputError
+from skipreel.pipeline.video import find_decoder
 
 # Videos that a process has open at a time: enough for batches across them, few enough to share them out.
 IN_FLIGHT = {"cpu": 8, "cuda": 64}

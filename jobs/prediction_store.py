@@ -28,7 +28,7 @@ from skipreel.jobs.evaluation import TrainedModel
 from skipreel.jobs.prediction import Prediction, Seconds
 from skipreel.models import Cost
 from skipreel.pipeline import storage
-from skipreel.pipeline.decoding import from_first_frame
+from skipreel.pipeline.video import from_first_frame
 
 SCHEMA_VERSION = 1
 _COSTS = (

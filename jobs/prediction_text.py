@@ -22,7 +22,7 @@ from skipreel.jobs.video_inputs import video_id_of
 from skipreel.pipeline.errors import InputError
 
 CHARADES_TIMES = 25
-# As in pipeline.sampling: it only absorbs float rounding of presentation times.
+# As in pipeline.video.sampling: it only absorbs float rounding of presentation times.
 _EPSILON_S = 1e-6
 
 
@@ -182,8 +182,8 @@ def video_scores(prediction: Prediction, task: Task) -> NDArray[np.float32]:
 def charades_scores(prediction: Prediction) -> NDArray[np.float32]:
     """(25, C) scores of the sampled frames on screen at (j - 1) / 25 of the video's duration, j = 1 … 25.
 
-    As `pipeline.sampling` has it: times count from the first frame, and the frame on screen is the last one presented
-    at or before a time.
+    As `pipeline.video.sampling` has it: times count from the first frame, and the frame on screen is the last one
+    presented at or before a time.
     """
     times_s = prediction.pts_s[0] + np.arange(CHARADES_TIMES) / CHARADES_TIMES * prediction.duration_s
     shown = np.searchsorted(prediction.pts_s, times_s + _EPSILON_S, side="right") - 1

@@ -21,9 +21,9 @@ from skipreel.jobs.prediction import Prediction
 from skipreel.jobs.scheduler import Outcome, Scheduler
 from skipreel.jobs.viewing import Request
 from skipreel.pipeline import storage
-from skipreel.pipeline.decoding import Frame
 from skipreel.pipeline.errors import InputError
 from skipreel.pipeline.storage import LocalCopy
+from skipreel.pipeline.video import Frame
 
 # So often does a process look whether it has worked long enough to say so.
 _POLL_S = 0.25

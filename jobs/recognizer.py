@@ -59,7 +59,7 @@ class Recognizer:
             budget: share of the frames to look at on average, above 0 and at most 1; as it was trained if not given.
             backbone: where the backbone is found now, if not where the training found it.
             device: where the backbone runs, ``cpu`` or ``cuda``.
-            decoder: as in `pipeline.decoding.open_video`.
+            decoder: as in `pipeline.video.open_video`.
             tracking_uri: MLflow's server or database, for such a model; else MLFLOW_TRACKING_URI.
 
         Raises:

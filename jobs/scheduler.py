@@ -27,8 +27,8 @@ from skipreel.jobs.prediction import Prediction, Seconds
 from skipreel.jobs.torch_threads import use_one_thread
 from skipreel.jobs.viewing import DecodedFrames, Request, Steps, Update, Viewing, encode, view
 from skipreel.pipeline.closeable import Closeable
-from skipreel.pipeline.decoding import open_video
 from skipreel.pipeline.errors import InputError
+from skipreel.pipeline.video import open_video
 
 # How long `close` waits for decoders that are at work.
 LAST_CALL_S = 1.0

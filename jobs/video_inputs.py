@@ -9,10 +9,10 @@ import pyarrow.compute as pc
 import pyarrow.fs as pafs
 
 from skipreel.pipeline import storage
+from skipreel.pipeline.annotations.class_folders import SUFFIXES
 from skipreel.pipeline.errors import InputError, ManifestError
-from skipreel.pipeline.folders import SUFFIXES
-from skipreel.pipeline.locations import explained, has_scheme
 from skipreel.pipeline.manifest import iterate_manifest
+from skipreel.pipeline.storage.uris import explained, has_scheme
 
 
 class VideoInput(NamedTuple):

@@ -17,7 +17,7 @@ from skipreel.features.batches import Task
 from skipreel.jobs.filmstrip import Strip, film_strip, png
 from skipreel.jobs.prediction import Prediction
 from skipreel.pipeline import storage
-from skipreel.pipeline.decoding import Frame, open_video
+from skipreel.pipeline.video import Frame, open_video
 
 MAX_CELLS = 96
 THUMBNAIL_WIDTH, MAX_THUMBNAIL_HEIGHT = 112, 224

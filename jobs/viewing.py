@@ -18,7 +18,7 @@ from skipreel.jobs.evaluation import TrainedModel
 from skipreel.jobs.prediction import Prediction, Seconds
 from skipreel.jobs.video_inputs import video_id_of
 from skipreel.models import Cost, LearnedGate, SkipState, rows_of, stack_states
-from skipreel.pipeline.decoding import Frame, Video
+from skipreel.pipeline.video import Frame, Video
 
 Steps = NDArray[np.int64]
 

@@ -8,8 +8,8 @@ from skipreel.features import store
 from skipreel.features.recipe import Recipe
 from skipreel.features.schema import Segment, Source, shard_table
 from skipreel.pipeline.manifest import Label, Manifest, VideoEntry, write_manifest
-from skipreel.pipeline.sampling import Sampling
 from skipreel.pipeline.storage import FileStamp
+from skipreel.pipeline.video.sampling import Sampling
 
 
 def recipe(dim: int = 5, *, weights: str = "ab" * 32) -> Recipe:

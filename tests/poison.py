@@ -4,8 +4,8 @@ import os
 import time
 from pathlib import Path
 
-from skipreel.pipeline.decoding import Video
-from skipreel.pipeline.decoding_pyav import PyAVVideo
+from skipreel.pipeline.video import Video
+from skipreel.pipeline.video.pyav.decoder import PyAVVideo
 
 
 def open_video(uri: str) -> Video:

@@ -7,7 +7,7 @@ from skipreel.features.recipe import Recipe
 from skipreel.jobs.evaluation import TrainedModel
 from skipreel.models import LearnedGate, Recognizer, RecognizerConfig
 from skipreel.models.gates import Gate
-from skipreel.pipeline.sampling import Sampling
+from skipreel.pipeline.video.sampling import Sampling
 
 BACKBONE = load_backbone("random:0")
 

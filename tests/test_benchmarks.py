@@ -21,7 +21,7 @@ from skipreel.features.backbones import load_backbone
 from skipreel.jobs.evaluation import TrainedModel
 from skipreel.jobs.prediction import Prediction
 from skipreel.models.kernels import event
-from skipreel.pipeline.sampling import Sampling
+from skipreel.pipeline.video.sampling import Sampling
 
 TINY = Size("tiny", batch=4, steps=12, features=2, hidden=5, layers=1)
 

@@ -14,7 +14,7 @@ from skipreel.features.preprocessing import Preprocessing
 from skipreel.features.recipe import Recipe
 from skipreel.features.small_cnn import load_small_cnn, train_small_cnn
 from skipreel.pipeline.manifest import Label, Manifest, VideoEntry
-from skipreel.pipeline.sampling import Sampling
+from skipreel.pipeline.video.sampling import Sampling
 from videos import write_video
 
 TRAINED = Path(__file__).parents[2] / "shared" / "data" / "weights" / "mobilenet_v1_0.75_224"

@@ -22,7 +22,7 @@ from backbone_models import FAMILIES, IMAGE, VIT, assert_close, frames, save, sa
 from skipreel.features.backbones import load_backbone
 from skipreel.features.errors import BackboneError
 from skipreel.features.preprocessing import Preprocessing
-from skipreel.pipeline.sampling import Sampling
+from skipreel.pipeline.video.sampling import Sampling
 
 MOBILENET = Path(__file__).parents[2] / "shared" / "data" / "weights" / "mobilenet_v1_0.75_224"
 

@@ -15,7 +15,7 @@ from skipreel.features.extraction import Ending, FrameSettings, decode
 from skipreel.features.planning import Skipped, plan
 from skipreel.features.progress import Progress
 from skipreel.features.writer import ShardWriter
-from skipreel.pipeline.sampling import Sampling
+from skipreel.pipeline.video.sampling import Sampling
 from videos import write_video
 
 

@@ -12,11 +12,11 @@ from skipreel.features.batches import load_examples, stream_batches
 from skipreel.features.extraction import Block, Ending, FrameSettings, Part, VideoTask, decode, encode, extract_video
 from skipreel.features.reader import FeatureSet
 from skipreel.features.writer import ShardWriter, VideoRows
-from skipreel.pipeline.decoding import open_video
-from skipreel.pipeline.decoding_pyav import PyAVVideo
 from skipreel.pipeline.errors import VideoError
 from skipreel.pipeline.manifest import Label, Manifest, VideoEntry
-from skipreel.pipeline.sampling import Sampling
+from skipreel.pipeline.video import open_video
+from skipreel.pipeline.video.pyav.decoder import PyAVVideo
+from skipreel.pipeline.video.sampling import Sampling
 from videos import write_video
 
 

@@ -18,7 +18,7 @@ from skipreel.jobs.evaluation import TrainedModel
 from skipreel.jobs.prediction import Prediction
 from skipreel.jobs.scheduler import Scheduler
 from skipreel.jobs.viewing import Request
-from skipreel.pipeline.sampling import Sampling
+from skipreel.pipeline.video.sampling import Sampling
 from videos import write_video
 
 DATA = Path(__file__).parents[2] / "shared" / "data"

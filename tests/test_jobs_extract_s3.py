@@ -15,7 +15,7 @@ from skipreel.features.backbones import load_backbone
 from skipreel.features.extraction import extract_video
 from skipreel.features.reader import FeatureSet
 from skipreel.jobs.cli import main
-from skipreel.pipeline.sampling import Sampling
+from skipreel.pipeline.video.sampling import Sampling
 from videos import write_video
 
 if TYPE_CHECKING:

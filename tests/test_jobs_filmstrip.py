@@ -13,9 +13,9 @@ from skipreel.jobs.filmstrip import Strip, film_strip, png
 from skipreel.jobs.prediction import Prediction
 from skipreel.jobs.video_strip import MAX_CELLS, StripFolder, strip_name, strip_of
 from skipreel.models import Cost
-from skipreel.pipeline.decoding import open_video
 from skipreel.pipeline.errors import VideoError
-from skipreel.pipeline.sampling import Sampling
+from skipreel.pipeline.video import open_video
+from skipreel.pipeline.video.sampling import Sampling
 from videos import frame_number, write_video
 
 CLASSES = ("Holding clothes", "Opening a door", "Waving")

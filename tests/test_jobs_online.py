@@ -12,7 +12,7 @@ from skipreel.jobs.closed_loop import predict_dense
 from skipreel.jobs.online import OnlineRecognizer
 from skipreel.models import RandomGate, Recognizer, RecognizerConfig, StridedGate
 from skipreel.models.gates import MAX_WAIT
-from skipreel.pipeline.decoding import open_video
+from skipreel.pipeline.video import open_video
 from videos import write_video
 
 FRAME = np.full((48, 64, 3), 90, np.uint8)

@@ -17,7 +17,7 @@ from skipreel.jobs.prediction_text import charades_scores, segments
 from skipreel.models import Cost
 from skipreel.pipeline import storage
 from skipreel.pipeline.errors import InputError
-from skipreel.pipeline.sampling import Sampling
+from skipreel.pipeline.video.sampling import Sampling
 
 if TYPE_CHECKING:
     from s3 import S3Folder

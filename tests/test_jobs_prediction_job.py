@@ -23,9 +23,9 @@ from skipreel.jobs import prediction_store, prediction_worker
 from skipreel.jobs.closed_loop import predict
 from skipreel.jobs.prediction_job import JobSettings, run_job
 from skipreel.jobs.prediction_worker import PredictionSettings, PredictionWorker
-from skipreel.pipeline.decoding import Video
-from skipreel.pipeline.decoding_pyav import PyAVVideo
 from skipreel.pipeline.errors import InputError
+from skipreel.pipeline.video import Video
+from skipreel.pipeline.video.pyav.decoder import PyAVVideo
 from videos import write_video
 
 ROOT = Path(__file__).parents[1]

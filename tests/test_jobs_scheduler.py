@@ -18,9 +18,9 @@ from skipreel.jobs.evaluation import TrainedModel
 from skipreel.jobs.scheduler import Outcome, Scheduler
 from skipreel.jobs.viewing import ClosedLoop, Reading, Request
 from skipreel.models import LearnedGate, Recognizer, RecognizerConfig, StridedGate
-from skipreel.pipeline.decoding import Frame, Video
 from skipreel.pipeline.errors import VideoError
-from skipreel.pipeline.sampling import Sampling
+from skipreel.pipeline.video import Frame, Video
+from skipreel.pipeline.video.sampling import Sampling
 
 DIM = 16
 MAX_FRAMES = 1000

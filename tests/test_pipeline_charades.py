@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from skipreel.pipeline.charades import build_charades
+from skipreel.pipeline.annotations.charades import build_charades
 from skipreel.pipeline.errors import ManifestError
 from skipreel.pipeline.manifest import Built, Label
 

@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from skipreel.pipeline import storage
-from skipreel.pipeline.decoding import DECODERS, open_video
-from skipreel.pipeline.decoding_index import _is_hidden
 from skipreel.pipeline.errors import VideoError
+from skipreel.pipeline.video import DECODERS, open_video
+from skipreel.pipeline.video.pyav.frame_index import _is_hidden
 from video_kinds import (
     ACCEPTED,
     CASES,
@@ -205,7 +205,7 @@ def test_a_decoder_of_ones_own_may_state_the_times_of_the_file(
 ) -> None:
     (tmp_path / "raw_times.py").write_text(
         "import numpy as np\n"
-        "from skipreel.pipeline.decoding_pyav import PyAVVideo\n"
+        "from skipreel.pipeline.video.pyav.decoder import PyAVVideo\n"
         "def opens(uri):\n"
         "    video = PyAVVideo(uri)\n"
         "    video.pts_seconds = 30001.4 + np.arange(len(video.pts_seconds)) / 25\n"

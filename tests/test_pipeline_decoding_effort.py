@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from skipreel.pipeline.decoding import DECODERS, open_video
-from skipreel.pipeline.decoding_container import open_container
-from skipreel.pipeline.decoding_pyav import PyAVVideo
 from skipreel.pipeline.errors import VideoError
+from skipreel.pipeline.video import DECODERS, open_video
+from skipreel.pipeline.video.pyav.container import open_container
+from skipreel.pipeline.video.pyav.decoder import PyAVVideo
 from video_kinds import made, needs
 from videos import write_video
 
@@ -72,7 +72,7 @@ def test_memory_of_pictures_is_used_again(tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.mp4", num_frames=60, size=(640, 480), key_distance=60)
     script = (
         "import resource, sys\n"
-        "from skipreel.pipeline.decoding import open_video\n"
+        "from skipreel.pipeline.video import open_video\n"
         "with open_video(sys.argv[1]) as video:\n"
         "    for index, frame in enumerate(video.read_many(range(60))):\n"
         "        if index == 20:\n"

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from skipreel.pipeline.decoding_index import FrameIndex, Key
-from skipreel.pipeline.decoding_plan import Costs, State, Step, Wanted, advance, costs_of, plan, seek_pays
-from skipreel.pipeline.decoding_pyav import PyAVVideo
+from skipreel.pipeline.video.pyav.decoder import PyAVVideo
+from skipreel.pipeline.video.pyav.frame_index import FrameIndex, Key
+from skipreel.pipeline.video.pyav.seek_cost import Costs, State, Step, Wanted, advance, costs_of, plan, seek_pays
 from video_kinds import made, sequential
 from videos import write_video
 

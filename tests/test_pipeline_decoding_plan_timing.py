@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import decode_plan
 from benchmarks.clips import write_clip
-from skipreel.pipeline.decoding import Frame
+from skipreel.pipeline.video import Frame
 
 
 @pytest.fixture

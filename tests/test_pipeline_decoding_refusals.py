@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from skipreel.pipeline.decoding import DECODERS, open_video
 from skipreel.pipeline.errors import VideoError
+from skipreel.pipeline.video import DECODERS, open_video
 from video_kinds import ACCEPTED, DAMAGED, EDGE_FILES, KINDS, made, needs, needs_edge_files, sequential
 from videos import frame_number, write_audio_only, write_video
 
@@ -136,7 +136,7 @@ def test_unknown_decoder_is_refused_in_one_line(decoder: str, reason: str) -> No
 
 def test_decoder_of_ones_own_is_imported_by_name(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "my_decoding.py").write_text(
-        "from skipreel.pipeline.decoding import open_video\n"
+        "from skipreel.pipeline.video import open_video\n"
         "from skipreel.pipeline.errors import VideoError\n"
         "def opens(uri):\n    return open_video(uri)\n"
         "def empty(uri):\n    video = open_video(uri)\n    video.pts_seconds = []\n    return video\n"

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from benchmarks import decoding
-from skipreel.pipeline.decoding import DECODERS, Frame, Video
-from skipreel.pipeline.decoding_pyav import PyAVVideo
+from skipreel.pipeline.video import DECODERS, Frame, Video
+from skipreel.pipeline.video.pyav.decoder import PyAVVideo
 
 TINY = decoding.Clip((64, 48), seconds=2)
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from skipreel.pipeline.decoding import open_video
 from skipreel.pipeline.errors import VideoError
+from skipreel.pipeline.video import open_video
 from video_kinds import PLAIN, REFUSED_BY_BOTH, REFUSED_BY_DECORD, assert_exact, made, sequential
 from videos import write_video
 

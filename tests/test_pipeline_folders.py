@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from skipreel.pipeline.annotations.class_folders import _stratified, build_folder
 from skipreel.pipeline.errors import ManifestError
-from skipreel.pipeline.folders import _stratified, build_folder
 from skipreel.pipeline.manifest import Label
 
 if TYPE_CHECKING:

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from live_sources import FRAGMENTED, fifo, http, rtsp, send_slowly, tcp, udp, write_stream
-from skipreel.pipeline.decoding import open_video
 from skipreel.pipeline.errors import VideoError
-from skipreel.pipeline.live import open_live
-from skipreel.pipeline.sampling import Sampling
+from skipreel.pipeline.video import open_video
+from skipreel.pipeline.video.live.stream import open_live
+from skipreel.pipeline.video.sampling import Sampling
 from videos import frame_number, write_audio_only, write_video
 
 NUM_FRAMES = 48
@@ -78,7 +78,9 @@ def test_a_varying_frame_rate_is_sampled_in_time(tmp_path):
 
 
 def test_standard_input_is_read_too(streams):
-    program = "from skipreel.pipeline.live import open_live; print([frame.pts_s for frame in open_live('-')])"
+    program = (
+        "from skipreel.pipeline.video.live.stream import open_live; print([frame.pts_s for frame in open_live('-')])"
+    )
     process = subprocess.Popen(
         [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=Path(__file__).parents[1]
     )

@@ -30,7 +30,7 @@ from skipreel.pipeline.manifest import (
     write_manifest,
     write_rows,
 )
-from skipreel.pipeline.manifest_checks import first_repeated, suspects
+from skipreel.pipeline.manifest.validation import first_repeated, suspects
 
 MANIFEST = Manifest(
     (

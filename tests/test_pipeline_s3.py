@@ -11,7 +11,6 @@ import pytest
 
 from skipreel.jobs.cli import main
 from skipreel.pipeline import storage
-from skipreel.pipeline.decoding import open_video
 from skipreel.pipeline.errors import ManifestError, StorageError
 from skipreel.pipeline.manifest import (
     ROWS_PER_GROUP,
@@ -23,6 +22,7 @@ from skipreel.pipeline.manifest import (
     read_manifest,
     write_rows,
 )
+from skipreel.pipeline.video import open_video
 from videos import write_video
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from skipreel.pipeline.errors import InputError
-from skipreel.pipeline.sampling import OnlineSampling, Sampling
+from skipreel.pipeline.video.sampling import OnlineSampling, Sampling
 
 RATES = st.sampled_from([0.1, 1.0, 6.0, 7.3, 30.0, 200.0])
 

@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from skipreel.pipeline import synthetic
 from skipreel.pipeline.synthetic import (
     CLASS_NAMES,
     CSV_COLUMNS,
@@ -23,8 +22,9 @@ from skipreel.pipeline.synthetic import (
     write_annotations,
     write_video,
 )
-from skipreel.pipeline.synthetic_draw import _still_sheet
-from skipreel.pipeline.synthetic_plan import BALL, CUE_S, DOOR, DURATION_S, FAN, FLAG, GAP_S, LAMP, PLANT
+from skipreel.pipeline.synthetic import corpus as synthetic
+from skipreel.pipeline.synthetic.drawing import _still_sheet
+from skipreel.pipeline.synthetic.scenes import BALL, CUE_S, DOOR, DURATION_S, FAN, FLAG, GAP_S, LAMP, PLANT
 
 SMALL = CorpusConfig(num_train=6, num_test=4, seed=0, width=96, height=72)
 

@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from skipreel.pipeline import storage
+from skipreel.pipeline.annotations.table import build_table
 from skipreel.pipeline.errors import ManifestError, StorageError
 from skipreel.pipeline.manifest import Label
-from skipreel.pipeline.tables import build_table
 
 if TYPE_CHECKING:
     from s3 import S3Folder

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from skipreel.pipeline.annotations.ucf101 import build_ucf101
 from skipreel.pipeline.errors import ManifestError
 from skipreel.pipeline.manifest import Label
-from skipreel.pipeline.ucf101 import build_ucf101
 
 if TYPE_CHECKING:
     from s3 import S3Folder

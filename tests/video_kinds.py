@@ -9,7 +9,7 @@ import av
 import numpy as np
 import pytest
 
-from skipreel.pipeline.decoding import Frame, open_video
+from skipreel.pipeline.video import Frame, open_video
 from videos import hide_reordering, join, trim, write_two_streams, write_video
 
 EDGE = Path(__file__).parents[2] / "shared" / "data" / "edge"

@@ -9,21 +9,8 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from skipreel.pipeline.synthetic_draw import render_frame
-from skipreel.pipeline.synthetic_plan import CLASS_NAMES, PROP_NAMES, Action, CorpusConfig, Prop, Scene, plan_corpus
-
-__all__ = [
-    "CLASS_NAMES",
-    "CSV_COLUMNS",
-    "Action",
-    "CorpusConfig",
-    "Prop",
-    "Scene",
-    "plan_corpus",
-    "render_frame",
-    "write_annotations",
-    "write_video",
-]
+from skipreel.pipeline.synthetic.drawing import render_frame
+from skipreel.pipeline.synthetic.scenes import CLASS_NAMES, PROP_NAMES, Scene
 
 CSV_COLUMNS = (
     "id",

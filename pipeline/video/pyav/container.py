@@ -5,7 +5,7 @@ from typing import Any, BinaryIO
 
 from skipreel.pipeline import storage
 from skipreel.pipeline.errors import StorageError, VideoError
-from skipreel.pipeline.locations import explained
+from skipreel.pipeline.storage.uris import explained
 
 # FFmpeg guesses the format from the content. Left to itself it would read a playlist, which opens further files and
 # addresses, or draw a text file as pictures.

@@ -7,9 +7,9 @@ A CSV row is one video: `id`, `actions` (`c092 11.90 21.20;c147 0.00 12.60`: cla
 from collections.abc import Iterator
 
 from skipreel.pipeline import storage
+from skipreel.pipeline.annotations.rows import ClassList, duration, read_classes, read_csv, seconds
 from skipreel.pipeline.errors import ManifestError
 from skipreel.pipeline.manifest import Built, Label, RowProblem, VideoEntry
-from skipreel.pipeline.rows import ClassList, duration, read_classes, read_csv, seconds
 
 _COLUMNS = ("id", "actions", "length")
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from skipreel.pipeline import storage
 from skipreel.pipeline.errors import ManifestError, StorageError
-from skipreel.pipeline.locations import explained
+from skipreel.pipeline.storage.uris import explained
 
 _BATCH_ROWS = 4096
 Row = TypeVar("Row")

@@ -69,19 +69,19 @@ class Video(Closeable):
 
 
 def _open_pyav(uri: str) -> Video:
-    from skipreel.pipeline.decoding_pyav import PyAVVideo
+    from skipreel.pipeline.video.pyav.decoder import PyAVVideo
 
     return PyAVVideo(uri)
 
 
 def _open_decord(uri: str) -> Video:
-    from skipreel.pipeline.decoding_decord import DecordVideo
+    from skipreel.pipeline.video.decord import DecordVideo
 
     return DecordVideo(uri)
 
 
 def _open_torchcodec(uri: str) -> Video:
-    from skipreel.pipeline.decoding_torchcodec import TorchcodecVideo
+    from skipreel.pipeline.video.torchcodec import TorchcodecVideo
 
     return TorchcodecVideo(uri)
 

@@ -14,14 +14,16 @@ import numpy as np
 import pyarrow as pa
 
 from skipreel.pipeline import storage
-from skipreel.pipeline.entries import Built as Built
-from skipreel.pipeline.entries import Label as Label
-from skipreel.pipeline.entries import Manifest as Manifest
-from skipreel.pipeline.entries import RowProblem as RowProblem
-from skipreel.pipeline.entries import VideoEntry as VideoEntry
-from skipreel.pipeline.entries import check_classes, check_names, repetition
 from skipreel.pipeline.errors import ManifestError, StorageError
-from skipreel.pipeline.manifest_checks import first_repeated, suspects
+from skipreel.pipeline.manifest.types import (
+    Label,
+    Manifest,
+    VideoEntry,
+    check_classes,
+    check_names,
+    repetition,
+)
+from skipreel.pipeline.manifest.validation import first_repeated, suspects
 
 SCHEMA_VERSION = 1
 ROWS_PER_GROUP = 16384

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from skipreel.pipeline.decoding import Frame, Video
-from skipreel.pipeline.decoding_container import Opened, open_container
-from skipreel.pipeline.decoding_index import FrameIndex, Key, index_by_counting, index_by_demuxing
-from skipreel.pipeline.decoding_plan import Wanted, costs_of, seek_pays
 from skipreel.pipeline.errors import VideoError
+from skipreel.pipeline.video.decoder import Frame, Video
+from skipreel.pipeline.video.pyav.container import Opened, open_container
+from skipreel.pipeline.video.pyav.frame_index import FrameIndex, Key, index_by_counting, index_by_demuxing
+from skipreel.pipeline.video.pyav.seek_cost import Wanted, costs_of, seek_pays
 
 # glibc gives a freed block back to the system, to be cleared anew for the next picture, unless it once saw one as large
 # as this freed; it takes no larger ones into account. See docs/decoding.md for what that saves.

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 
 from skipreel.pipeline import storage
+from skipreel.pipeline.annotations.class_folders import SUFFIXES
+from skipreel.pipeline.annotations.rows import read_lines
 from skipreel.pipeline.errors import ManifestError
-from skipreel.pipeline.folders import SUFFIXES
 from skipreel.pipeline.manifest import Built, Label, RowProblem, VideoEntry
-from skipreel.pipeline.rows import read_lines
 
 _CLASSES = "classInd.txt"
 

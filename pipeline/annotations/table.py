@@ -15,9 +15,9 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from skipreel.pipeline import storage
+from skipreel.pipeline.annotations.rows import ClassList, Rows, duration, read_classes, read_rows, seconds
 from skipreel.pipeline.errors import InputError, ManifestError
 from skipreel.pipeline.manifest import Built, Label, RowProblem, VideoEntry
-from skipreel.pipeline.rows import ClassList, Rows, duration, read_classes, read_rows, seconds
 
 _CHUNK_ROWS = 4096
 _COLUMNS = ("uri", "labels", "video_id", "split", "duration_s")

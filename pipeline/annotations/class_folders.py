@@ -7,9 +7,9 @@ from itertools import chain
 from pathlib import PurePosixPath
 
 from skipreel.pipeline import storage
+from skipreel.pipeline.annotations.rows import read_csv
 from skipreel.pipeline.errors import ManifestError
 from skipreel.pipeline.manifest import Built, Label, RowProblem, VideoEntry
-from skipreel.pipeline.rows import read_csv
 
 SUFFIXES = (".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v", ".mpg")
 

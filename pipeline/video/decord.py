@@ -8,8 +8,8 @@ whose size changes midway, as VP9 allows, miscounts the colours of narrow pictur
 from pathlib import Path
 from typing import Any
 
-from skipreel.pipeline.decoding import Frame
-from skipreel.pipeline.decoding_plain import PlainVideo
+from skipreel.pipeline.video.constrained import PlainVideo
+from skipreel.pipeline.video.decoder import Frame
 
 
 class DecordVideo(PlainVideo):

@@ -10,7 +10,7 @@ import heapq
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
-from skipreel.pipeline.decoding_index import FrameIndex, Key
+from skipreel.pipeline.video.pyav.frame_index import FrameIndex, Key
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from skipreel.pipeline.decoding import Frame
-from skipreel.pipeline.decoding_plain import PlainVideo
 from skipreel.pipeline.errors import VideoError
+from skipreel.pipeline.video.constrained import PlainVideo
+from skipreel.pipeline.video.decoder import Frame
 
 
 class TorchcodecVideo(PlainVideo):

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from skipreel.pipeline import storage
-from skipreel.pipeline.decoding import Frame, Video
-from skipreel.pipeline.decoding_container import Opened, open_container
-from skipreel.pipeline.decoding_index import FrameIndex, index_by_demuxing
 from skipreel.pipeline.errors import VideoError
+from skipreel.pipeline.video.decoder import Frame, Video
+from skipreel.pipeline.video.pyav.container import Opened, open_container
+from skipreel.pipeline.video.pyav.frame_index import FrameIndex, index_by_demuxing
 
 _FORMATS = {"mp4", "matroska"}
 # Of other pixel formats, and of 4:2:0 at odd heights, FFmpeg interpolates the colours: each decoder asks it for another

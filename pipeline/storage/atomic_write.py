@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from skipreel.pipeline.locations import is_object_store
+from skipreel.pipeline.storage.uris import is_object_store
 
 
 @contextmanager

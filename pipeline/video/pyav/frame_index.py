@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from skipreel.pipeline.decoding_container import Opened
 from skipreel.pipeline.errors import VideoError
+from skipreel.pipeline.video.pyav.container import Opened
 
 # Containers whose packets state when their frame is presented. Elsewhere that holds only without B-frames.
 _EXACT_FORMATS = {"mov", "mp4", "matroska", "webm"}

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from skipreel.pipeline.synthetic_plan import BALL, PLANT, SLOT_CENTERS, Color, Scene
+from skipreel.pipeline.synthetic.scenes import BALL, PLANT, SLOT_CENTERS, Color, Scene
 
 UNITS = (160.0, 120.0)
 FLOOR_Y = 84.0

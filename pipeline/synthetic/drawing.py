@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from skipreel.pipeline.synthetic_plan import BALL, CUE_S, DOOR, FAN, FLAG, LAMP, PLANT, SETTLE_S, Prop, Scene
-from skipreel.pipeline.synthetic_room import BASE_Y, INK, OVERSAMPLING, Brush, disturb, draw_room, draw_visitors, shade
+from skipreel.pipeline.synthetic.room import BASE_Y, INK, OVERSAMPLING, Brush, disturb, draw_room, draw_visitors, shade
+from skipreel.pipeline.synthetic.scenes import BALL, CUE_S, DOOR, FAN, FLAG, LAMP, PLANT, SETTLE_S, Prop, Scene
 
 
 def render_frame(scene: Scene, t_seconds: float) -> NDArray[np.uint8]:

@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 
 from skipreel.pipeline.closeable import Closeable
-from skipreel.pipeline.decoding import Frame
 from skipreel.pipeline.errors import VideoError
-from skipreel.pipeline.live_pipe import Pipe
-from skipreel.pipeline.sampling import OnlineSampling, Sampling
+from skipreel.pipeline.video.decoder import Frame
+from skipreel.pipeline.video.live.pipe import Pipe
+from skipreel.pipeline.video.sampling import OnlineSampling, Sampling
 
 SCHEMES = ("rtsp", "rtsps", "rtmp", "rtmps", "http", "https", "tcp", "udp", "srt")
 # No playlist, which opens further addresses, and nothing that opens files: a stream is all that a source can give.

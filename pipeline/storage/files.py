@@ -1,4 +1,4 @@
-"""Files by URI (see `pipeline.locations`): the only place in the package that opens them.
+"""Files by URI (see `pipeline.storage.uris`): the only place in the package that opens them.
 
 Whatever the file system reports surfaces as one `StorageError` line, with the cause kept.
 """
@@ -19,14 +19,9 @@ from typing import Any, BinaryIO, cast
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from skipreel.pipeline.atomic import replace_local, replace_remote
 from skipreel.pipeline.errors import StorageError
-from skipreel.pipeline.locations import absolute as absolute
-from skipreel.pipeline.locations import explained, has_scheme
-from skipreel.pipeline.locations import join as join
-from skipreel.pipeline.locations import local_path as local_path
-from skipreel.pipeline.locations import parent as parent
-from skipreel.pipeline.locations import resolve as resolve
+from skipreel.pipeline.storage.atomic_write import replace_local, replace_remote
+from skipreel.pipeline.storage.uris import explained, has_scheme, join, local_path, resolve
 
 # A remote read is one request and waits as long for its first byte as for some MB more.
 _PIECE_BYTES = 4 << 20

@@ -1,0 +1,31 @@
+"""The manifest: one row per video with its split and labels."""
+
+from skipreel.pipeline.manifest.parquet import (
+    ROWS_PER_GROUP,
+    SCHEMA,
+    from_table,
+    iterate_manifest,
+    manifest_size,
+    read_manifest,
+    to_table,
+    write_manifest,
+    write_rows,
+)
+from skipreel.pipeline.manifest.types import Built, Label, Manifest, RowProblem, VideoEntry
+
+__all__ = [
+    "ROWS_PER_GROUP",
+    "SCHEMA",
+    "Built",
+    "Label",
+    "Manifest",
+    "RowProblem",
+    "VideoEntry",
+    "from_table",
+    "iterate_manifest",
+    "manifest_size",
+    "read_manifest",
+    "to_table",
+    "write_manifest",
+    "write_rows",
+]

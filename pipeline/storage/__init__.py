@@ -1,0 +1,43 @@
+"""Files by URI, local or on an object store: nothing else in the package opens them."""
+
+from skipreel.pipeline.storage.files import (
+    FileStamp,
+    LocalCopy,
+    delete,
+    exists,
+    list_files,
+    list_tree,
+    local_copy,
+    open_atomic,
+    open_input,
+    read_bytes,
+    remove_temporaries,
+    sha256,
+    stamps,
+    write_atomic,
+    write_table_atomic,
+)
+from skipreel.pipeline.storage.uris import absolute, join, local_path, parent, resolve
+
+__all__ = [
+    "FileStamp",
+    "LocalCopy",
+    "absolute",
+    "delete",
+    "exists",
+    "join",
+    "list_files",
+    "list_tree",
+    "local_copy",
+    "local_path",
+    "open_atomic",
+    "open_input",
+    "parent",
+    "read_bytes",
+    "remove_temporaries",
+    "resolve",
+    "sha256",
+    "stamps",
+    "write_atomic",
+    "write_table_atomic",
+]

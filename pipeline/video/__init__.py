@@ -1,0 +1,12 @@
+"""Frames out of video files, by whichever decoder is named."""
+
+from skipreel.pipeline.video.decoder import DECODERS, Frame, Video, find_decoder, from_first_frame, open_video
+
+__all__ = [
+    "DECODERS",
+    "Frame",
+    "Video",
+    "find_decoder",
+    "from_first_frame",
+    "open_video",
+]
