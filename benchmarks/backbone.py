@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.timing import Row, paired, ratio
-from skipreel.features.backbones import batch_size_on, load_backbone
-from skipreel.features.recipe import Dtype
+from skipreel.features.backbones.backbone import batch_size_on, load_backbone
+from skipreel.features.feature_set.spec import Dtype
 
 FRAME = (480, 854, 3)
 TARGET = 0.9

@@ -25,7 +25,7 @@ from benchmarks.backbone import write_resnet50
 from benchmarks.clips import write_clip
 from benchmarks.closed_loop_ways import CORES, Setup, extracted, fixed_share, looked_at, subsampled
 from benchmarks.timing import Row, machine, write_json
-from skipreel.features.backbones import load_backbone
+from skipreel.features.backbones.backbone import load_backbone
 from skipreel.jobs.budget import with_budget
 from skipreel.jobs.closed_loop import load_backbone_of
 from skipreel.jobs.evaluation import TrainedModel, load_model

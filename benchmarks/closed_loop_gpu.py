@@ -12,7 +12,7 @@ import numpy as np
 
 from benchmarks.closed_loop_ways import CORES, fixed_share
 from benchmarks.timing import Row
-from skipreel.features.backbones import load_backbone
+from skipreel.features.backbones.backbone import load_backbone
 from skipreel.jobs.prediction import Prediction
 from skipreel.jobs.scheduler import Scheduler
 from skipreel.jobs.viewing import Request

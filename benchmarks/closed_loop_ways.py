@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from skipreel.features.backbones import Backbone
-from skipreel.features.extraction import encode
-from skipreel.features.recipe import Recipe
+from skipreel.features.backbones.backbone import Backbone
+from skipreel.features.extraction.tasks import encode
+from skipreel.features.feature_set.spec import Recipe
 from skipreel.jobs.evaluation import TrainedModel
 from skipreel.jobs.prediction import Prediction
 from skipreel.jobs.scheduler import Scheduler

@@ -30,15 +30,15 @@ from benchmarks.backbone import write_resnet50
 from benchmarks.clips import repeat, write_clip
 from benchmarks.memory import MEMORY_COLUMNS, PeakMemory
 from benchmarks.timing import Row, machine, write_json
-from skipreel.features import store
-from skipreel.features.backbones import Backbone, load_backbone
-from skipreel.features.extraction import BLOCK_BYTES, PART_BYTES, FrameSettings
-from skipreel.features.planning import Skipped, plan
-from skipreel.features.progress import Progress
-from skipreel.features.reader import FeatureSet
-from skipreel.features.stages import Extraction, Pools
-from skipreel.features.workers import BackboneSettings
-from skipreel.features.writer import ShardWriter
+from skipreel.features.backbones.backbone import Backbone, load_backbone
+from skipreel.features.extraction.actors import BackboneSettings
+from skipreel.features.extraction.planner import Skipped, plan
+from skipreel.features.extraction.progress import Progress
+from skipreel.features.extraction.ray_executor import Extraction, Pools
+from skipreel.features.extraction.tasks import BLOCK_BYTES, PART_BYTES, FrameSettings
+from skipreel.features.feature_set import store
+from skipreel.features.feature_set.reader import FeatureSet
+from skipreel.features.feature_set.shard_writer import ShardWriter
 from skipreel.jobs.cluster import ray_cluster
 from skipreel.pipeline.video import open_video
 from skipreel.pipeline.video.sampling import Sampling

@@ -19,11 +19,11 @@ import tyro
 from numpy.typing import NDArray
 
 from benchmarks.timing import Row, machine, paired, ratio, write_json
-from skipreel.features import store
-from skipreel.features.batch_plan import BatchPlan
-from skipreel.features.reader import FeatureSet
-from skipreel.features.recipe import Recipe
-from skipreel.features.schema import Segment, Source, shard_table
+from skipreel.features.batching.buckets import BatchPlan
+from skipreel.features.feature_set import store
+from skipreel.features.feature_set.reader import FeatureSet
+from skipreel.features.feature_set.schema import Segment, Source, shard_table
+from skipreel.features.feature_set.spec import Recipe
 from skipreel.pipeline.storage import FileStamp
 from skipreel.pipeline.video.sampling import Sampling
 

@@ -14,9 +14,9 @@ from math import log
 import numpy as np
 import torch
 
-from skipreel.features.batches import Example, Task, collate, load_examples, videos_with_features
+from skipreel.features.batching.collate import Example, Task, collate, load_examples, videos_with_features
 from skipreel.features.errors import FeatureSetError
-from skipreel.features.reader import FeatureSet
+from skipreel.features.feature_set.reader import FeatureSet
 from skipreel.jobs.evaluation import EVALUATION_BATCH, TrainedModel
 from skipreel.models import LearnedGate, Recognizer
 from skipreel.pipeline.errors import InputError

@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from skipreel.features.backbones import Backbone, load_backbone, runs_code
+from skipreel.features.backbones.backbone import Backbone, load_backbone, runs_code
 from skipreel.features.errors import BackboneError
 from skipreel.jobs.evaluation import TrainedModel
 from skipreel.jobs.prediction import Prediction

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from skipreel.features.small_cnn import train_small_cnn
+from skipreel.features.backbones.small_cnn import train_small_cnn
 from skipreel.jobs import extract, manifest, report, sweep
 from skipreel.jobs.cli import parse
 from skipreel.jobs.cluster import ray_cluster

@@ -3,8 +3,8 @@
 import json
 from dataclasses import asdict, dataclass
 
-from skipreel.features.batches import check_labelled, load_examples
-from skipreel.features.reader import FeatureSet
+from skipreel.features.batching.collate import check_labelled, load_examples
+from skipreel.features.feature_set.reader import FeatureSet
 from skipreel.jobs.budget import with_budget
 from skipreel.jobs.evaluation import check_same_recipe, evaluate, load_model
 from skipreel.jobs.model_uri import local_model

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from skipreel.features.batches import Batch, Example, Task, collate
+from skipreel.features.batching.collate import Batch, Example, Task, collate
 from skipreel.features.errors import FeatureSetError
-from skipreel.features.reader import FeatureSet
-from skipreel.features.recipe import Recipe
+from skipreel.features.feature_set.reader import FeatureSet
+from skipreel.features.feature_set.spec import Recipe
 from skipreel.jobs.video_inputs import video_id_of
 from skipreel.models import (
     CheckpointError,

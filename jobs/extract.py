@@ -14,15 +14,15 @@ from contextlib import redirect_stdout
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from skipreel.features import store
-from skipreel.features.backbones import batch_size_on
-from skipreel.features.extraction import FrameSettings
-from skipreel.features.planning import Planned, Skipped, first_planned, plan
-from skipreel.features.progress import Progress
-from skipreel.features.recipe import Recipe
-from skipreel.features.schema import Failure
-from skipreel.features.workers import BackboneSettings
-from skipreel.features.writer import ShardWriter
+from skipreel.features.backbones.backbone import batch_size_on
+from skipreel.features.extraction.actors import BackboneSettings
+from skipreel.features.extraction.planner import Planned, Skipped, first_planned, plan
+from skipreel.features.extraction.progress import Progress
+from skipreel.features.extraction.tasks import FrameSettings
+from skipreel.features.feature_set import store
+from skipreel.features.feature_set.schema import Failure
+from skipreel.features.feature_set.shard_writer import ShardWriter
+from skipreel.features.feature_set.spec import Recipe
 from skipreel.jobs.cluster import num_cpus, num_gpus, ray_cluster, require_gpus, waiting_is_told
 from skipreel.jobs.progress import console, progress_bar
 from skipreel.pipeline import storage
@@ -140,7 +140,7 @@ def _extract(
     num_videos: int,
     skipped: Skipped,
 ) -> Progress:
-    from skipreel.features.stages import Extraction
+    from skipreel.features.extraction.ray_executor import Extraction
 
     pools = _pools(settings)
     # A lone process gets on already.
@@ -172,7 +172,7 @@ def _extract(
 
 
 def _pools(settings: Settings) -> Any:
-    from skipreel.features.stages import Pools
+    from skipreel.features.extraction.ray_executor import Pools
 
     cpus = num_cpus()
     on_gpu = settings.device == "cuda"

@@ -7,10 +7,10 @@ from typing import Annotated, Any
 
 import tyro
 
-from skipreel.features.arrays import build_from_arrays
-from skipreel.features.upkeep import Summary, summarise
-from skipreel.features.upkeep_compact import compact
-from skipreel.features.upkeep_verify import changed_sources, missing_videos, verify
+from skipreel.features.feature_set.from_arrays import build_from_arrays
+from skipreel.features.maintenance.compact import compact
+from skipreel.features.maintenance.summary import Summary, summarise
+from skipreel.features.maintenance.verify import changed_sources, missing_videos, verify
 from skipreel.jobs.progress import console, track
 from skipreel.pipeline import storage
 from skipreel.pipeline.annotations.rows import read_classes

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from skipreel.features.backbones import Backbone
+from skipreel.features.backbones.backbone import Backbone
 from skipreel.jobs.evaluation import TrainedModel
 from skipreel.jobs.online import OnlineRecognizer
 from skipreel.jobs.prediction import Seconds

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from skipreel.features.backbones import Backbone
+from skipreel.features.backbones.backbone import Backbone
 from skipreel.jobs.evaluation import TrainedModel
 from skipreel.jobs.prediction import Seconds
 from skipreel.models import LearnedGate, Recognizer, SkipState, steps_until_update

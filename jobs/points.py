@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from skipreel.features.batches import Task
+from skipreel.features.batching.collate import Task
 from skipreel.models import LearnedGate, RandomGate, RecognizerConfig, StridedGate
 
 ModelName = Literal["skip-gru", "skip-lstm", "gru", "lstm", "mean"]

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from skipreel.features.batches import Task
+from skipreel.features.batching.collate import Task
 from skipreel.jobs import prediction_parquet
 from skipreel.jobs.prediction import Prediction
 from skipreel.jobs.prediction_text import (

@@ -1,7 +1,8 @@
 """Labels for any number of videos on a Ray cluster, kept as Parquet shards beside a failure ledger.
 
 Videos that have predictions already are not touched, so an interrupted job goes on where it stopped; a video whose file
-has changed is looked at anew. The promises are those of an extraction, and so is what keeps them: `features.stages`.
+has changed is looked at anew. The promises are those of an extraction, and so is what keeps
+them: `features.extraction.ray_executor`.
 """
 
 import io
@@ -17,11 +18,11 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from skipreel.features import store
-from skipreel.features.planning import Planned, Skipped, first_planned, plan
-from skipreel.features.progress import Progress
-from skipreel.features.schema import Failure
-from skipreel.features.writer import ShardWriter
+from skipreel.features.extraction.planner import Planned, Skipped, first_planned, plan
+from skipreel.features.extraction.progress import Progress
+from skipreel.features.feature_set import store
+from skipreel.features.feature_set.schema import Failure
+from skipreel.features.feature_set.shard_writer import ShardWriter
 from skipreel.jobs import prediction_store
 from skipreel.jobs.closed_loop import load_backbone_of
 from skipreel.jobs.cluster import num_cpus, num_gpus, ray_cluster, require_gpus, waiting_is_told
@@ -136,7 +137,7 @@ def _predict(
     num_videos: int,
     skipped: Skipped,
 ) -> Progress:
-    from skipreel.features.stages import Stages
+    from skipreel.features.extraction.ray_executor import Stages
 
     decoder, pools = _processes(settings, model, num_videos)
     stages = Stages(
@@ -168,7 +169,7 @@ def _predict(
 
 def _processes(settings: JobSettings, model: TrainedModel, num_videos: int) -> tuple[Any, Any]:
     """The `Process` that looks at videos, and the `Pools` of how many there are."""
-    from skipreel.features.stages import Pools, Process
+    from skipreel.features.extraction.ray_executor import Pools, Process
     from skipreel.jobs.prediction_worker import PredictionSettings, PredictionWorker
 
     cpus, on_gpu = num_cpus(), settings.device == "cuda"

@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from skipreel.features.batches import Task
+from skipreel.features.batching.collate import Task
 from skipreel.jobs.prediction import Prediction
 from skipreel.jobs.prediction_text import Labelling, video_scores
 

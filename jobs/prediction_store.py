@@ -19,10 +19,10 @@ import pyarrow.parquet as pq
 import safetensors.torch
 from numpy.typing import NDArray
 
-from skipreel.features import schema, store
-from skipreel.features.batches import Task
+from skipreel.features.batching.collate import Task
 from skipreel.features.errors import FeatureSetError
-from skipreel.features.schema import Source
+from skipreel.features.feature_set import schema, store
+from skipreel.features.feature_set.schema import Source
 from skipreel.jobs import prediction_parquet
 from skipreel.jobs.evaluation import TrainedModel
 from skipreel.jobs.prediction import Prediction, Seconds
@@ -187,7 +187,7 @@ def iterate_predictions(uri: str) -> Iterator[tuple[str, Prediction]]:
 
 
 def failures(uri: str) -> list[dict[str, Any]]:
-    """The failure ledger, by video: rows with the columns of `features.schema.FAILURE_SCHEMA`.
+    """The failure ledger, by video: rows with the columns of `features.feature_set.schema.FAILURE_SCHEMA`.
 
     Raises:
         FeatureSetError: when there are no predictions, or a file is damaged.

@@ -16,7 +16,7 @@ from urllib.parse import quote
 import numpy as np
 from numpy.typing import NDArray
 
-from skipreel.features.batches import Task
+from skipreel.features.batching.collate import Task
 from skipreel.jobs.prediction import Prediction
 from skipreel.jobs.video_inputs import video_id_of
 from skipreel.pipeline.errors import InputError

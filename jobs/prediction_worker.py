@@ -1,6 +1,6 @@
 """What runs in the processes of a prediction job: videos in, predictions out, several videos open at a time.
 
-A plain class with the methods of `features.workers.Worker`: `jobs.prediction_job` makes Ray actors of it.
+A plain class with the methods of `features.extraction.actors.Worker`: `jobs.prediction_job` makes Ray actors of it.
 """
 
 import time
@@ -12,9 +12,9 @@ from typing import Literal
 
 import numpy as np
 
-from skipreel.features.extraction import Ending, Part, VideoTask
-from skipreel.features.schema import Source
-from skipreel.features.workers import BLOCK_S, Decoded, import_from, limit_memory
+from skipreel.features.extraction.actors import BLOCK_S, Decoded, import_from, limit_memory
+from skipreel.features.extraction.tasks import Ending, Part, VideoTask
+from skipreel.features.feature_set.schema import Source
 from skipreel.jobs.closed_loop import load_backbone_of
 from skipreel.jobs.evaluation import TrainedModel
 from skipreel.jobs.prediction import Prediction

@@ -11,8 +11,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
-from skipreel.features.batches import Task, check_labelled, load_examples
-from skipreel.features.reader import FeatureSet
+from skipreel.features.batching.collate import Task, check_labelled, load_examples
+from skipreel.features.feature_set.reader import FeatureSet
 from skipreel.jobs.budget import calibration_examples, has_dial, measure_curve
 from skipreel.jobs.cluster import require_gpus, waiting_is_told
 from skipreel.jobs.points import ModelSettings, Schedule

@@ -15,8 +15,8 @@ from itertools import chain, islice
 from os import PathLike
 from typing import Any, Self, overload
 
-from skipreel.features.backbones import Backbone
-from skipreel.features.batches import Task
+from skipreel.features.backbones.backbone import Backbone
+from skipreel.features.batching.collate import Task
 from skipreel.jobs.budget import with_budget
 from skipreel.jobs.closed_loop import load_backbone_of
 from skipreel.jobs.evaluation import TrainedModel, load_model

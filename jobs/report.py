@@ -14,8 +14,8 @@ import torch
 import tyro
 from matplotlib.figure import Figure
 
-from skipreel.features.backbones import Backbone
-from skipreel.features.reader import FeatureSet
+from skipreel.features.backbones.backbone import Backbone
+from skipreel.features.feature_set.reader import FeatureSet
 from skipreel.jobs.closed_loop import load_backbone_of, predict, predict_dense
 from skipreel.jobs.evaluation import TrainedModel, load_model
 from skipreel.jobs.figures import tradeoff_figure

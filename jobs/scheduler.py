@@ -20,7 +20,7 @@ from typing import TypeVar
 
 import torch
 
-from skipreel.features.backbones import Backbone
+from skipreel.features.backbones.backbone import Backbone
 from skipreel.jobs.decoder_calls import Call, DecoderCalls
 from skipreel.jobs.evaluation import TrainedModel
 from skipreel.jobs.prediction import Prediction, Seconds

@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Literal
 
-from skipreel.features.batches import Task
+from skipreel.features.batching.collate import Task
 from skipreel.jobs.cluster import ray_cluster
 from skipreel.jobs.code_version import code_version
 from skipreel.jobs.points import ModelName, ModelSettings, Schedule

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from skipreel.features.batches import Task
+from skipreel.features.batching.collate import Task
 from skipreel.jobs.evaluation import METRIC_NAMES, Evaluation
 from skipreel.jobs.points import ModelSettings
 from skipreel.jobs.tradeoff import TradeoffPoint

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from skipreel.features.batches import Task
+from skipreel.features.batching.collate import Task
 from skipreel.jobs.cluster import ray_cluster
 from skipreel.jobs.points import ModelSettings, Schedule
 from skipreel.jobs.progress import console

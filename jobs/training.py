@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from skipreel.features.batch_plan import shuffled_batches
-from skipreel.features.batches import Batch, Example, Task, collate, feature_statistics
+from skipreel.features.batching.buckets import shuffled_batches
+from skipreel.features.batching.collate import Batch, Example, Task, collate, feature_statistics
 from skipreel.jobs.points import ModelSettings, Schedule
 from skipreel.models import Recognizer, budget_loss, task_loss
 

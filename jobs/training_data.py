@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from skipreel.features.batches import Example, Task, check_labelled, load_examples, videos_with_features
-from skipreel.features.reader import FeatureSet
+from skipreel.features.batching.collate import Example, Task, check_labelled, load_examples, videos_with_features
+from skipreel.features.feature_set.reader import FeatureSet
 from skipreel.jobs.ray_training import TrainingData
 from skipreel.pipeline import storage
 from skipreel.pipeline.manifest import read_manifest

@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.progress import TaskID
 
-from skipreel.features.batches import Task
+from skipreel.features.batching.collate import Task
 from skipreel.jobs.evaluation import Evaluation, evaluate, load_model
 from skipreel.jobs.points import ModelSettings, Schedule
 from skipreel.jobs.progress import NotedProgress, progress_bar

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from skipreel.features.batches import Task
+from skipreel.features.batching.collate import Task
 from skipreel.jobs.filmstrip import Strip, film_strip, png
 from skipreel.jobs.prediction import Prediction
 from skipreel.pipeline import storage

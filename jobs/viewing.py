@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from skipreel.features.backbones import Backbone
+from skipreel.features.backbones.backbone import Backbone
 from skipreel.jobs.evaluation import TrainedModel
 from skipreel.jobs.prediction import Prediction, Seconds
 from skipreel.jobs.video_inputs import video_id_of

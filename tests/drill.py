@@ -24,7 +24,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from skipreel.features import store
+from skipreel.features.feature_set import store
 from skipreel.jobs.cli import main as command
 from skipreel.jobs.cluster import ray_cluster
 from skipreel.pipeline.manifest import Manifest, VideoEntry, write_manifest

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from skipreel.features import store
-from skipreel.features.recipe import Recipe
-from skipreel.features.schema import Segment, Source, shard_table
+from skipreel.features.feature_set import store
+from skipreel.features.feature_set.schema import Segment, Source, shard_table
+from skipreel.features.feature_set.spec import Recipe
 from skipreel.pipeline.manifest import Label, Manifest, VideoEntry, write_manifest
 from skipreel.pipeline.storage import FileStamp
 from skipreel.pipeline.video.sampling import Sampling

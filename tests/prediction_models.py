@@ -2,8 +2,8 @@
 
 import torch
 
-from skipreel.features.backbones import load_backbone
-from skipreel.features.recipe import Recipe
+from skipreel.features.backbones.backbone import load_backbone
+from skipreel.features.feature_set.spec import Recipe
 from skipreel.jobs.evaluation import TrainedModel
 from skipreel.models import LearnedGate, Recognizer, RecognizerConfig
 from skipreel.models.gates import Gate

@@ -21,7 +21,7 @@ import pytest
 import torch
 from ray import exceptions
 
-from skipreel.features import progress, stages, workers
+from skipreel.features.extraction import actors, progress, ray_executor
 
 # Nothing that is tried takes this long: who still waits then waits for something that will not come.
 END_OF_TIME_S = 1e6
@@ -199,12 +199,12 @@ class RayStub:
 
 @pytest.fixture
 def ray_stub(monkeypatch) -> Iterator[RayStub]:
-    """Ray for `features.stages` and for the commands that use it, on a clock that stands still while nobody works."""
+    """Ray for `ray_executor` and for the commands that use it, on a clock that stands still while nobody works."""
     stub, threads = RayStub(), torch.get_num_threads()
     monkeypatch.setitem(sys.modules, "ray", stub)
-    monkeypatch.setattr(stages, "ray", stub)
-    for module in (stages, progress):
+    monkeypatch.setattr(ray_executor, "ray", stub)
+    for module in (ray_executor, progress):
         monkeypatch.setattr(module, "time", stub)
-    monkeypatch.setattr(workers, "limit_memory", lambda _: None)  # it would bind this process
+    monkeypatch.setattr(actors, "limit_memory", lambda _: None)  # it would bind this process
     yield stub
     torch.set_num_threads(threads)

@@ -17,7 +17,7 @@ from benchmarks import backbone, closed_loop, closed_loop_gpu, extract, gpu, lay
 from benchmarks.clips import write_clip
 from benchmarks.closed_loop_ways import Setup, fixed_share, looked_at
 from benchmarks.workloads import Cell, Mode, Size
-from skipreel.features.backbones import load_backbone
+from skipreel.features.backbones.backbone import load_backbone
 from skipreel.jobs.evaluation import TrainedModel
 from skipreel.jobs.prediction import Prediction
 from skipreel.models.kernels import event

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skipreel.features.arrays import build_from_arrays
-from skipreel.features.batches import load_examples
+from skipreel.features.batching.collate import load_examples
 from skipreel.features.errors import FeatureSetError
-from skipreel.features.reader import FeatureSet
-from skipreel.features.upkeep_verify import changed_sources, verify
+from skipreel.features.feature_set.from_arrays import build_from_arrays
+from skipreel.features.feature_set.reader import FeatureSet
+from skipreel.features.maintenance.verify import changed_sources, verify
 from skipreel.pipeline.errors import InputError, ManifestError
 from skipreel.pipeline.manifest import read_manifest, write_manifest
 

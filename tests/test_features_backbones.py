@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from backbone_models import frames, saved_models  # noqa: F401
-from skipreel.features.backbones import load_backbone
+from skipreel.features.backbones.backbone import load_backbone
+from skipreel.features.backbones.preprocessing import Preprocessing
+from skipreel.features.backbones.small_cnn import load_small_cnn, train_small_cnn
 from skipreel.features.errors import BackboneError
-from skipreel.features.preprocessing import Preprocessing
-from skipreel.features.recipe import Recipe
-from skipreel.features.small_cnn import load_small_cnn, train_small_cnn
+from skipreel.features.feature_set.spec import Recipe
 from skipreel.pipeline.manifest import Label, Manifest, VideoEntry
 from skipreel.pipeline.video.sampling import Sampling
 from videos import write_video

@@ -19,9 +19,9 @@ from transformers import (
 )
 
 from backbone_models import FAMILIES, IMAGE, VIT, assert_close, frames, save, saved_models  # noqa: F401
-from skipreel.features.backbones import load_backbone
+from skipreel.features.backbones.backbone import load_backbone
+from skipreel.features.backbones.preprocessing import Preprocessing
 from skipreel.features.errors import BackboneError
-from skipreel.features.preprocessing import Preprocessing
 from skipreel.pipeline.video.sampling import Sampling
 
 MOBILENET = Path(__file__).parents[2] / "shared" / "data" / "weights" / "mobilenet_v1_0.75_224"

@@ -6,9 +6,9 @@ import torch
 from torch import nn
 
 from backbone_models import frames
-from skipreel.features.backbones import load_backbone
+from skipreel.features.backbones.backbone import load_backbone
+from skipreel.features.backbones.preprocessing import Preprocessing
 from skipreel.features.errors import BackboneError
-from skipreel.features.preprocessing import Preprocessing
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ def own_module(tmp_path, monkeypatch):
 
     def write(body):
         (tmp_path / "own.py").write_text(
-            "import torch\nfrom torch import nn\nfrom skipreel.features.preprocessing import Preprocessing\n"
+            "import torch\nfrom torch import nn\nfrom skipreel.features.backbones.preprocessing import Preprocessing\n"
             f"HALF = Preprocessing(resize=(8, 8), mean=(0.5,) * 3)\n{body}"
         )
         monkeypatch.delitem(sys.modules, "own", raising=False)

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from backbone_models import assert_close, frames
-from skipreel.features.backbones import load_backbone
+from skipreel.features.backbones.backbone import load_backbone
+from skipreel.features.backbones.preprocessing import Preprocessing
 from skipreel.features.errors import BackboneError
-from skipreel.features.preprocessing import Preprocessing
 
 
 def test_timm_that_is_not_installed_is_one_clear_line(monkeypatch):

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from feature_sets import two_class_corpus
-from skipreel.features.batches import Example, collate, feature_statistics, frame_targets, load_examples
+from skipreel.features.batching.collate import Example, collate, feature_statistics, frame_targets, load_examples
 from skipreel.features.errors import FeatureSetError
-from skipreel.features.reader import FeatureSet, Sequence
+from skipreel.features.feature_set.reader import FeatureSet, Sequence
 from skipreel.pipeline.manifest import Label, read_manifest
 
 

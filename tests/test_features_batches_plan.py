@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skipreel.features.batch_plan import BatchPlan, shuffled_batches
+from skipreel.features.batching.buckets import BatchPlan, shuffled_batches
 from skipreel.features.errors import FeatureSetError
 
 LENGTHS = st.lists(st.integers(1, 500), min_size=1, max_size=60).map(lambda lengths: np.array(lengths, np.int64))

@@ -5,12 +5,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from skipreel.features.bookkeeping import MAX_DEATHS, MAX_RETRIES, Bookkeeping
-from skipreel.features.extraction import Ending, Part, VideoTask
-from skipreel.features.planning import Planned
-from skipreel.features.progress import Progress
-from skipreel.features.schema import Failure, Source
-from skipreel.features.writer import VideoRows
+from skipreel.features.extraction.planner import Planned
+from skipreel.features.extraction.progress import Progress
+from skipreel.features.extraction.tasks import Ending, Part, VideoTask
+from skipreel.features.extraction.tracker import MAX_DEATHS, MAX_RETRIES, Bookkeeping
+from skipreel.features.feature_set.schema import Failure, Source
+from skipreel.features.feature_set.shard_writer import VideoRows
 from skipreel.pipeline.storage import FileStamp
 
 STAMP = FileStamp(1000, 1)

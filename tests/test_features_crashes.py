@@ -9,12 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from feature_sets import recipe
-from skipreel.features import store
-from skipreel.features.bookkeeping import Bookkeeping
-from skipreel.features.extraction import Ending, FrameSettings, decode
-from skipreel.features.planning import Skipped, plan
-from skipreel.features.progress import Progress
-from skipreel.features.writer import ShardWriter
+from skipreel.features.extraction.planner import Skipped, plan
+from skipreel.features.extraction.progress import Progress
+from skipreel.features.extraction.tasks import Ending, FrameSettings, decode
+from skipreel.features.extraction.tracker import Bookkeeping
+from skipreel.features.feature_set import store
+from skipreel.features.feature_set.shard_writer import ShardWriter
 from skipreel.pipeline.video.sampling import Sampling
 from videos import write_video
 

@@ -5,13 +5,22 @@ import numpy as np
 import pytest
 
 from feature_sets import recipe
-from skipreel.features import store
-from skipreel.features.backbones import load_backbone
-from skipreel.features.batch_plan import BatchPlan
-from skipreel.features.batches import load_examples, stream_batches
-from skipreel.features.extraction import Block, Ending, FrameSettings, Part, VideoTask, decode, encode, extract_video
-from skipreel.features.reader import FeatureSet
-from skipreel.features.writer import ShardWriter, VideoRows
+from skipreel.features.backbones.backbone import load_backbone
+from skipreel.features.batching.buckets import BatchPlan
+from skipreel.features.batching.collate import load_examples, stream_batches
+from skipreel.features.extraction.tasks import (
+    Block,
+    Ending,
+    FrameSettings,
+    Part,
+    VideoTask,
+    decode,
+    encode,
+    extract_video,
+)
+from skipreel.features.feature_set import store
+from skipreel.features.feature_set.reader import FeatureSet
+from skipreel.features.feature_set.shard_writer import ShardWriter, VideoRows
 from skipreel.pipeline.errors import VideoError
 from skipreel.pipeline.manifest import Label, Manifest, VideoEntry
 from skipreel.pipeline.video import open_video

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from feature_sets import recipe, write_sequence
-from skipreel.features import store
-from skipreel.features.batches import load_examples
-from skipreel.features.reader import FeatureSet
-from skipreel.features.schema import SHARD_SCHEMA, Failure
+from skipreel.features.batching.collate import load_examples
+from skipreel.features.feature_set import store
+from skipreel.features.feature_set.reader import FeatureSet
+from skipreel.features.feature_set.schema import SHARD_SCHEMA, Failure
 from skipreel.pipeline.manifest import read_manifest
 
 PAGE = (Path(__file__).parents[1] / "docs" / "features.md").read_text()

@@ -4,9 +4,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from skipreel.features import store
-from skipreel.features.planning import Skipped, plan
-from skipreel.features.schema import Failure, Segment, Source, shard_table
+from skipreel.features.extraction.planner import Skipped, plan
+from skipreel.features.feature_set import store
+from skipreel.features.feature_set.schema import Failure, Segment, Source, shard_table
 from skipreel.pipeline import storage
 
 

@@ -15,8 +15,8 @@ from transformers import (
     ViTImageProcessorPil,
 )
 
-from skipreel.features.backbones_hugging_face import _call, _translate
-from skipreel.features.preprocessing import Preprocessing, says_all
+from skipreel.features.backbones.hugging_face import _call, _translate
+from skipreel.features.backbones.preprocessing import Preprocessing, says_all
 
 LANDSCAPE, PORTRAIT, SMALL = (240, 427), (400, 301), (40, 64)
 PROCESSORS = {

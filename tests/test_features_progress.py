@@ -1,7 +1,7 @@
 import pytest
 
-from skipreel.features import progress
-from skipreel.features.progress import Progress
+from skipreel.features.extraction import progress
+from skipreel.features.extraction.progress import Progress
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from feature_sets import recipe, write_sequence
-from skipreel.features import catalogue, store
 from skipreel.features.errors import FeatureSetError
-from skipreel.features.reader import FeatureSet
+from skipreel.features.feature_set import index, store
+from skipreel.features.feature_set.reader import FeatureSet
 
 LENGTHS = {"b": 30, "a": 4, "c": 11}
 
@@ -52,7 +52,7 @@ def test_a_video_may_be_asked_for_twice(uri):
 
 
 def test_more_shards_than_are_held_open(uri, monkeypatch):
-    monkeypatch.setattr(catalogue, "_MAX_OPEN_SHARDS", 1)
+    monkeypatch.setattr(index, "_MAX_OPEN_SHARDS", 1)
     names = ["a", "b", "c", "a"]
     for name, sequence in zip(names, FeatureSet(uri).load(names), strict=True):
         np.testing.assert_array_equal(sequence.features, values(name, LENGTHS[name]))
@@ -64,7 +64,7 @@ def test_a_set_by_uri_reads_as_one_by_path(uri):
 
 def test_a_set_on_another_machine_reads_in_parallel(uri, monkeypatch):
     # The way of remote files, taken with local ones.
-    monkeypatch.setattr("skipreel.features.shard_files.storage.local_path", lambda _: None)
+    monkeypatch.setattr("skipreel.features.feature_set.shard_reader.storage.local_path", lambda _: None)
     for name, sequence in zip(LENGTHS, FeatureSet(uri).load(LENGTHS), strict=True):
         np.testing.assert_array_equal(sequence.features, values(name, LENGTHS[name]))
 

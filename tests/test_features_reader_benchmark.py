@@ -5,7 +5,7 @@ import json
 import pytest
 
 from benchmarks import reading
-from skipreel.features.shard_files import ShardFile
+from skipreel.features.feature_set.shard_reader import ShardFile
 
 TINY = reading.Settings(dims=(16,), megabytes=1, rounds=1)
 

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from feature_sets import recipe, write_sequence
-from skipreel.features import journal, store
-from skipreel.features.batch_plan import BatchPlan
+from skipreel.features.batching.buckets import BatchPlan
 from skipreel.features.errors import FeatureSetError
-from skipreel.features.reader import FeatureSet
-from skipreel.features.upkeep import summarise
-from skipreel.features.upkeep_compact import compact
-from skipreel.features.upkeep_verify import verify
+from skipreel.features.feature_set import shard_list, store
+from skipreel.features.feature_set.reader import FeatureSet
+from skipreel.features.maintenance.compact import compact
+from skipreel.features.maintenance.summary import summarise
+from skipreel.features.maintenance.verify import verify
 from skipreel.pipeline import storage
 from skipreel.pipeline.errors import StorageError
 
@@ -80,7 +80,7 @@ def test_a_compaction_that_was_interrupted_is_finished(uri, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(journal, "_rename", interrupted)
+        patch.setattr(shard_list, "_rename", interrupted)
         with pytest.raises(KeyboardInterrupt):
             compact(uri)
     assert_all_come_back(uri)
@@ -93,7 +93,7 @@ def test_what_is_not_there_is_named(uri, s3):
         FeatureSet(s3.join("nothing"))
     feature_set = FeatureSet(uri)
     feature_set.index()
-    for shard in journal.shard_uris(uri):
+    for shard in shard_list.shard_uris(uri):
         storage.delete(shard)
     with pytest.raises(StorageError, match="cannot read s3://"):
         feature_set.load(["a"])

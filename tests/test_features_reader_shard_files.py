@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from feature_sets import recipe, write_sequence
-from skipreel.features import store
 from skipreel.features.errors import FeatureSetError
-from skipreel.features.reader import FeatureSet
-from skipreel.features.schema import Segment, Source, shard_table
+from skipreel.features.feature_set import store
+from skipreel.features.feature_set.reader import FeatureSet
+from skipreel.features.feature_set.schema import Segment, Source, shard_table
 from skipreel.pipeline.errors import StorageError
 from skipreel.pipeline.storage import FileStamp
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from feature_sets import recipe, two_class_corpus, write_sequence
-from skipreel.features import store
-from skipreel.features.batch_plan import BatchPlan
-from skipreel.features.batches import collate, load_examples, stream_batches
+from skipreel.features.batching.buckets import BatchPlan
+from skipreel.features.batching.collate import collate, load_examples, stream_batches
 from skipreel.features.errors import FeatureSetError
-from skipreel.features.reader import FeatureSet
+from skipreel.features.feature_set import store
+from skipreel.features.feature_set.reader import FeatureSet
 from skipreel.pipeline.manifest import read_manifest
 
 DIM = 4

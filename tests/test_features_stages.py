@@ -8,13 +8,13 @@ import pytest
 
 from feature_sets import recipe
 from ray_stub import RayStub
-from skipreel.features import store
-from skipreel.features.extraction import Ending, Part, VideoTask
-from skipreel.features.planning import Planned
-from skipreel.features.schema import Failure, Source
-from skipreel.features.stages import Pools, Process, Stages
-from skipreel.features.workers import Decoded
-from skipreel.features.writer import ShardWriter
+from skipreel.features.extraction.actors import Decoded
+from skipreel.features.extraction.planner import Planned
+from skipreel.features.extraction.ray_executor import Pools, Process, Stages
+from skipreel.features.extraction.tasks import Ending, Part, VideoTask
+from skipreel.features.feature_set import store
+from skipreel.features.feature_set.schema import Failure, Source
+from skipreel.features.feature_set.shard_writer import ShardWriter
 from skipreel.pipeline.storage import FileStamp
 
 LIMIT_S = 300.0

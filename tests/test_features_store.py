@@ -9,13 +9,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from feature_sets import recipe, write_sequence
-from skipreel.features import store
-from skipreel.features.batch_plan import BatchPlan
+from skipreel.features.batching.buckets import BatchPlan
 from skipreel.features.errors import FeatureSetError
-from skipreel.features.reader import FeatureSet
-from skipreel.features.schema import SHARD_SCHEMA
-from skipreel.features.upkeep_compact import compact
-from skipreel.features.upkeep_verify import verify
+from skipreel.features.feature_set import store
+from skipreel.features.feature_set.reader import FeatureSet
+from skipreel.features.feature_set.schema import SHARD_SCHEMA
+from skipreel.features.maintenance.compact import compact
+from skipreel.features.maintenance.verify import verify
 from skipreel.pipeline import storage
 
 

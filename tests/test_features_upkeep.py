@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from feature_sets import recipe, write_sequence
-from skipreel.features import store
 from skipreel.features.errors import FeatureSetError
-from skipreel.features.schema import Failure
-from skipreel.features.upkeep import FailureGroup, summarise
+from skipreel.features.feature_set import store
+from skipreel.features.feature_set.schema import Failure
+from skipreel.features.maintenance.summary import FailureGroup, summarise
 
 
 @pytest.fixture

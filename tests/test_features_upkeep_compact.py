@@ -12,11 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from feature_sets import recipe, write_sequence
-from skipreel.features import catalogue, journal, store, upkeep_compact
 from skipreel.features.errors import FeatureSetError
-from skipreel.features.reader import FeatureSet
-from skipreel.features.upkeep_compact import compact
-from skipreel.features.upkeep_verify import verify
+from skipreel.features.feature_set import index, shard_list, store
+from skipreel.features.feature_set.reader import FeatureSet
+from skipreel.features.maintenance import compact as compact_module
+from skipreel.features.maintenance.compact import compact
+from skipreel.features.maintenance.verify import verify
 from skipreel.pipeline import storage
 
 NAMES = [f"v{number}" for number in range(6)]
@@ -51,8 +52,8 @@ def assert_whole(uri: str) -> None:
 
 def merge(uri: str, old: list[str]) -> None:
     new = f"{os.urandom(4).hex()}.parquet"
-    store.write_rows(journal.hidden_uri(uri, new), [pq.read_table(Path(uri, "shards", name)) for name in old])
-    journal.replace(uri, old, new)
+    store.write_rows(shard_list.hidden_uri(uri, new), [pq.read_table(Path(uri, "shards", name)) for name in old])
+    shard_list.replace(uri, old, new)
 
 
 def test_small_shards_become_one_and_features_keep_every_bit(uri):
@@ -119,7 +120,7 @@ def kill_after(uri: str, steps: int) -> bool:
 
         return wrapped
 
-    def fatal_rows(*arguments, function=upkeep_compact._rows):
+    def fatal_rows(*arguments, function=compact_module._rows):
         for row in function(*arguments):
             yield row
             count_down()
@@ -133,10 +134,10 @@ def kill_after(uri: str, steps: int) -> bool:
         return wrapped
 
     with pytest.MonkeyPatch.context() as patched:
-        places = [(storage, "delete"), (storage, "write_atomic"), (journal, "_rename"), (store, "write_rows")]
+        places = [(storage, "delete"), (storage, "write_atomic"), (shard_list, "_rename"), (store, "write_rows")]
         for module, name in places:
             patched.setattr(module, name, fatal(getattr(module, name)))
-        patched.setattr(upkeep_compact, "_rows", fatal_rows)
+        patched.setattr(compact_module, "_rows", fatal_rows)
         for name in ("replace", "unlink"):
             patched.setattr(os, name, alive(getattr(os, name)))
         try:
@@ -167,7 +168,7 @@ def test_what_was_merged_but_never_counted_is_removed(uri):
     kill_after(uri, 9)
     assert list(Path(uri, "shards").glob(".*.merged"))
     assert any("left by a killed process" in problem for problem in verify(uri))
-    journal.recover(uri)
+    shard_list.recover(uri)
     assert not list(Path(uri, "shards").glob(".*.merged"))
     assert_whole(uri)
 
@@ -175,7 +176,7 @@ def test_what_was_merged_but_never_counted_is_removed(uri):
 def test_recovery_brings_a_counted_shard_to_its_place(uri):
     kill_after(uri, 12)
     assert any("in the middle of a compaction" in problem for problem in verify(uri))
-    journal.recover(uri)
+    shard_list.recover(uri)
     assert len(shards(uri)) == 1
     assert_whole(uri)
 
@@ -206,7 +207,7 @@ def test_readers_see_every_video_once_while_it_runs(uri):
 
 
 def test_a_listing_during_which_a_compaction_ran_is_not_believed(uri, monkeypatch):
-    names, calls = journal._names, []
+    names, calls = shard_list._names, []
 
     def half_listed(folder: str) -> list[str]:
         found = names(folder)
@@ -216,13 +217,13 @@ def test_a_listing_during_which_a_compaction_ran_is_not_believed(uri, monkeypatc
             return found[3:]
         return found
 
-    monkeypatch.setattr(journal, "_names", half_listed)
+    monkeypatch.setattr(shard_list, "_names", half_listed)
     assert_whole(uri)
     assert calls
 
 
 def test_a_compaction_between_listing_and_opening_is_noticed(uri, monkeypatch):
-    read_layout, calls = catalogue.read_layout, []
+    read_layout, calls = index.read_layout, []
 
     def late(shard: str, *, dim: int) -> object:
         if not calls:
@@ -230,7 +231,7 @@ def test_a_compaction_between_listing_and_opening_is_noticed(uri, monkeypatch):
             compact(uri)
         return read_layout(shard, dim=dim)
 
-    monkeypatch.setattr(catalogue, "read_layout", late)
+    monkeypatch.setattr(index, "read_layout", late)
     assert_whole(uri)
     assert calls
 
@@ -267,7 +268,7 @@ def test_two_at_once_are_refused(uri):
 def test_a_journal_that_points_elsewhere_deletes_nothing(uri, tmp_path, name):
     victim = tmp_path / "victim.parquet"
     victim.touch()
-    Path(uri, journal.JOURNAL).write_text(json.dumps({"number": 1, "old": [name], "new": "x.parquet"}))
+    Path(uri, shard_list.JOURNAL).write_text(json.dumps({"number": 1, "old": [name], "new": "x.parquet"}))
     with pytest.raises(FeatureSetError, match="which is no shard"):
-        journal.recover(uri)
+        shard_list.recover(uri)
     assert victim.exists()

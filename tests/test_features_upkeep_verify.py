@@ -11,11 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from feature_sets import recipe
-from skipreel.features import store
 from skipreel.features.errors import FeatureSetError
-from skipreel.features.reader import FeatureSet
-from skipreel.features.schema import Failure, Segment, Source, shard_table, shard_writer
-from skipreel.features.upkeep_verify import changed_sources, missing_videos, verify
+from skipreel.features.feature_set import store
+from skipreel.features.feature_set.reader import FeatureSet
+from skipreel.features.feature_set.schema import Failure, Segment, Source, shard_table, shard_writer
+from skipreel.features.maintenance.verify import changed_sources, missing_videos, verify
 from skipreel.pipeline.manifest import Manifest, VideoEntry, write_manifest
 from skipreel.pipeline.storage import FileStamp
 

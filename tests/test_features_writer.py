@@ -5,10 +5,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from feature_sets import recipe
-from skipreel.features import store, writer
-from skipreel.features.reader import FeatureSet
-from skipreel.features.schema import Failure, Source
-from skipreel.features.writer import ShardWriter, VideoRows
+from skipreel.features.feature_set import shard_writer, store
+from skipreel.features.feature_set.reader import FeatureSet
+from skipreel.features.feature_set.schema import Failure, Source
+from skipreel.features.feature_set.shard_writer import ShardWriter, VideoRows
 from skipreel.pipeline.storage import FileStamp
 
 SOURCE = Source("digest", FileStamp(1000, 1_700_000_000_123_456))
@@ -50,7 +50,7 @@ def test_what_waits_is_written_after_a_minute(uri, monkeypatch):
     out = ShardWriter(uri, shard_bytes=1 << 30)
     out.add(rows("a", 3))
     assert not shards(uri)
-    monkeypatch.setattr(writer, "FLUSH_S", 0.0)
+    monkeypatch.setattr(shard_writer, "FLUSH_S", 0.0)
     out.flush_if_due()
     assert set(store.finished(uri)) == {"a"}
 
@@ -133,7 +133,7 @@ def open_spool_files() -> int:
 
 
 def test_what_a_long_video_waits_in_is_closed_when_it_is_written_or_let_go_of(uri, monkeypatch):
-    monkeypatch.setattr(writer, "_SPOOL_BYTES", 1)
+    monkeypatch.setattr(shard_writer, "_SPOOL_BYTES", 1)
     before = open_spool_files()
     written, dropped = rows("long", 3000), rows("dropped", 3000)
     assert open_spool_files() == before + 2

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from feature_sets import recipe, two_class_corpus, write_sequence
-from skipreel.features.batches import Example, load_examples
+from skipreel.features.batching.collate import Example, load_examples
 from skipreel.features.errors import FeatureSetError
-from skipreel.features.reader import FeatureSet, Sequence
+from skipreel.features.feature_set.reader import FeatureSet, Sequence
 from skipreel.jobs.budget import MAX_POINTS, calibration_examples, measure_curve, with_budget
 from skipreel.jobs.cli import main
 from skipreel.jobs.evaluation import TrainedModel, evaluate, load_model

@@ -10,9 +10,9 @@ import torch
 
 from prediction_models import BACKBONE
 from prediction_models import make_model as model
-from skipreel.features.batches import Example
+from skipreel.features.batching.collate import Example
 from skipreel.features.errors import BackboneError
-from skipreel.features.reader import Sequence
+from skipreel.features.feature_set.reader import Sequence
 from skipreel.jobs.closed_loop import load_backbone_of, predict, predict_dense
 from skipreel.jobs.evaluation import TrainedModel, evaluate
 from skipreel.jobs.recognizer import Recognizer as VideoRecognizer
@@ -108,8 +108,8 @@ def test_a_video_that_cannot_be_decoded_says_why(tmp_path):
 def code_backbone(tmp_path, monkeypatch) -> str:
     """The name of a backbone that is code: random:0 again, from a module that leaves a file when it is imported."""
     (tmp_path / "planted.py").write_text(
-        "from pathlib import Path\nfrom skipreel.features.backbones import SMALL_INPUT\n"
-        "from skipreel.features.small_cnn import SmallCNN\n"
+        "from pathlib import Path\nfrom skipreel.features.backbones.backbone import SMALL_INPUT\n"
+        "from skipreel.features.backbones.small_cnn import SmallCNN\n"
         f"Path({str(tmp_path / 'was_run')!r}).touch()\ndef backbone():\n    return SmallCNN(seed=0), SMALL_INPUT\n"
     )
     monkeypatch.syspath_prepend(tmp_path)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from prediction_models import BACKBONE, make_model
-from skipreel.features.schema import Source
-from skipreel.features.writer import ShardWriter
+from skipreel.features.feature_set.schema import Source
+from skipreel.features.feature_set.shard_writer import ShardWriter
 from skipreel.jobs import prediction_store
 from skipreel.jobs.closed_loop import predict
 from skipreel.jobs.prediction_store import PredictionRecipe, PredictionRows

@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from prediction_models import BACKBONE, make_model, untrained
-from skipreel.features.backbones import Backbone, load_backbone
-from skipreel.features.extraction import extract_video
+from skipreel.features.backbones.backbone import Backbone, load_backbone
+from skipreel.features.extraction.tasks import extract_video
 from skipreel.jobs.evaluation import TrainedModel
 from skipreel.jobs.prediction import Prediction
 from skipreel.jobs.scheduler import Scheduler

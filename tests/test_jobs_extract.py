@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from skipreel.features import store
-from skipreel.features.reader import FeatureSet
+from skipreel.features.feature_set import store
+from skipreel.features.feature_set.reader import FeatureSet
 from skipreel.jobs import cli, extract
 from skipreel.jobs.cli import main
 from skipreel.pipeline.manifest import Label, Manifest, VideoEntry, write_manifest

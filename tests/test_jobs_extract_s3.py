@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from skipreel.features import store
-from skipreel.features.backbones import load_backbone
-from skipreel.features.extraction import extract_video
-from skipreel.features.reader import FeatureSet
+from skipreel.features.backbones.backbone import load_backbone
+from skipreel.features.extraction.tasks import extract_video
+from skipreel.features.feature_set import store
+from skipreel.features.feature_set.reader import FeatureSet
 from skipreel.jobs.cli import main
 from skipreel.pipeline.video.sampling import Sampling
 from videos import write_video

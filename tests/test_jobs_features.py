@@ -6,9 +6,9 @@ import pytest
 
 from feature_sets import two_class_corpus, write_sequence
 from imported import modules_after
-from skipreel.features import store
-from skipreel.features.reader import FeatureSet
-from skipreel.features.schema import Failure
+from skipreel.features.feature_set import store
+from skipreel.features.feature_set.reader import FeatureSet
+from skipreel.features.feature_set.schema import Failure
 from skipreel.jobs.cli import main
 from skipreel.pipeline.manifest import read_manifest
 

@@ -16,9 +16,9 @@ import ray
 
 from drill import children
 from prediction_models import BACKBONE, make_model
-from skipreel.features import store
 from skipreel.features.errors import FeatureSetError
-from skipreel.features.extraction import VideoTask
+from skipreel.features.extraction.tasks import VideoTask
+from skipreel.features.feature_set import store
 from skipreel.jobs import prediction_store, prediction_worker
 from skipreel.jobs.closed_loop import predict
 from skipreel.jobs.prediction_job import JobSettings, run_job

@@ -14,10 +14,10 @@ import pytest
 
 from feature_sets import recipe as feature_recipe
 from prediction_models import make_model
-from skipreel.features import store
 from skipreel.features.errors import FeatureSetError
-from skipreel.features.schema import Failure, Source
-from skipreel.features.writer import ShardWriter
+from skipreel.features.feature_set import store
+from skipreel.features.feature_set.schema import Failure, Source
+from skipreel.features.feature_set.shard_writer import ShardWriter
 from skipreel.jobs import prediction_store
 from skipreel.jobs.prediction import Prediction, Seconds
 from skipreel.jobs.prediction_store import PredictionRecipe, PredictionRows

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from skipreel.features.backbones import Backbone
-from skipreel.features.recipe import Recipe
+from skipreel.features.backbones.backbone import Backbone
+from skipreel.features.feature_set.spec import Recipe
 from skipreel.jobs.evaluation import TrainedModel
 from skipreel.jobs.scheduler import Outcome, Scheduler
 from skipreel.jobs.viewing import ClosedLoop, Reading, Request

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from feature_sets import two_class_corpus
-from skipreel.features.batches import load_examples
-from skipreel.features.reader import FeatureSet
+from skipreel.features.batching.collate import load_examples
+from skipreel.features.feature_set.reader import FeatureSet
 from skipreel.jobs.evaluation import evaluate
 from skipreel.jobs.points import ModelSettings, Schedule
 from skipreel.jobs.sweep import Settings, matched_controls

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from feature_sets import two_class_corpus, write_sequence
-from skipreel.features import store
 from skipreel.features.errors import FeatureSetError
-from skipreel.features.reader import FeatureSet
-from skipreel.features.schema import Failure
+from skipreel.features.feature_set import store
+from skipreel.features.feature_set.reader import FeatureSet
+from skipreel.features.feature_set.schema import Failure
 from skipreel.jobs.cli import main
 from skipreel.jobs.points import ModelSettings
 from skipreel.jobs.ray_training import TrainingData, _train_worker

@@ -8,7 +8,7 @@ import mlflow
 import pytest
 
 from feature_sets import two_class_corpus
-from skipreel.features.reader import FeatureSet
+from skipreel.features.feature_set.reader import FeatureSet
 from skipreel.jobs import ray_training, sweep, train
 from skipreel.jobs.cli import EXIT_INTERRUPTED, main
 from skipreel.jobs.evaluation import load_model

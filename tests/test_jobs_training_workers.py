@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from skipreel.features.batches import Example, collate
-from skipreel.features.reader import Sequence
+from skipreel.features.batching.collate import Example, collate
+from skipreel.features.feature_set.reader import Sequence
 from skipreel.jobs.points import ModelSettings, Schedule
 from skipreel.jobs.training import build_recognizer, fit
 

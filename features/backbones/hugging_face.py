@@ -14,9 +14,9 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from skipreel.features.backbones_network import Network, preparing, reason_of
+from skipreel.features.backbones.network import Network, preparing, reason_of
+from skipreel.features.backbones.preprocessing import Interpolation, Preprocessing
 from skipreel.features.errors import BackboneError
-from skipreel.features.preprocessing import Interpolation, Preprocessing
 
 # Pillow's numbers for filters that torch has on every device.
 INTERPOLATIONS: dict[int, Interpolation] = {2: "bilinear", 3: "bicubic"}

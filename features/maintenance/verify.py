@@ -5,12 +5,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from skipreel.features import journal, store
 from skipreel.features.errors import FeatureSetError
-from skipreel.features.recipe import Recipe
-from skipreel.features.schema import FAILURE_SCHEMA
-from skipreel.features.shard_files import open_parquet
-from skipreel.features.upkeep_shards import check_shard
+from skipreel.features.feature_set import shard_list, store
+from skipreel.features.feature_set.schema import FAILURE_SCHEMA
+from skipreel.features.feature_set.shard_reader import open_parquet
+from skipreel.features.feature_set.spec import Recipe
+from skipreel.features.maintenance.verify_shard import check_shard
 from skipreel.pipeline import storage
 from skipreel.pipeline.errors import StorageError
 from skipreel.pipeline.manifest import iterate_manifest
@@ -33,7 +33,7 @@ def verify(uri: str, *, watch: Watch = lambda items, _: items) -> Iterator[str]:
     dim, schema = Recipe.from_json(store.read_card(uri)["recipe"]).dim, store.shard_schema(uri)
     yield from _leftovers(uri)
     found: dict[str, pa.ChunkedArray] = {}  # by file: the videos that it holds
-    for shard in watch(journal.shard_uris(uri), "checking shards"):
+    for shard in watch(shard_list.shard_uris(uri), "checking shards"):
         problems, found[shard] = check_shard(shard, dim=dim, schema=schema)
         yield from problems
     for ledger in watch(storage.list_files(storage.join(uri, store.FAILURES), ".parquet"), "checking failures"):
@@ -87,10 +87,10 @@ def changed_sources(uri: str, manifest: str, *, watch: Watch = lambda items, _: 
 
 
 def _leftovers(uri: str) -> Iterator[str]:
-    if journal.read_journal(uri).new:
+    if shard_list.read_journal(uri).new:
         yield f"{uri} is in the middle of a compaction: run skipreel features compact to bring it to its end"
     for name in storage.list_tree(uri):
-        if name.endswith((".tmp", journal.HIDDEN_SUFFIX)):
+        if name.endswith((".tmp", shard_list.HIDDEN_SUFFIX)):
             yield f"{storage.join(uri, name)} was left by a killed process: it is deleted by the next skipreel extract"
 
 

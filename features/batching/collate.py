@@ -13,11 +13,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from skipreel.features import store
-from skipreel.features.batch_plan import BatchPlan
+from skipreel.features.batching.buckets import BatchPlan
+from skipreel.features.batching.stream import PaddedFeatures
 from skipreel.features.errors import FeatureSetError
-from skipreel.features.reader import FeatureSet, Sequence
-from skipreel.features.reader_stream import PaddedFeatures
+from skipreel.features.feature_set import store
+from skipreel.features.feature_set.reader import FeatureSet, Sequence
 from skipreel.pipeline.manifest import Label, Manifest, VideoEntry
 
 Task = Literal["frames", "video"]

@@ -13,7 +13,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.nn import functional
 
-from skipreel.features.batches import frame_targets
+from skipreel.features.batching.collate import frame_targets
 from skipreel.features.errors import BackboneError
 from skipreel.pipeline import storage
 from skipreel.pipeline.errors import StorageError

@@ -16,14 +16,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from skipreel.features.backbones_hugging_face import load_hugging_face
-from skipreel.features.backbones_module import is_module_name, load_module
-from skipreel.features.backbones_network import Network, Prepare, reason_of
-from skipreel.features.backbones_timm import load_timm
+from skipreel.features.backbones.hugging_face import load_hugging_face
+from skipreel.features.backbones.network import Network, Prepare, reason_of
+from skipreel.features.backbones.preprocessing import Preprocessing
+from skipreel.features.backbones.small_cnn import INPUT_SIZE, SmallCNN, load_small_cnn
+from skipreel.features.backbones.timm import load_timm
+from skipreel.features.backbones.user_module import is_module_name, load_module
 from skipreel.features.errors import BackboneError
-from skipreel.features.preprocessing import Preprocessing
-from skipreel.features.recipe import Dtype, Recipe
-from skipreel.features.small_cnn import INPUT_SIZE, SmallCNN, load_small_cnn
+from skipreel.features.feature_set.spec import Dtype, Recipe
 from skipreel.pipeline.video.sampling import Sampling
 
 Frames = Sequence[NDArray[np.uint8]]

@@ -11,13 +11,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from skipreel.features import store
-from skipreel.features.catalogue import Catalogue, VideoReader, for_each, read_catalogue
-from skipreel.features.recipe import Recipe
+from skipreel.features.feature_set import store
+from skipreel.features.feature_set.index import Catalogue, VideoReader, for_each, read_catalogue
+from skipreel.features.feature_set.spec import Recipe
 
 if TYPE_CHECKING:  # whoever only lists or loads does without torch
-    from skipreel.features.batch_plan import BatchPlan
-    from skipreel.features.reader_stream import PaddedFeatures
+    from skipreel.features.batching.buckets import BatchPlan
+    from skipreel.features.batching.stream import PaddedFeatures
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +118,7 @@ class FeatureSet:
         Raises:
             FeatureSetError: when a video is missing, or there are fewer videos than workers.
         """
-        from skipreel.features.reader_stream import stream
+        from skipreel.features.batching.stream import stream
 
         positions = None if video_ids is None else self.catalogue.positions(video_ids)
         return stream(self.catalogue, plan, positions, dim=self.dim, dtype=dtype, with_times=with_times)

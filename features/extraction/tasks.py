@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from skipreel.features.schema import Source
+from skipreel.features.feature_set.schema import Source
 from skipreel.pipeline import storage
 from skipreel.pipeline.errors import InputError, VideoError
 from skipreel.pipeline.storage import FileStamp
@@ -22,7 +22,7 @@ from skipreel.pipeline.video import Frame, open_video
 from skipreel.pipeline.video.sampling import Sampling
 
 if TYPE_CHECKING:  # a process that only decodes does without torch
-    from skipreel.features.backbones import Backbone
+    from skipreel.features.backbones.backbone import Backbone
 
 PART_BYTES, PART_FRAMES = 32 << 20, 16
 # A block closes at the first part that takes it here: enough to make the way cheap, little enough to hold several.

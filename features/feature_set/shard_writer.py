@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from skipreel.features import store
-from skipreel.features.schema import MAX_SEGMENT_FRAMES, SHARD_SCHEMA, Failure, Segment, Source, shard_table
+from skipreel.features.feature_set import store
+from skipreel.features.feature_set.schema import MAX_SEGMENT_FRAMES, SHARD_SCHEMA, Failure, Segment, Source, shard_table
 
 # What a killed process may lose: the work since the last shard.
 FLUSH_S = 60.0

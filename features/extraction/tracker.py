@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from skipreel.features.extraction import Ending, Part, VideoTask
-from skipreel.features.planning import Planned
-from skipreel.features.progress import Progress
-from skipreel.features.schema import Failure, Source
-from skipreel.features.writer import Rows, ShardWriter, VideoRows
+from skipreel.features.extraction.planner import Planned
+from skipreel.features.extraction.progress import Progress
+from skipreel.features.extraction.tasks import Ending, Part, VideoTask
+from skipreel.features.feature_set.schema import Failure, Source
+from skipreel.features.feature_set.shard_writer import Rows, ShardWriter, VideoRows
 from skipreel.pipeline.storage import FileStamp
 
 # Videos that a decoder is given at once, and has in hand: enough not to wait, few enough to share the last ones out.

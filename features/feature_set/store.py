@@ -15,10 +15,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from skipreel.features import journal
 from skipreel.features.errors import FeatureSetError
-from skipreel.features.recipe import Recipe
-from skipreel.features.schema import (
+from skipreel.features.feature_set import shard_list
+from skipreel.features.feature_set.schema import (
     FAILURE_SCHEMA,
     ROW_GROUP_BYTES,
     SHARD_SCHEMA,
@@ -29,6 +28,7 @@ from skipreel.features.schema import (
     shard_writer,
     without_start,
 )
+from skipreel.features.feature_set.spec import Recipe
 from skipreel.pipeline import storage
 
 CARD, PREDICTIONS_CARD = "feature_set.json", "predictions.json"
@@ -72,7 +72,7 @@ def create(uri: str, recipe: Recipe, *, about: Mapping[str, Any]) -> None:
 
 def tidy(uri: str) -> None:
     """Remove what a killed writer left half-written, and end its compaction; hold `locked` while calling."""
-    journal.recover(uri)
+    shard_list.recover(uri)
     for folder in (SHARDS, FAILURES):
         storage.remove_temporaries(storage.join(uri, folder))
 
@@ -163,7 +163,7 @@ def known(uri: str, *, has_segments: bool = True) -> pa.Table:
         has_segments: whether a video may have several rows, numbered in a column ``segment``.
     """
     tables = [_KNOWN.empty_table()]
-    files = {SHARDS: journal.shard_uris(uri), FAILURES: storage.list_files(storage.join(uri, FAILURES), ".parquet")}
+    files = {SHARDS: shard_list.shard_uris(uri), FAILURES: storage.list_files(storage.join(uri, FAILURES), ".parquet")}
     segment = ["segment"] if has_segments else []
     for folder, columns in ((SHARDS, [*segment, "source_digest"]), (FAILURES, [])):
         names = ["video_id", *columns, "source_bytes", "source_modified"]
@@ -173,7 +173,7 @@ def known(uri: str, *, has_segments: bool = True) -> pa.Table:
                 table = table.filter(pc.equal(table["segment"], 0))
             if folder == FAILURES:
                 table = table.append_column("source_digest", pa.nulls(table.num_rows, pa.string()))
-            file = pa.array([f"{folder}/{journal.name_of(path)}"] * table.num_rows, pa.string())
+            file = pa.array([f"{folder}/{shard_list.name_of(path)}"] * table.num_rows, pa.string())
             tables.append(table.append_column("file", file).select(_KNOWN.names).cast(_KNOWN))
     return pa.concat_tables(tables).combine_chunks()
 

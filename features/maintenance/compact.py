@@ -1,4 +1,4 @@
-"""Merging small shards, which many short runs leave behind, into shards of a target size; see `features.journal`."""
+"""Merging small shards, which many short runs leave behind, into shards of a target size; see `shard_list`."""
 
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from skipreel.features import journal, store
 from skipreel.features.errors import FeatureSetError
-from skipreel.features.reader import FeatureSet
-from skipreel.features.shard_files import open_parquet
+from skipreel.features.feature_set import shard_list, store
+from skipreel.features.feature_set.reader import FeatureSet
+from skipreel.features.feature_set.shard_reader import open_parquet
 from skipreel.pipeline import storage
 
 Group = tuple[str, ...]
@@ -37,14 +37,14 @@ def compact(uri: str, *, shard_bytes: int = 64 << 20, watch: Watch = lambda grou
             set; what was merged before stays so.
     """
     with store.locked(uri):
-        journal.recover(uri)
+        shard_list.recover(uri)
         FeatureSet(uri).index()
-        shards = journal.shard_uris(uri)
+        shards = shard_list.shard_uris(uri)
         groups = _groups(shards, shard_bytes)
         for group in watch(groups, "merging shards"):
             new = f"{uuid.uuid4().hex[:24]}.parquet"
-            store.write_rows(journal.hidden_uri(uri, new), _rows(group, store.shard_schema(uri)))
-            journal.replace(uri, [journal.name_of(shard) for shard in group], new)
+            store.write_rows(shard_list.hidden_uri(uri, new), _rows(group, store.shard_schema(uri)))
+            shard_list.replace(uri, [shard_list.name_of(shard) for shard in group], new)
         return Compaction(len(shards), len(shards) - sum(len(group) - 1 for group in groups))
 
 

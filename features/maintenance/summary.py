@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from skipreel.features import store
-from skipreel.features.reader import FeatureSet
-from skipreel.features.shard_files import open_parquet
+from skipreel.features.feature_set import store
+from skipreel.features.feature_set.reader import FeatureSet
+from skipreel.features.feature_set.shard_reader import open_parquet
 from skipreel.pipeline import storage
 
 

@@ -11,13 +11,13 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from skipreel.features import store
-from skipreel.features.arrays_files import ArraySequence, read_sequences
 from skipreel.features.errors import FeatureSetError
-from skipreel.features.journal import name_of
-from skipreel.features.recipe import Recipe
-from skipreel.features.schema import MAX_SEGMENT_FRAMES, Source
-from skipreel.features.writer import ShardWriter, VideoRows
+from skipreel.features.feature_set import store
+from skipreel.features.feature_set.array_files import ArraySequence, read_sequences
+from skipreel.features.feature_set.schema import MAX_SEGMENT_FRAMES, Source
+from skipreel.features.feature_set.shard_list import name_of
+from skipreel.features.feature_set.shard_writer import ShardWriter, VideoRows
+from skipreel.features.feature_set.spec import Recipe
 from skipreel.pipeline import storage
 from skipreel.pipeline.manifest import Label, Manifest, VideoEntry
 from skipreel.pipeline.video.sampling import Sampling
@@ -38,7 +38,7 @@ def build_from_arrays(
     shard_bytes: int = 64 << 20,
     watch: Watch = lambda items, _: items,
 ) -> Manifest:
-    """Write the sequences of ``files`` (see `features.arrays_files`) as a feature set; what is there already stays.
+    """Write the sequences of ``files`` (see `array_files`) as a feature set; what is there already stays.
 
     Everything is checked before anything is written. Holds one file in memory (of Parquet, one row group).
 

@@ -8,8 +8,8 @@ from itertools import chain
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from skipreel.features.extraction import VideoTask
-from skipreel.features.schema import time_of
+from skipreel.features.extraction.tasks import VideoTask
+from skipreel.features.feature_set.schema import time_of
 from skipreel.pipeline import storage
 from skipreel.pipeline.storage import FileStamp
 

@@ -1,4 +1,4 @@
-"""Checking one shard: every byte is read, and every promise of `features.schema` held against it.
+"""Checking one shard: every byte is read, and every promise of `features.feature_set.schema` held against it.
 
 Letters: R rows of a row group, T frames of a row, D feature length.
 """
@@ -11,8 +11,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from skipreel.features.errors import FeatureSetError
-from skipreel.features.schema import MAX_SEGMENT_FRAMES
-from skipreel.features.shard_files import open_parquet, read_layout
+from skipreel.features.feature_set.schema import MAX_SEGMENT_FRAMES
+from skipreel.features.feature_set.shard_reader import open_parquet, read_layout
 
 _FLOAT16_EXPONENT = 0x7C00  # all its bits are set in infinity and NaN, and in nothing else
 
@@ -23,7 +23,7 @@ def check_shard(uri: str, *, dim: int, schema: pa.Schema) -> tuple[list[str], pa
     Holds one row group in memory.
 
     Args:
-        schema: the set's columns, as `features.store.shard_schema` gives them.
+        schema: the set's columns, as `features.feature_set.store.shard_schema` gives them.
     """
     try:
         _, videos = read_layout(uri, dim=dim)

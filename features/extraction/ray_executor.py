@@ -17,14 +17,14 @@ from typing import Any
 import ray
 from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, RayError, RayTaskError
 
-from skipreel.features.bookkeeping import BYTES_IN_HAND, MAX_DEATHS, VIDEOS_IN_HAND, Bookkeeping, NewRows
 from skipreel.features.errors import FeatureSetError
-from skipreel.features.extraction import FrameSettings
-from skipreel.features.planning import Planned
-from skipreel.features.progress import Progress
-from skipreel.features.schema import Failure
-from skipreel.features.workers import BackboneSettings, Decoded, Decoder, Encoder, Result, Worker
-from skipreel.features.writer import ShardWriter, VideoRows
+from skipreel.features.extraction.actors import BackboneSettings, Decoded, Decoder, Encoder, Result, Worker
+from skipreel.features.extraction.planner import Planned
+from skipreel.features.extraction.progress import Progress
+from skipreel.features.extraction.tasks import FrameSettings
+from skipreel.features.extraction.tracker import BYTES_IN_HAND, MAX_DEATHS, VIDEOS_IN_HAND, Bookkeeping, NewRows
+from skipreel.features.feature_set.schema import Failure
+from skipreel.features.feature_set.shard_writer import ShardWriter, VideoRows
 from skipreel.pipeline.errors import InputError
 
 # Calls that a process has been given: one that it works on, and one so that it need not wait for the driver.
@@ -96,7 +96,7 @@ class Stages:
     """One pass over videos on a connected cluster; `run` it once.
 
     Args:
-        planned: the videos, as `features.planning.plan` yields them.
+        planned: the videos, as `features.extraction.planner.plan` yields them.
         decoder: what turns videos into frames for encoders or, where there are none, into all that becomes rows.
         encoder: only where there are any.
         on_failure: called with every video that fails.

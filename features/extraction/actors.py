@@ -1,7 +1,7 @@
 """What runs in the processes of an extraction: decoders, which do without torch, and encoders, which hold the model; or
 workers that do both, since on a CPU frames are best used where they are.
 
-Plain classes: `features.stages` makes Ray actors of them.
+Plain classes: `features.extraction.ray_executor` makes Ray actors of them.
 """
 
 import resource
@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from skipreel.features.extraction import Block, Ending, FrameSettings, Part, VideoTask, decode, encode
+from skipreel.features.extraction.tasks import Block, Ending, FrameSettings, Part, VideoTask, decode, encode
 from skipreel.pipeline.video import Frame
 
 if TYPE_CHECKING:
-    from skipreel.features.backbones import Backbone
+    from skipreel.features.backbones.backbone import Backbone
 
 Features = NDArray[np.float16] | str  # (T, D) of a part, or why there are none
 Result = Any  # what came of a part, or a str: why nothing did
@@ -30,7 +30,7 @@ BLOCK_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class BackboneSettings:
-    """How an encoder loads its model: the arguments of `features.backbones.load_backbone`."""
+    """How an encoder loads its model: the arguments of `features.backbones.backbone.load_backbone`."""
 
     name: str
     device: Literal["cpu", "cuda"] = "cpu"
@@ -40,7 +40,7 @@ class BackboneSettings:
 
     def load(self) -> "Backbone":
         """Load it in this process."""
-        from skipreel.features.backbones import load_backbone
+        from skipreel.features.backbones.backbone import load_backbone
 
         return load_backbone(self.name, device=self.device, layer=self.layer, dtype=self.dtype, compile=self.compile)
 

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from skipreel.features.backbones_network import Network, preparing, reason_of
+from skipreel.features.backbones.network import Network, preparing, reason_of
+from skipreel.features.backbones.preprocessing import INTERPOLATIONS, Preprocessing
 from skipreel.features.errors import BackboneError
-from skipreel.features.preprocessing import INTERPOLATIONS, Preprocessing
 
 
 def load_timm(name: str) -> Network:

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from skipreel.features.errors import FeatureSetError
-from skipreel.features.journal import name_of
+from skipreel.features.feature_set.shard_list import name_of
 from skipreel.pipeline import storage
 from skipreel.pipeline.storage.uris import one_line
 

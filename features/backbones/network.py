@@ -1,4 +1,4 @@
-"""What the loaders of ``features.backbones`` hand over, whatever library a network comes from."""
+"""What the loaders of ``features.backbones.backbone`` hand over, whatever library a network comes from."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from skipreel.features.preprocessing import Images, Preprocessing, says_all
+from skipreel.features.backbones.preprocessing import Images, Preprocessing, says_all
 
 Prepare = Callable[[Tensor], Tensor]
 

@@ -1,8 +1,9 @@
 """Reading one shard file: where each row's features lie in it, and those bytes straight into the caller's memory.
 
-`features.schema` stores features as plain values, one page for each row group. Decoding lists of float16 through Arrow
-costs several times what reading their bytes does, so these values are read from the file directly, wherever the Parquet
-metadata and the page's own header prove that they lie there; from any other Parquet file Arrow decodes them.
+`features.feature_set.schema` stores features as plain values, one page for each row group. Decoding lists of float16
+through Arrow costs several times what reading their bytes does, so these values are read from the file directly,
+wherever the Parquet metadata and the page's own header prove that they lie there; from any other Parquet file Arrow
+decodes them.
 
 Letters: R rows of a shard, T frames of a row or a video, D feature length.
 """
@@ -21,7 +22,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from skipreel.features.errors import FeatureSetError
-from skipreel.features.page_header import values_offset
+from skipreel.features.feature_set.parquet_page import values_offset
 from skipreel.pipeline import storage
 from skipreel.pipeline.storage.uris import explained, one_line
 

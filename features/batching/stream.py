@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from skipreel.features.batch_plan import BatchPlan
-from skipreel.features.catalogue import Catalogue, VideoReader, for_each
+from skipreel.features.batching.buckets import BatchPlan
+from skipreel.features.feature_set.index import Catalogue, VideoReader, for_each
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ def stream(
     dtype: str,
     with_times: bool,
 ) -> Iterator[PaddedFeatures]:
-    """See `features.reader.FeatureSet.stream`; ``positions`` are rows of the catalogue, None for all."""
+    """See `features.feature_set.reader.FeatureSet.stream`; ``positions`` are rows of the catalogue, None for all."""
     num_frames = catalogue.num_frames()
     places = np.arange(len(num_frames)) if positions is None else np.unique(positions)
     batches = [places[batch] for batch in plan.batches(num_frames[places])]

@@ -14,9 +14,9 @@ from importlib import import_module
 
 from torch import nn
 
-from skipreel.features.backbones_network import Network, reason_of
+from skipreel.features.backbones.network import Network, reason_of
+from skipreel.features.backbones.preprocessing import Preprocessing
 from skipreel.features.errors import BackboneError
-from skipreel.features.preprocessing import Preprocessing
 
 
 def is_module_name(name: str) -> bool:

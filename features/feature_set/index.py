@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from skipreel.features import journal
 from skipreel.features.errors import FeatureSetError
-from skipreel.features.shard_files import Layout, ShardFile, read_layout
+from skipreel.features.feature_set import shard_list
+from skipreel.features.feature_set.shard_reader import Layout, ShardFile, read_layout
 from skipreel.pipeline import storage
 from skipreel.pipeline.errors import StorageError
 from skipreel.pipeline.video import from_first_frame
@@ -102,17 +102,17 @@ def read_catalogue(uri: str, *, dim: int) -> Catalogue:
         FeatureSetError: when a shard is damaged, or a video is there twice or with gaps.
     """
     while True:
-        shards = journal.shard_uris(uri)
+        shards = shard_list.shard_uris(uri)
         try:
             found = for_each(lambda shard: read_layout(shard, dim=dim), shards, uri=uri)
             break
         except StorageError:
-            if journal.shard_uris(uri) == shards:
+            if shard_list.shard_uris(uri) == shards:
                 raise
             # A compaction has replaced them meanwhile: look again.
     videos = [table for _, table in found]
     numbers = np.repeat(np.arange(len(shards), dtype=np.int32), [table.num_rows for table in videos])
-    names = pa.array([journal.name_of(shard) for shard in shards], pa.string())
+    names = pa.array([shard_list.name_of(shard) for shard in shards], pa.string())
     empty = pa.schema(
         [
             ("video_id", pa.string()),
