@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from benchmarks import backbone, closed_loop_gpu
 from benchmarks.timing import Row, paired, ratio, write_json
 from benchmarks.workloads import SHARES, TRAINING, Cell, Layer, Mode, Size, make_dense, make_skip, step, with_backend
-from skipreel.models.recurrence import Backend
+from skipreel.models.recurrence.operator import Backend
 
 CELLS: Final[tuple[Cell, ...]] = ("lstm", "gru")
 BACKENDS: Final[tuple[Backend, ...]] = ("triton", "event")

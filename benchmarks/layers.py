@@ -28,7 +28,7 @@ from benchmarks.workloads import (
     step,
     with_backend,
 )
-from skipreel.models.recurrence import Backend
+from skipreel.models.recurrence.operator import Backend
 
 COMPARED: Final[tuple[Backend, ...]] = ("reference", "event", "cpp")
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from skipreel.models import SkipGRU, SkipLSTM
-from skipreel.models.recurrence import Backend
+from skipreel.models.recurrence.operator import Backend
 
 Cell = Literal["lstm", "gru"]
 Mode = Literal["train", "infer"]

@@ -23,8 +23,8 @@ from skipreel.features.backbones.backbone import Backbone
 from skipreel.jobs.evaluation import TrainedModel
 from skipreel.jobs.prediction import Seconds
 from skipreel.models import LearnedGate, Recognizer, SkipState, steps_until_update
-from skipreel.models.gates import LEARNED, MAX_WAIT
-from skipreel.models.reference import accumulate
+from skipreel.models.recurrence.gates import LEARNED, MAX_WAIT
+from skipreel.models.recurrence.reference import accumulate
 
 
 class OnlineRecognizer:

@@ -12,13 +12,13 @@ from skipreel.models.checkpoint import (
     write_checkpoint,
 )
 from skipreel.models.cost import Cost, multiply_accumulates
-from skipreel.models.gates import LearnedGate, RandomGate, StridedGate, steps_until_update
 from skipreel.models.layers import SkipGRU, SkipLSTM
 from skipreel.models.losses import Summed, budget_loss, task_loss
 from skipreel.models.metrics import accuracy, average_precision, mean_average_precision
 from skipreel.models.recognizer import Recognition, Recognizer, RecognizerConfig
-from skipreel.models.reference import SkipState
-from skipreel.models.states import rows_of, stack_states
+from skipreel.models.recurrence.gates import LearnedGate, RandomGate, StridedGate, steps_until_update
+from skipreel.models.recurrence.reference import SkipState
+from skipreel.models.recurrence.states import rows_of, stack_states
 
 __all__ = [
     "CheckpointError",

@@ -14,14 +14,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from skipreel.models.arguments import check_arguments
-from skipreel.models.gates import LEARNED, MAX_WAIT, Gate, LearnedGate, RandomGate, accumulate_steps, steps_until_update
-from skipreel.models.kernels.problem import CellName
-from skipreel.models.recurrence import CELLS, Backend, check_backend, recurrence
-from skipreel.models.reference import LayerWeights, SkipState, SkipWeights, accumulate, candidate
+from skipreel.models.recurrence.arguments import check_arguments
+from skipreel.models.recurrence.gates import (
+    LEARNED,
+    MAX_WAIT,
+    Gate,
+    LearnedGate,
+    RandomGate,
+    accumulate_steps,
+    steps_until_update,
+)
+from skipreel.models.recurrence.operator import CELLS, Backend, check_backend, recurrence
+from skipreel.models.recurrence.problem import CellName
+from skipreel.models.recurrence.reference import LayerWeights, SkipState, SkipWeights, accumulate, candidate
+from skipreel.models.recurrence.states import rows_of
+from skipreel.models.recurrence.transforms import autocast_is_on
 from skipreel.models.sequences import Lengths, State, as_lengths, as_state, run_packed, run_unbatched
-from skipreel.models.states import rows_of
-from skipreel.models.transforms import autocast_is_on
 
 Fetch = Callable[[Tensor, Tensor], Tensor]
 """(rows (n,) int64, steps (n,) int64) -> their samples (n, D)."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
 from skipreel.models.recognizer import Task
-from skipreel.models.reference import valid_steps
+from skipreel.models.recurrence.reference import valid_steps
 
 
 @dataclass(frozen=True, slots=True)

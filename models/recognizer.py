@@ -11,9 +11,9 @@ from typing import Any, Final, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
-from skipreel.models.gates import LEARNED, MAX_WAIT, Gate, LearnedGate, gate_from_json, gate_to_json
 from skipreel.models.layers import SkipGRU, SkipLSTM
-from skipreel.models.reference import SkipState, valid_steps
+from skipreel.models.recurrence.gates import LEARNED, MAX_WAIT, Gate, LearnedGate, gate_from_json, gate_to_json
+from skipreel.models.recurrence.reference import SkipState, valid_steps
 
 CellName = Literal["gru", "lstm", "mean"]
 Task = Literal["frames", "video"]

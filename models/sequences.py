@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from skipreel.models.reference import SkipState
+from skipreel.models.recurrence.reference import SkipState
 
 State = SkipState | tuple[Tensor, Tensor] | Tensor
 """Where a sequence continues (SkipState), or where one starts: (h, c) for an LSTM, h for a GRU."""

@@ -6,7 +6,7 @@ from skipreel.features.backbones.backbone import load_backbone
 from skipreel.features.feature_set.spec import Recipe
 from skipreel.jobs.evaluation import TrainedModel
 from skipreel.models import LearnedGate, Recognizer, RecognizerConfig
-from skipreel.models.gates import Gate
+from skipreel.models.recurrence.gates import Gate
 from skipreel.pipeline.video.sampling import Sampling
 
 BACKBONE = load_backbone("random:0")

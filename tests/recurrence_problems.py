@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from skipreel.models.kernels.gradients import parameter_gradients
-from skipreel.models.kernels.problem import Adjoints, Answer, CellName, Incoming, Problem, Trace
-from skipreel.models.recurrence import CELLS
-from skipreel.models.reference import LayerWeights, SkipState, SkipWeights, skip_recurrence
+from skipreel.models.recurrence.gradients import parameter_gradients
+from skipreel.models.recurrence.operator import CELLS
+from skipreel.models.recurrence.problem import Adjoints, Answer, CellName, Incoming, Problem, Trace
+from skipreel.models.recurrence.reference import LayerWeights, SkipState, SkipWeights, skip_recurrence
 from tolerances import assert_close
 
 NUM_STEPS, BATCH_SIZE = 11, 5
@@ -22,8 +22,8 @@ GATING = {"open": (1.0, 1.0), "mixed": (-1.5, 1.0), "shut": (-30.0, 1.0), "sharp
 
 
 def implementation(name: str) -> Any:
-    """The module of models/kernels with this name, loaded where it runs: see models.recurrence."""
-    return importlib.import_module(f"skipreel.models.kernels.{'triton_ops' if name == 'triton' else name}")
+    """The module of models/recurrence/ with this name, loaded where it runs: see models.recurrence.operator."""
+    return importlib.import_module(f"skipreel.models.recurrence.{name}")
 
 
 def make_problem(

@@ -20,7 +20,7 @@ from benchmarks.workloads import Cell, Mode, Size
 from skipreel.features.backbones.backbone import load_backbone
 from skipreel.jobs.evaluation import TrainedModel
 from skipreel.jobs.prediction import Prediction
-from skipreel.models.kernels import event
+from skipreel.models.recurrence import event
 from skipreel.pipeline.video.sampling import Sampling
 
 TINY = Size("tiny", batch=4, steps=12, features=2, hidden=5, layers=1)

@@ -11,7 +11,7 @@ from prediction_models import make_model as model
 from skipreel.jobs.closed_loop import predict_dense
 from skipreel.jobs.online import OnlineRecognizer
 from skipreel.models import RandomGate, Recognizer, RecognizerConfig, StridedGate
-from skipreel.models.gates import MAX_WAIT
+from skipreel.models.recurrence.gates import MAX_WAIT
 from skipreel.pipeline.video import open_video
 from videos import write_video
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from skipreel.models import RandomGate, SkipGRU, SkipLSTM, SkipState, StridedGate
-from skipreel.models.kernels import cpp
-from skipreel.models.recurrence import Backend
+from skipreel.models.recurrence import cpp
+from skipreel.models.recurrence.operator import Backend
 from tolerances import TOLERANCES, assert_close
 
 Layer = SkipLSTM | SkipGRU
@@ -321,7 +321,7 @@ def test_reading_on_demand_equals_forward_and_asks_for_nothing_else(cell: str, b
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_torch_finds_the_operator_in_order(backend: Backend, cell: str) -> None:
     """torch.library.opcheck: schema, autograd registration, fake tensors, and ahead-of-time autograd with gradients."""
-    from skipreel.models import recurrence
+    from skipreel.models.recurrence import operator
 
     layer = build(cell, 3, 6, 2)
     weights = layer._weights()
@@ -335,7 +335,7 @@ def test_torch_finds_the_operator_in_order(backend: Backend, cell: str) -> None:
     one = torch.ones(4, dtype=torch.float64)
     x = inputs(9, 4, 3).requires_grad_()
     torch.library.opcheck(
-        recurrence._skip_rnn, (x, h, c, one, 0 * one, parameters, None, None, cell, backend, False, True)
+        operator._skip_rnn, (x, h, c, one, 0 * one, parameters, None, None, cell, backend, False, True)
     )
 
 

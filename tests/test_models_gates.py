@@ -8,7 +8,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from skipreel.models.gates import (
+from skipreel.models.recurrence.gates import (
     TABLE_SIZE,
     Gate,
     LearnedGate,
@@ -20,7 +20,7 @@ from skipreel.models.gates import (
     negated_thresholds,
     steps_until_update,
 )
-from skipreel.models.reference import accumulate, binarise
+from skipreel.models.recurrence.reference import accumulate, binarise
 
 
 def stepwise(p: torch.Tensor, a: torch.Tensor, num_steps: int) -> torch.Tensor:

@@ -30,9 +30,9 @@ from recurrence_problems import (
     run,
     uneven,
 )
-from skipreel.models.kernels import cpp
-from skipreel.models.kernels.problem import CellName, Problem
-from skipreel.models.reference import accumulate
+from skipreel.models.recurrence import cpp
+from skipreel.models.recurrence.problem import CellName, Problem
+from skipreel.models.recurrence.reference import accumulate
 from tolerances import assert_close
 from triton_process import needs_triton, triton_process
 

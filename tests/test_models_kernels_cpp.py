@@ -12,7 +12,7 @@ import torch
 from torch.utils import cpp_extension
 
 from skipreel.models import SkipLSTM
-from skipreel.models.kernels import cpp
+from skipreel.models.recurrence import cpp
 from tolerances import assert_close
 
 DRIVER = Path(__file__).with_name("sanitize_skip_rnn.cpp")

@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
 from recurrence_problems import BATCH_SIZE, CELLS, LENGTHS, check, gradients, make_problem, reference, run, uneven
-from skipreel.models.kernels import event
-from skipreel.models.kernels.event.memory import Memory
-from skipreel.models.kernels.gradients import parameter_gradients
-from skipreel.models.kernels.problem import CellName, Incoming
+from skipreel.models.recurrence import event
+from skipreel.models.recurrence.event.memory import Memory
+from skipreel.models.recurrence.gradients import parameter_gradients
+from skipreel.models.recurrence.problem import CellName, Incoming
 from tolerances import assert_close
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from skipreel.models.gates import negated_thresholds, steps_until_update
-from skipreel.models.kernels.event.jumps import jumps
-from skipreel.models.kernels.problem import Problem
-from skipreel.models.reference import SkipState, SkipWeights
+from skipreel.models.recurrence.event.jumps import jumps
+from skipreel.models.recurrence.gates import negated_thresholds, steps_until_update
+from skipreel.models.recurrence.problem import Problem
+from skipreel.models.recurrence.reference import SkipState, SkipWeights
 
 
 def make_problem(p: torch.Tensor, num_steps: int, *, gates: torch.Tensor | None = None) -> Problem:

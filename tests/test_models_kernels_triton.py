@@ -17,9 +17,9 @@ import torch
 
 from recurrence_problems import CELLS, check, incoming, make_problem, reference, uneven
 from skipreel.models import SkipGRU, SkipLSTM
-from skipreel.models.kernels import triton_ops
-from skipreel.models.kernels.problem import CellName
-from skipreel.models.kernels.triton_ops import Tiling
+from skipreel.models.recurrence import triton as implementation
+from skipreel.models.recurrence.problem import CellName
+from skipreel.models.recurrence.triton import Tiling
 from tolerances import assert_close
 from triton_process import needs_triton, triton_process
 
@@ -46,7 +46,7 @@ def compiling(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
 
 
 def check_tiling(cell: CellName, tiling: Tiling, *, scale: float = 1.0, **arguments: Any) -> None:
-    with mock.patch.object(triton_ops, "tiling", return_value=tiling):
+    with mock.patch.object(implementation, "tiling", return_value=tiling):
         check("triton", make_problem(cell, shape=SHAPE, dtype=torch.float32, **arguments), scale=scale)
 
 
@@ -68,11 +68,11 @@ def check_narrow(cell: CellName, *, scale: float) -> None:
     """In float16 most of these adjoints would be 0: it ends at 6e-8."""
     problem = make_problem(cell, shape=SHAPE, update_bias=30.0, dtype=torch.float32)
     upstream = incoming(problem, uneven(reference(problem), scale=scale))
-    trace = triton_ops.forward(problem, save=True).trace
-    exact = triton_ops.backward(problem, trace, upstream, needs_x=True).pre_activation
-    with mock.patch.object(triton_ops, "tiling", return_value=Tiling(8, "float16")):
-        trace = triton_ops.forward(problem, save=True).trace
-        narrow = triton_ops.backward(problem, trace, upstream, needs_x=True).pre_activation
+    trace = implementation.forward(problem, save=True).trace
+    exact = implementation.backward(problem, trace, upstream, needs_x=True).pre_activation
+    with mock.patch.object(implementation, "tiling", return_value=Tiling(8, "float16")):
+        trace = implementation.forward(problem, save=True).trace
+        narrow = implementation.backward(problem, trace, upstream, needs_x=True).pre_activation
     assert 0 < (narrow - exact).norm() < 2e-3 * exact.norm()
 
 
@@ -102,20 +102,20 @@ def check_layer(cell: CellName, *, batch_first: bool) -> None:
 @needs_triton
 def test_it_says_what_it_does_not_do(interpreted: Run) -> None:
     interpreted(check_hindrances)
-    assert triton_ops.hindrance(make_problem("lstm")) == "tensors on cpu"
+    assert implementation.hindrance(make_problem("lstm")) == "tensors on cpu"
 
 
 def check_hindrances() -> None:
-    assert triton_ops.hindrance(make_problem("gru", dtype=torch.float32, size=128)) is None
-    assert triton_ops.hindrance(make_problem("gru", dtype=torch.float32, size=129)) == "more than 128 hidden units"
-    assert triton_ops.hindrance(make_problem("gru", dtype=torch.float32, num_layers=2)) == "2 layers"
-    assert triton_ops.hindrance(make_problem("lstm", dtype=torch.float32, norm=True)) == "layer normalisation"
-    assert triton_ops.hindrance(make_problem("lstm")) == "torch.float64"
+    assert implementation.hindrance(make_problem("gru", dtype=torch.float32, size=128)) is None
+    assert implementation.hindrance(make_problem("gru", dtype=torch.float32, size=129)) == "more than 128 hidden units"
+    assert implementation.hindrance(make_problem("gru", dtype=torch.float32, num_layers=2)) == "2 layers"
+    assert implementation.hindrance(make_problem("lstm", dtype=torch.float32, norm=True)) == "layer normalisation"
+    assert implementation.hindrance(make_problem("lstm")) == "torch.float64"
 
 
 def test_without_triton_it_can_be_imported_and_says_so() -> None:
     code = (
-        "import sys; from skipreel.models import SkipLSTM; from skipreel.models.kernels import triton_ops;"
+        "import sys; from skipreel.models import SkipLSTM; from skipreel.models.recurrence import triton;"
         "import torch;"
         "assert 'triton' not in sys.modules; sys.modules['triton'] = None;"
         "SkipLSTM(2, 3, backend='triton')(torch.zeros(4, 1, 2))"
@@ -152,16 +152,16 @@ def compile_kernel(name: str, cell: CellName, tiling: Tiling) -> tuple[int, str,
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from skipreel.models.kernels import triton_kernels
+    from skipreel.models.recurrence.triton import kernels
 
-    kernel = getattr(triton_kernels, name)
+    kernel = getattr(kernels, name)
     constants = {
         "CELL": cell,
         "H": 110,
         "WIDTH": 128,
         "STRIDE": 112,
         "ROWS": tiling.rows,
-        "OPERAND": tiling.operand and triton_kernels.OPERANDS[tiling.operand],
+        "OPERAND": tiling.operand and kernels.OPERANDS[tiling.operand],
         "GIVEN": False,
         "SAVE": True,
         "WAITED": True,
@@ -178,7 +178,7 @@ def compile_kernel(name: str, cell: CellName, tiling: Tiling) -> tuple[int, str,
     aligned = {(place,): [["tt.divisibility", 16]] for place, kind in enumerate(signature.values()) if kind[0] == "*"}
     own = {argument: value for argument, value in constants.items() if argument in signature}
     source = ASTSource(kernel, signature, constexprs=own, attrs=aligned)
-    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=triton_ops.OPTIONS)
+    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=implementation.OPTIONS)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as binary:
         binary.write(compiled.asm["cubin"])
         binary.flush()

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from skipreel.models import SkipGRU, SkipLSTM, SkipState, StridedGate
-from skipreel.models.kernels import cpp, event
+from skipreel.models.recurrence import cpp, event
 from tolerances import assert_close
 
 D, H, T, B = 3, 5, 6, 4
@@ -217,7 +217,7 @@ def test_without_biases_it_is_torchs_layer_without_them(kind: Any) -> None:
 def test_dropout_acts_between_layers_at_every_step_as_torchs(kind: Any) -> None:
     dense, layer = pair(kind, dropout=0.5)
     x, masks, step = drawn(T, B, D), 2.0 * (drawn(T, B, H, seed=5) > 0), count()
-    with mock.patch("skipreel.models.reference.F.dropout", side_effect=lambda h, _: h * masks[next(step)]):
+    with mock.patch("skipreel.models.recurrence.reference.F.dropout", side_effect=lambda h, _: h * masks[next(step)]):
         output = layer(x)[0]
     assert next(step) == T
     lower, upper = (kind(size, H, dtype=torch.float64) for size in (D, H))
@@ -235,7 +235,7 @@ def test_dropout_of_everything_is_torchs_and_in_evaluation_there_is_none(kind: A
     dense.eval()
     layer.eval()
     with mock.patch(
-        "skipreel.models.recurrence.skip_recurrence", side_effect=AssertionError("the reference is not needed")
+        "skipreel.models.recurrence.operator.skip_recurrence", side_effect=AssertionError("the reference is not needed")
     ):
         assert_close(layer(x)[0], dense(x)[0])
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from skipreel.models import RandomGate, SkipGRU, SkipLSTM, SkipState, StridedGate, rows_of
-from skipreel.models.recurrence import CELLS
-from skipreel.models.reference import candidate
+from skipreel.models.recurrence.operator import CELLS
+from skipreel.models.recurrence.reference import candidate
 from test_models_layers import Make, build, each_cell, inputs, state_tensors
 from tolerances import assert_close
 

@@ -16,7 +16,7 @@ from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, stac
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from skipreel.models import RandomGate, SkipGRU, SkipLSTM, SkipState
-from skipreel.models.recurrence import Backend
+from skipreel.models.recurrence.operator import Backend
 from tolerances import assert_close
 
 Layer = SkipLSTM | SkipGRU

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skipreel.models.reference import (
+from skipreel.models.recurrence.reference import (
     LayerWeights,
     SkipState,
     SkipWeights,

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
-from skipreel.models.kernels.event.cells import Layer
-from skipreel.models.kernels.problem import Problem
-from skipreel.models.kernels.segments import FlatRows
+from skipreel.models.recurrence.event.cells import Layer
+from skipreel.models.recurrence.problem import Problem
+from skipreel.models.recurrence.segments import FlatRows
 
 _NARROW: Final = 8
 """Up to so many features, multiplying again costs no more than fetching the product."""

@@ -1,4 +1,4 @@
-"""The backward of models/kernels/event.
+"""The backward of models/recurrence/event.
 
 For each row of a batch of updates the adjoints of its state, of ũ and p, and a 1 stand beside each other, W = L·K·H + 3
 wide: what skipped steps do is linear in such a row, and so is the gradient of a gate.
@@ -13,10 +13,10 @@ from typing import Final, NamedTuple
 import torch
 from torch import Tensor
 
-from skipreel.models.kernels.event.cells import CELLS, Retreat, Vectors
-from skipreel.models.kernels.event.gate_terms import final_adjoint, gate_terms
-from skipreel.models.kernels.problem import Adjoints, Incoming, Problem, Trace
-from skipreel.models.kernels.segments import suffix_sums
+from skipreel.models.recurrence.event.cells import CELLS, Retreat, Vectors
+from skipreel.models.recurrence.event.gate_terms import final_adjoint, gate_terms
+from skipreel.models.recurrence.problem import Adjoints, Incoming, Problem, Trace
+from skipreel.models.recurrence.segments import suffix_sums
 
 _CHUNK: Final = 1024
 """Updates whose factors are made at once: enough for wide operators, few enough to stay in the cache."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from skipreel.models.reference import SkipState
+from skipreel.models.recurrence.reference import SkipState
 
 
 def rows_of(state: SkipState, rows: Tensor | slice) -> SkipState:

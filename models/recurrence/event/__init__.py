@@ -2,14 +2,14 @@
 
 Update k of all rows that have one is a batch, each row at a step of its own. So what runs in sequence, forward and
 backward, is as long as the largest number of updates of a row, not as T; skipped steps are left out of the forward, and
-go into the backward all at once (models/kernels/event/skipped.py).
+go into the backward all at once (models/recurrence/event/skipped.py).
 """
 
 import torch
 
-from skipreel.models.kernels.event.backward_pass import Backward
-from skipreel.models.kernels.event.forward_pass import Forward
-from skipreel.models.kernels.problem import Adjoints, Answer, Incoming, Problem, Trace
+from skipreel.models.recurrence.event.backward_pass import Backward
+from skipreel.models.recurrence.event.forward_pass import Forward
+from skipreel.models.recurrence.problem import Adjoints, Answer, Incoming, Problem, Trace
 
 
 def forward(problem: Problem, *, save: bool) -> Answer:

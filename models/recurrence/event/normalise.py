@@ -1,4 +1,4 @@
-"""Layer normalisation of gate blocks in place, and its backward; the formula is `normalise` of models/reference.py.
+"""Layer normalisation of gate blocks in place, and its backward; the formula is `normalise` of `reference.py`.
 
 Letters: n rows, H hidden, N normalised blocks.
 """
@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from skipreel.models.reference import NORM_EPSILON, LayerWeights
+from skipreel.models.recurrence.reference import NORM_EPSILON, LayerWeights
 
 
 class Norm(NamedTuple):

@@ -14,10 +14,10 @@ from typing import Any, Final, Literal, NamedTuple, Protocol, cast, get_args
 import torch
 from torch import Tensor
 
-from skipreel.models.arguments import check_arguments
-from skipreel.models.kernels import cpp
-from skipreel.models.kernels.problem import Adjoints, Answer, CellName, Incoming, Problem, Trace
-from skipreel.models.reference import (
+from skipreel.models.recurrence import cpp
+from skipreel.models.recurrence.arguments import check_arguments
+from skipreel.models.recurrence.problem import Adjoints, Answer, CellName, Incoming, Problem, Trace
+from skipreel.models.recurrence.reference import (
     Cell,
     LayerWeights,
     SkipState,
@@ -27,7 +27,7 @@ from skipreel.models.reference import (
     lstm_cell,
     skip_recurrence,
 )
-from skipreel.models.transforms import (
+from skipreel.models.recurrence.transforms import (
     autocast_is_on,
     batched,
     differentiable_gradients,
@@ -62,7 +62,7 @@ def recurrence(
     gates: Tensor | None = None,
     dropout: float = 0.0,
 ) -> tuple[Tensor, SkipState, Tensor]:
-    """As `models.reference.skip_recurrence`, computed by `backend`; x (T, B, D) of any strides.
+    """As `models.recurrence.reference.skip_recurrence`, computed by `backend`; x (T, B, D) of any strides.
 
     "auto" takes the C++ implementation on a CPU where it can be built, the event order in torch operators elsewhere,
     and the reference for what only it can do: given gates that want a gradient, dropout between layers, and the
@@ -163,7 +163,7 @@ def _check_finite(update_prob: Tensor) -> None:
 
 
 class _Implementation(Protocol):
-    """What a module of models/kernels offers."""
+    """What a module of models/recurrence/ offers."""
 
     def forward(self, problem: Problem, *, save: bool) -> Answer: ...
 
@@ -180,14 +180,14 @@ def _implementation(backend: str, problem: Problem) -> _Implementation:
         if hindrance is None:
             return cpp
     elif backend == "triton":
-        from skipreel.models.kernels import triton_ops
+        from skipreel.models.recurrence import triton
 
-        hindrance = triton_ops.hindrance(problem)
+        hindrance = triton.hindrance(problem)
         if hindrance is None:
-            return triton_ops
+            return triton
     if backend in ("cpp", "triton"):
         raise ValueError(f"backend {backend!r} cannot do this ({hindrance}): use backend='auto' or 'event'")
-    from skipreel.models.kernels import event
+    from skipreel.models.recurrence import event
 
     return event
 
@@ -317,7 +317,7 @@ def _skip_rnn_backward(
     arguments = _Arguments(
         x, h, c, update_prob, accumulated, parameters, lengths, gates, cell, backend, batch_first, save
     )
-    from skipreel.models.kernels.gradients import parameter_gradients
+    from skipreel.models.recurrence.gradients import parameter_gradients
 
     problem, kept = arguments.problem(), _trace(trace)
     by_output, by_h, by_c, by_prob, by_accumulated, by_gates = grads

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from skipreel.models.reference import accumulate
+from skipreel.models.recurrence.reference import accumulate
 
 MAX_WAIT: Final = 10_000
 """How many steps ahead an update is looked for unless the caller knows how many remain."""

@@ -7,9 +7,9 @@ rows of a batch of updates, X and Y as in `Trace`.
 import torch
 from torch import Tensor
 
-from skipreel.models.kernels.event.cells import Cell, Layer, Vectors
-from skipreel.models.kernels.event.frontier import Frontier
-from skipreel.models.kernels.problem import Problem
+from skipreel.models.recurrence.event.cells import Cell, Layer, Vectors
+from skipreel.models.recurrence.event.frontier import Frontier
+from skipreel.models.recurrence.problem import Problem
 
 
 def initial_vectors(problem: Problem) -> list[Vectors]:

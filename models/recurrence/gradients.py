@@ -9,9 +9,9 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from skipreel.models.kernels.problem import Adjoints, CellName, Problem, Trace
-from skipreel.models.kernels.segments import FlatRows
-from skipreel.models.reference import LayerWeights, SkipWeights
+from skipreel.models.recurrence.problem import Adjoints, CellName, Problem, Trace
+from skipreel.models.recurrence.reference import LayerWeights, SkipWeights
+from skipreel.models.recurrence.segments import FlatRows
 
 _CHUNK: Final = 2048
 _SAVED_BLOCKS: Final[dict[CellName, int]] = {"lstm": 4, "gru": 3, "gru_reset_after": 4}

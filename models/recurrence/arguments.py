@@ -11,8 +11,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from skipreel.models.kernels.problem import CellName
-from skipreel.models.reference import LayerWeights, SkipState, SkipWeights
+from skipreel.models.recurrence.problem import CellName
+from skipreel.models.recurrence.reference import LayerWeights, SkipState, SkipWeights
 
 _CONVERSIONS: Final = {
     torch.float64: "double",

@@ -8,9 +8,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from skipreel.models.gates import negated_thresholds, steps_until_update
-from skipreel.models.kernels.problem import Problem
-from skipreel.models.reference import valid_steps
+from skipreel.models.recurrence.gates import negated_thresholds, steps_until_update
+from skipreel.models.recurrence.problem import Problem
+from skipreel.models.recurrence.reference import valid_steps
 
 
 class Jumps(Protocol):

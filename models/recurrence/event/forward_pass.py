@@ -1,4 +1,4 @@
-"""The forward of models/kernels/event.
+"""The forward of models/recurrence/event.
 
 Letters: B batch, T steps, H hidden, L layers, E updates in all rows, S = B + E segments, n rows of a batch of updates.
 """
@@ -6,14 +6,14 @@ Letters: B batch, T steps, H hidden, L layers, E updates in all rows, S = B + E 
 import torch
 from torch import Tensor
 
-from skipreel.models.kernels.event.cells import CELLS, Vectors
-from skipreel.models.kernels.event.frontier import Frontier
-from skipreel.models.kernels.event.inputs import Inputs, project_beforehand
-from skipreel.models.kernels.event.jumps import jumps
-from skipreel.models.kernels.event.memory import Held, Memory, Updates, initial_vectors
-from skipreel.models.kernels.problem import Answer, Problem, Trace
-from skipreel.models.kernels.segments import accumulate_for, row_ends, waits
-from skipreel.models.reference import SkipState
+from skipreel.models.recurrence.event.cells import CELLS, Vectors
+from skipreel.models.recurrence.event.frontier import Frontier
+from skipreel.models.recurrence.event.inputs import Inputs, project_beforehand
+from skipreel.models.recurrence.event.jumps import jumps
+from skipreel.models.recurrence.event.memory import Held, Memory, Updates, initial_vectors
+from skipreel.models.recurrence.problem import Answer, Problem, Trace
+from skipreel.models.recurrence.reference import SkipState
+from skipreel.models.recurrence.segments import accumulate_for, row_ends, waits
 
 
 class Forward:

@@ -9,10 +9,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from skipreel.models.kernels.event.skipped import skipped_steps
-from skipreel.models.kernels.problem import Incoming, Problem, Trace
-from skipreel.models.kernels.segments import clamp_slope, wait_under_given_gates, waits
-from skipreel.models.reference import accumulate
+from skipreel.models.recurrence.event.skipped import skipped_steps
+from skipreel.models.recurrence.problem import Incoming, Problem, Trace
+from skipreel.models.recurrence.reference import accumulate
+from skipreel.models.recurrence.segments import clamp_slope, wait_under_given_gates, waits
 
 
 class GateTerms(NamedTuple):

@@ -21,8 +21,8 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
-from skipreel.models.kernels.problem import Adjoints, Answer, CellName, Incoming, Problem, Trace
-from skipreel.models.reference import LayerWeights, SkipState
+from skipreel.models.recurrence.problem import Adjoints, Answer, CellName, Incoming, Problem, Trace
+from skipreel.models.recurrence.reference import LayerWeights, SkipState
 
 _logger = logging.getLogger(__name__)
 

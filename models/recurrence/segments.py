@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from skipreel.models.kernels.problem import Problem
-from skipreel.models.reference import accumulate
+from skipreel.models.recurrence.problem import Problem
+from skipreel.models.recurrence.reference import accumulate
 
 
 class FlatRows(NamedTuple):

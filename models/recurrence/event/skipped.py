@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
-from skipreel.models.kernels.event.cells import CELLS, Vectors
-from skipreel.models.kernels.event.inputs import Inputs
-from skipreel.models.kernels.problem import Problem, Trace
+from skipreel.models.recurrence.event.cells import CELLS, Vectors
+from skipreel.models.recurrence.event.inputs import Inputs
+from skipreel.models.recurrence.problem import Problem, Trace
 
 _CHUNK: Final = 2048
 

@@ -1,6 +1,6 @@
 """The recurrence and its backward on a GPU: what runs in sequence is one Triton kernel each way.
 
-A program of the kernel owns a few rows and takes them from update to update, as models/kernels/event does with
+A program of the kernel owns a few rows and takes them from update to update, as models/recurrence/event does with
 the whole batch, but launches nothing in between. What is not a sequence, such as W x + b of all steps, which inference
 makes too, and what skipped steps do to the gates' gradients, stays with torch's operators.
 
@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
-from skipreel.models.kernels.event.cells import CELLS, Cell, Layer
-from skipreel.models.kernels.event.gate_terms import final_adjoint, gate_terms
-from skipreel.models.kernels.event.jumps import jumps
-from skipreel.models.kernels.problem import Adjoints, Answer, Incoming, Problem, Trace
-from skipreel.models.kernels.segments import FlatRows, row_ends, waits
-from skipreel.models.reference import SkipState
+from skipreel.models.recurrence.event.cells import CELLS, Cell, Layer
+from skipreel.models.recurrence.event.gate_terms import final_adjoint, gate_terms
+from skipreel.models.recurrence.event.jumps import jumps
+from skipreel.models.recurrence.problem import Adjoints, Answer, Incoming, Problem, Trace
+from skipreel.models.recurrence.reference import SkipState
+from skipreel.models.recurrence.segments import FlatRows, row_ends, waits
 
 MAX_HIDDEN: Final = 128
 """Recurrent weights of more units do not stay on one multiprocessor."""
@@ -156,19 +156,19 @@ def _run(problem: Problem, layer: Layer, slots: _Slots) -> None:
 
 def _launch(kernel: str, problem: Problem, *arguments: Any, **constants: Any) -> None:
     """One of the two kernels, for all rows."""
-    from skipreel.models.kernels import triton_kernels
+    from skipreel.models.recurrence.triton import kernels
 
     rows, operand = tiling(problem)
     size = problem.state.h.shape[2]
     num_programs = -(-problem.x.shape[1] // rows)
-    getattr(triton_kernels, kernel)[(num_programs,)](
+    getattr(kernels, kernel)[(num_programs,)](
         *arguments,
         CELL=problem.cell,
         H=size,
         WIDTH=_width(size),
         STRIDE=size + -size % _ALIGNED,
         ROWS=rows,
-        OPERAND=operand and triton_kernels.OPERANDS[operand],
+        OPERAND=operand and kernels.OPERANDS[operand],
         GIVEN=problem.gates is not None,
         **constants,
         **OPTIONS,
@@ -292,14 +292,14 @@ def _backward(problem: Problem, trace: Trace, incoming: Incoming) -> Adjoints:
 
 def _segment_sums(grad: Tensor, index: Tensor) -> Tensor:
     """(T, B, H): at each step, the sum of grad (T, B, H) over it and the later ones of its segment."""
-    from skipreel.models.kernels import triton_kernels
+    from skipreel.models.recurrence.triton import kernels
 
     num_steps, batch_size, size = grad.shape
     row, step, _, _ = index[batch_size:].unbind(1)
     number = index.new_zeros(num_steps, batch_size)
     number[step, row] = 1
     total = torch.empty_like(grad, memory_format=torch.contiguous_format)
-    triton_kernels.segment_sums_kernel[(batch_size,)](
+    kernels.segment_sums_kernel[(batch_size,)](
         grad, *grad.stride(), number.cumsum(0), total, num_steps, batch_size, H=size, WIDTH=_width(size), STEPS=16
     )
     return total

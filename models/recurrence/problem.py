@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 
 from torch import Tensor
 
-from skipreel.models.reference import LayerWeights, SkipState, SkipWeights
+from skipreel.models.recurrence.reference import LayerWeights, SkipState, SkipWeights
 
 CellName = Literal["lstm", "gru", "gru_reset_after"]
 

@@ -1,7 +1,8 @@
 """One layer's candidate and its backward over a batch of rows, by hand and in place: what autograd would do.
 
 A backward comes in two parts: `factors`, everything that does not depend on the adjoints, for many updates at once; and
-`retreat`, update by update. Formulas of the cells: models/reference.py; normalisation: normalise.py beside this file.
+`retreat`, update by update. Formulas of the cells: models/recurrence/reference.py; normalisation:
+normalise.py beside this file.
 
 Letters: n rows, D features (H in upper layers), H hidden, G gate blocks, N of them that layer normalisation reaches, A
 blocks that are saved, R blocks of recurrent products that need the held h alone.
@@ -13,9 +14,9 @@ from typing import ClassVar, Final, NamedTuple
 import torch
 from torch import Tensor
 
-from skipreel.models.kernels.event.normalise import Norm, normalise_, normalise_backward
-from skipreel.models.kernels.problem import CellName, Problem
-from skipreel.models.reference import LayerWeights
+from skipreel.models.recurrence.event.normalise import Norm, normalise_, normalise_backward
+from skipreel.models.recurrence.problem import CellName, Problem
+from skipreel.models.recurrence.reference import LayerWeights
 
 Vectors = tuple[Tensor, ...]
 """What a layer's state is made of: (h,) or (h, c), each (n, H)."""
