@@ -26,10 +26,10 @@ from benchmarks.clips import write_clip
 from benchmarks.closed_loop_ways import CORES, Setup, extracted, fixed_share, looked_at, subsampled
 from benchmarks.timing import Row, machine, write_json
 from skipreel.features.backbones.backbone import load_backbone
-from skipreel.jobs.budget import with_budget
-from skipreel.jobs.closed_loop import load_backbone_of
-from skipreel.jobs.evaluation import TrainedModel, load_model
-from skipreel.jobs.prediction import Prediction
+from skipreel.jobs.closed_loop.prediction import Prediction
+from skipreel.jobs.closed_loop.single import load_backbone_of
+from skipreel.jobs.trained.budget import with_budget
+from skipreel.jobs.training.evaluation import TrainedModel, load_model
 from skipreel.models import Cost
 from skipreel.pipeline.video.sampling import Sampling
 

@@ -13,9 +13,9 @@ import numpy as np
 from benchmarks.closed_loop_ways import CORES, fixed_share
 from benchmarks.timing import Row
 from skipreel.features.backbones.backbone import load_backbone
-from skipreel.jobs.prediction import Prediction
-from skipreel.jobs.scheduler import Scheduler
-from skipreel.jobs.viewing import Request
+from skipreel.jobs.closed_loop.prediction import Prediction
+from skipreel.jobs.closed_loop.scheduler import Scheduler
+from skipreel.jobs.closed_loop.session import Request
 from skipreel.models import Cost
 from skipreel.pipeline.video import Frame, Video
 from skipreel.pipeline.video.sampling import Sampling

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from skipreel.features.backbones.backbone import Backbone
 from skipreel.features.extraction.tasks import encode
 from skipreel.features.feature_set.spec import Recipe
-from skipreel.jobs.evaluation import TrainedModel
-from skipreel.jobs.prediction import Prediction
-from skipreel.jobs.scheduler import Scheduler
-from skipreel.jobs.viewing import Request
+from skipreel.jobs.closed_loop.prediction import Prediction
+from skipreel.jobs.closed_loop.scheduler import Scheduler
+from skipreel.jobs.closed_loop.session import Request
+from skipreel.jobs.training.evaluation import TrainedModel
 from skipreel.models import Recognizer, RecognizerConfig
 from skipreel.pipeline.video import open_video
 from skipreel.pipeline.video.sampling import Sampling

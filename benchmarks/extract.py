@@ -39,7 +39,7 @@ from skipreel.features.extraction.tasks import BLOCK_BYTES, PART_BYTES, FrameSet
 from skipreel.features.feature_set import store
 from skipreel.features.feature_set.reader import FeatureSet
 from skipreel.features.feature_set.shard_writer import ShardWriter
-from skipreel.jobs.cluster import ray_cluster
+from skipreel.jobs.runtime.ray_cluster import ray_cluster
 from skipreel.pipeline.video import open_video
 from skipreel.pipeline.video.sampling import Sampling
 

@@ -80,8 +80,8 @@ def _sigterm_as_ctrl_c(terminated: threading.Event) -> Iterator[None]:
 
 def _run(command: str, words: list[str], *, debug: bool) -> int:
     if debug:
-        os.environ["SKIPREEL_DEBUG"] = "1"  # read by jobs.cluster: lets worker logs through
-    module = importlib.import_module(f"skipreel.jobs.{command}")
+        os.environ["SKIPREEL_DEBUG"] = "1"  # read by jobs.runtime.ray_cluster: lets worker logs through
+    module = importlib.import_module(f"skipreel.jobs.commands.{command}")
     code: int = module.run(parse(module, command, words))
     return code
 

@@ -20,7 +20,7 @@ from xdist.scheduler import LoadScopeScheduling
 
 from mlflow_server import mlflow_server
 from skipreel.jobs.cli import main
-from skipreel.jobs.cluster import ray_cluster
+from skipreel.jobs.runtime.ray_cluster import ray_cluster
 from skipreel.pipeline.synthetic import CorpusConfig, plan_corpus, write_annotations, write_video
 
 pytest_plugins = ["ray_stub"]  # its fixture of that name

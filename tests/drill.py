@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 
 from skipreel.features.feature_set import store
 from skipreel.jobs.cli import main as command
-from skipreel.jobs.cluster import ray_cluster
+from skipreel.jobs.runtime.ray_cluster import ray_cluster
 from skipreel.pipeline.manifest import Manifest, VideoEntry, write_manifest
 from videos import write_video
 

@@ -4,7 +4,7 @@ import torch
 
 from skipreel.features.backbones.backbone import load_backbone
 from skipreel.features.feature_set.spec import Recipe
-from skipreel.jobs.evaluation import TrainedModel
+from skipreel.jobs.training.evaluation import TrainedModel
 from skipreel.models import LearnedGate, Recognizer, RecognizerConfig
 from skipreel.models.recurrence.gates import Gate
 from skipreel.pipeline.video.sampling import Sampling

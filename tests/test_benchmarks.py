@@ -18,8 +18,8 @@ from benchmarks.clips import write_clip
 from benchmarks.closed_loop_ways import Setup, fixed_share, looked_at
 from benchmarks.workloads import Cell, Mode, Size
 from skipreel.features.backbones.backbone import load_backbone
-from skipreel.jobs.evaluation import TrainedModel
-from skipreel.jobs.prediction import Prediction
+from skipreel.jobs.closed_loop.prediction import Prediction
+from skipreel.jobs.training.evaluation import TrainedModel
 from skipreel.models.recurrence import event
 from skipreel.pipeline.video.sampling import Sampling
 

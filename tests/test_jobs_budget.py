@@ -15,11 +15,11 @@ from feature_sets import recipe, two_class_corpus, write_sequence
 from skipreel.features.batching.collate import Example, load_examples
 from skipreel.features.errors import FeatureSetError
 from skipreel.features.feature_set.reader import FeatureSet, Sequence
-from skipreel.jobs.budget import MAX_POINTS, calibration_examples, measure_curve, with_budget
 from skipreel.jobs.cli import main
-from skipreel.jobs.evaluation import TrainedModel, evaluate, load_model
-from skipreel.jobs.points import ModelSettings, Schedule
-from skipreel.jobs.training import build_recognizer, fit
+from skipreel.jobs.trained.budget import MAX_POINTS, calibration_examples, measure_curve, with_budget
+from skipreel.jobs.training.evaluation import TrainedModel, evaluate, load_model
+from skipreel.jobs.training.loop import build_recognizer, fit
+from skipreel.jobs.training.settings import ModelSettings, Schedule
 from skipreel.models import RandomGate, Recognizer, RecognizerConfig, save_checkpoint
 from skipreel.pipeline.errors import InputError
 from skipreel.pipeline.manifest import Manifest, VideoEntry, read_manifest

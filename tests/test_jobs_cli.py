@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from feature_sets import two_class_corpus
-from skipreel.jobs import cli, demo, extract, sweep
+from skipreel.jobs import cli
 from skipreel.jobs.cli import COMMANDS, main
+from skipreel.jobs.commands import demo, extract, sweep
 from videos import write_video
 
 

@@ -13,10 +13,10 @@ from prediction_models import make_model as model
 from skipreel.features.batching.collate import Example
 from skipreel.features.errors import BackboneError
 from skipreel.features.feature_set.reader import Sequence
-from skipreel.jobs.closed_loop import load_backbone_of, predict, predict_dense
-from skipreel.jobs.evaluation import TrainedModel, evaluate
-from skipreel.jobs.recognizer import Recognizer as VideoRecognizer
-from skipreel.jobs.viewing import Request
+from skipreel.jobs.closed_loop.recognizer import Recognizer as VideoRecognizer
+from skipreel.jobs.closed_loop.session import Request
+from skipreel.jobs.closed_loop.single import load_backbone_of, predict, predict_dense
+from skipreel.jobs.training.evaluation import TrainedModel, evaluate
 from skipreel.models import RandomGate, StridedGate, save_checkpoint
 from skipreel.pipeline.errors import VideoError
 from videos import write_video

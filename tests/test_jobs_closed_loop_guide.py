@@ -11,9 +11,9 @@ import pytest
 from prediction_models import BACKBONE, make_model
 from skipreel.features.feature_set.schema import Source
 from skipreel.features.feature_set.shard_writer import ShardWriter
-from skipreel.jobs import prediction_store
-from skipreel.jobs.closed_loop import predict
-from skipreel.jobs.prediction_store import PredictionRecipe, PredictionRows
+from skipreel.jobs.closed_loop.single import predict
+from skipreel.jobs.predictions import store
+from skipreel.jobs.predictions.store import PredictionRecipe, PredictionRows
 from skipreel.models import save_checkpoint
 from skipreel.pipeline.storage import FileStamp
 from videos import write_video
@@ -40,7 +40,7 @@ def folder(tmp_path_factory) -> Path:
     (folder / "clips" / "bad.mp4").write_text("no video")
 
     predictions = str(folder / "predictions")
-    prediction_store.create(predictions, PredictionRecipe.of(model, dense=False), model="", features={}, about="")
+    store.create(predictions, PredictionRecipe.of(model, dense=False), model="", features={}, about="")
     made = predict(str(folder / "clip.mp4"), model=model, backbone=BACKBONE)
     rows = PredictionRows("clip", Source("digest", FileStamp(1, 1)), task="video")
     rows.append(made.frame_index.astype(np.int32), made.pts_s, made)

@@ -16,9 +16,10 @@ from ray._private import services
 from ray._private.authentication import authentication_token_setup
 
 from feature_sets import two_class_corpus
-from skipreel.jobs import cli, cluster
+from skipreel.jobs import cli
 from skipreel.jobs.cli import main
-from skipreel.jobs.cluster import cluster_address, ray_cluster, waiting_is_told
+from skipreel.jobs.runtime import ray_cluster as cluster
+from skipreel.jobs.runtime.ray_cluster import cluster_address, ray_cluster, waiting_is_told
 from skipreel.pipeline.errors import InputError
 
 
@@ -106,7 +107,7 @@ def test_a_demanded_token_that_is_here_is_used_without_being_asked_for(head, tmp
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment |= {"HOME": str(tmp_path), "RAY_ADDRESS": head.address}
     told = "cluster_address(); print(os.environ['RAY_AUTH_MODE'])"
-    code = f"import os; from skipreel.jobs.cluster import cluster_address; {told}"
+    code = f"import os; from skipreel.jobs.runtime.ray_cluster import cluster_address; {told}"
     # A process of its own: Ray keeps mode and token for as long as one lives.
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout.strip()) == (0, "token"), done.stderr

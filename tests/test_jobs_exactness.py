@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from prediction_models import BACKBONE, make_model, untrained
 from skipreel.features.backbones.backbone import Backbone, load_backbone
 from skipreel.features.extraction.tasks import extract_video
-from skipreel.jobs.evaluation import TrainedModel
-from skipreel.jobs.prediction import Prediction
-from skipreel.jobs.scheduler import Scheduler
-from skipreel.jobs.viewing import Request
+from skipreel.jobs.closed_loop.prediction import Prediction
+from skipreel.jobs.closed_loop.scheduler import Scheduler
+from skipreel.jobs.closed_loop.session import Request
+from skipreel.jobs.training.evaluation import TrainedModel
 from skipreel.pipeline.video.sampling import Sampling
 from videos import write_video
 

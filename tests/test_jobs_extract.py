@@ -15,8 +15,9 @@ import ray
 
 from skipreel.features.feature_set import store
 from skipreel.features.feature_set.reader import FeatureSet
-from skipreel.jobs import cli, extract
+from skipreel.jobs import cli
 from skipreel.jobs.cli import main
+from skipreel.jobs.commands import extract
 from skipreel.pipeline.manifest import Label, Manifest, VideoEntry, write_manifest
 from videos import write_audio_only, write_video
 

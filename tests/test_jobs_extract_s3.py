@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[1]
 COMMANDS = """
 import json, sys
 from skipreel.jobs.cli import main
-from skipreel.jobs.cluster import ray_cluster
+from skipreel.jobs.runtime.ray_cluster import ray_cluster
 with ray_cluster():
     for line in sys.stdin:
         print("exit code", main(json.loads(line)), flush=True)

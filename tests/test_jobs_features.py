@@ -108,5 +108,5 @@ def test_nothing_to_build_from_is_one_line(tmp_path, capsys):
 
 
 def test_looking_into_a_set_waits_for_no_heavy_import():
-    (loaded,) = modules_after("import skipreel.jobs.features")
+    (loaded,) = modules_after("import skipreel.jobs.commands.features")
     assert not {"torch", "ray", "mlflow"} & loaded

@@ -9,8 +9,8 @@ from matplotlib.patches import FancyBboxPatch
 from matplotlib.text import Annotation
 from PIL import Image
 
-from skipreel.jobs.figures import Strip, compose_row, film_strip, tradeoff_figure
-from skipreel.jobs.tradeoff import TradeoffPoint
+from skipreel.jobs.reporting.tradeoff_figure import Strip, compose_row, film_strip, tradeoff_figure
+from skipreel.jobs.training.tradeoff import TradeoffPoint
 
 CLASSES = ("Rolling a ball", "Opening a door", "Waving a flag")
 RIM = (224, 161, 0)

@@ -9,9 +9,9 @@ import pytest
 from matplotlib.patches import FancyBboxPatch
 from PIL import Image
 
-from skipreel.jobs.filmstrip import Strip, film_strip, png
-from skipreel.jobs.prediction import Prediction
-from skipreel.jobs.video_strip import MAX_CELLS, StripFolder, strip_name, strip_of
+from skipreel.jobs.closed_loop.prediction import Prediction
+from skipreel.jobs.reporting.filmstrip import Strip, film_strip, png
+from skipreel.jobs.reporting.video_strip import MAX_CELLS, StripFolder, strip_name, strip_of
 from skipreel.models import Cost
 from skipreel.pipeline.errors import VideoError
 from skipreel.pipeline.video import open_video
@@ -88,7 +88,7 @@ def test_only_the_frames_shown_are_converted_and_one_is_held_at_a_time(long, mon
         opened.append((open_video(uri, decoder), decoder))
         return opened[0][0]
 
-    monkeypatch.setattr("skipreel.jobs.video_strip.open_video", watched)
+    monkeypatch.setattr("skipreel.jobs.reporting.video_strip.open_video", watched)
     strip_of("a", prediction(long), class_names=CLASSES, task="frames", decoder="decord")
     assert opened[0][1] == "decord"
     opened.clear()

@@ -4,7 +4,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from skipreel.jobs.html import MeasuredRow, SummaryRow, TableRow, format_number, render_report
+from skipreel.jobs.reporting.page import MeasuredRow, SummaryRow, TableRow, format_number, render_report
 
 PNG = b"\x89PNG\r\n\x1a\nnot really"
 

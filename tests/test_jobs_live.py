@@ -14,8 +14,8 @@ import pytest
 from live_sources import fifo, http, write_stream
 from prediction_models import BACKBONE
 from prediction_models import make_model as model
-from skipreel.jobs.closed_loop import predict, predict_dense
-from skipreel.jobs.live import describe_end, describe_look, follow, watch
+from skipreel.jobs.closed_loop.live import describe_end, describe_look, follow, watch
+from skipreel.jobs.closed_loop.single import predict, predict_dense
 from skipreel.models import StridedGate
 from skipreel.pipeline.errors import VideoError
 
@@ -115,7 +115,7 @@ def test_the_ledger_comes_on_an_interruption_while_labels_are_written(path, tmp_
 
 PROGRAM = """
 import json
-from skipreel.jobs.live import follow, watch
+from skipreel.jobs.closed_loop.live import follow, watch
 from prediction_models import BACKBONE
 from prediction_models import make_model as model
 print("ready", flush=True)

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from feature_sets import recipe
-from skipreel.jobs.evaluation import load_model
-from skipreel.jobs.model_uri import local_model
-from skipreel.jobs.tracking import Tracking, start_run
+from skipreel.jobs.runtime.mlflow_runs import Tracking, start_run
+from skipreel.jobs.trained.location import local_model
+from skipreel.jobs.training.evaluation import load_model
 from skipreel.models import Recognizer, RecognizerConfig, save_checkpoint
 from skipreel.pipeline.errors import InputError
 
@@ -124,7 +124,7 @@ def test_a_server_or_a_database_that_is_none_is_one_clear_line(tmp_path, monkeyp
 
 def test_a_folder_is_itself_and_needs_no_mlflow():
     asked = "print(local_model('a/b'), 'mlflow' in sys.modules)"
-    code = f"import sys; from skipreel.jobs.model_uri import local_model; {asked}"
+    code = f"import sys; from skipreel.jobs.trained.location import local_model; {asked}"
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert printed.split() == ["a/b", "False"]
 
@@ -132,7 +132,7 @@ def test_a_folder_is_itself_and_needs_no_mlflow():
 @pytest.mark.parametrize("store", ["database"], indirect=True)
 def test_a_copy_goes_with_the_process(store):
     asked = f"print(local_model('models:/net/1', tracking_uri={store.uri!r}))"
-    code = f"from skipreel.jobs.model_uri import local_model; {asked}"
+    code = f"from skipreel.jobs.trained.location import local_model; {asked}"
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert Path(printed.stdout.strip()).name == "net-1"
     assert not Path(printed.stdout.strip()).parent.exists()

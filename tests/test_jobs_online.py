@@ -8,8 +8,8 @@ import torch
 
 from prediction_models import BACKBONE
 from prediction_models import make_model as model
-from skipreel.jobs.closed_loop import predict_dense
-from skipreel.jobs.online import OnlineRecognizer
+from skipreel.jobs.closed_loop.online import OnlineRecognizer
+from skipreel.jobs.closed_loop.single import predict_dense
 from skipreel.models import RandomGate, Recognizer, RecognizerConfig, StridedGate
 from skipreel.models.recurrence.gates import MAX_WAIT
 from skipreel.pipeline.video import open_video

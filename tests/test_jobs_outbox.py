@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from skipreel.jobs.outbox import Outbox
+from skipreel.jobs.runtime.outbox import Outbox
 
 
 class RefusalError(Exception):

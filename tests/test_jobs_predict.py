@@ -9,10 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from skipreel.jobs import predict
 from skipreel.jobs.cli import main
-from skipreel.jobs.prediction_store import iterate_predictions
-from skipreel.jobs.recognizer import Recognizer
+from skipreel.jobs.closed_loop.recognizer import Recognizer
+from skipreel.jobs.commands import predict
+from skipreel.jobs.predictions.store import iterate_predictions
 from skipreel.pipeline.errors import VideoError
 
 

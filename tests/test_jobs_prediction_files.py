@@ -10,10 +10,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from skipreel.jobs import prediction_files, prediction_parquet
-from skipreel.jobs.prediction import Prediction, Seconds
-from skipreel.jobs.prediction_files import choose_format, open_writer
-from skipreel.jobs.prediction_text import charades_scores, segments
+from skipreel.jobs.closed_loop.prediction import Prediction, Seconds
+from skipreel.jobs.predictions import files as prediction_files
+from skipreel.jobs.predictions import parquet as prediction_parquet
+from skipreel.jobs.predictions.files import choose_format, open_writer
+from skipreel.jobs.predictions.text import charades_scores, segments
 from skipreel.models import Cost
 from skipreel.pipeline import storage
 from skipreel.pipeline.errors import InputError

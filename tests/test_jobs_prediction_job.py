@@ -19,10 +19,11 @@ from prediction_models import BACKBONE, make_model
 from skipreel.features.errors import FeatureSetError
 from skipreel.features.extraction.tasks import VideoTask
 from skipreel.features.feature_set import store
-from skipreel.jobs import prediction_store, prediction_worker
-from skipreel.jobs.closed_loop import predict
-from skipreel.jobs.prediction_job import JobSettings, run_job
-from skipreel.jobs.prediction_worker import PredictionSettings, PredictionWorker
+from skipreel.jobs.closed_loop.single import predict
+from skipreel.jobs.predictions import store as prediction_store
+from skipreel.jobs.predictions import worker as prediction_worker
+from skipreel.jobs.predictions.job import JobSettings, run_job
+from skipreel.jobs.predictions.worker import PredictionSettings, PredictionWorker
 from skipreel.pipeline.errors import InputError
 from skipreel.pipeline.video import Video
 from skipreel.pipeline.video.pyav.decoder import PyAVVideo

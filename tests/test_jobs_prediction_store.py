@@ -18,9 +18,9 @@ from skipreel.features.errors import FeatureSetError
 from skipreel.features.feature_set import store
 from skipreel.features.feature_set.schema import Failure, Source
 from skipreel.features.feature_set.shard_writer import ShardWriter
-from skipreel.jobs import prediction_store
-from skipreel.jobs.prediction import Prediction, Seconds
-from skipreel.jobs.prediction_store import PredictionRecipe, PredictionRows
+from skipreel.jobs.closed_loop.prediction import Prediction, Seconds
+from skipreel.jobs.predictions import store as prediction_store
+from skipreel.jobs.predictions.store import PredictionRecipe, PredictionRows
 from skipreel.models import Cost
 from skipreel.pipeline.storage import FileStamp
 

@@ -14,9 +14,9 @@ import torch
 
 from skipreel.features.backbones.backbone import Backbone
 from skipreel.features.feature_set.spec import Recipe
-from skipreel.jobs.evaluation import TrainedModel
-from skipreel.jobs.scheduler import Outcome, Scheduler
-from skipreel.jobs.viewing import ClosedLoop, Reading, Request
+from skipreel.jobs.closed_loop.scheduler import Outcome, Scheduler
+from skipreel.jobs.closed_loop.session import ClosedLoop, Reading, Request
+from skipreel.jobs.training.evaluation import TrainedModel
 from skipreel.models import LearnedGate, Recognizer, RecognizerConfig, StridedGate
 from skipreel.pipeline.errors import VideoError
 from skipreel.pipeline.video import Frame, Video
@@ -336,7 +336,7 @@ def test_a_video_that_is_refused_once_it_is_open_is_closed(monkeypatch, pts_seco
     worlds["now"] = world
     video = FakeVideo(world, "bad")
     video.pts_seconds = np.array(pts_seconds)
-    monkeypatch.setattr("skipreel.jobs.scheduler.open_video", lambda *_, **__: video)
+    monkeypatch.setattr("skipreel.jobs.closed_loop.scheduler.open_video", lambda *_, **__: video)
     with Scheduler(model(), backbone(), num_workers=0) as scheduler:
         (outcome,) = scheduler.run([Request("bad", "bad")])
     assert "ascending" in outcome.reason
@@ -344,7 +344,9 @@ def test_a_video_that_is_refused_once_it_is_open_is_closed(monkeypatch, pts_seco
 
 
 def test_a_decoder_that_cannot_close_its_video_is_only_complained_about(caplog, monkeypatch):
-    monkeypatch.setattr("skipreel.jobs.scheduler._LOGGER.disabled", False)  # whatever ran before in this process
+    monkeypatch.setattr(
+        "skipreel.jobs.closed_loop.scheduler._LOGGER.disabled", False
+    )  # whatever ran before in this process
     world, network = World(lengths=many(6), unclosable="v2"), model()
     outcomes = label(world, network)
     assert_right(outcomes["v2"], world, network, "v2")
@@ -391,7 +393,7 @@ def test_a_backbone_that_fails_for_one_frame_spares_the_other_videos_of_its_batc
 
 
 def test_slow_videos_delay_themselves_alone(monkeypatch):
-    monkeypatch.setattr("skipreel.jobs.decoder_calls.SLOW_S", 0.05)
+    monkeypatch.setattr("skipreel.jobs.closed_loop.decoder_calls.SLOW_S", 0.05)
     slow = {"v0": threading.Event(), "v1": threading.Event()}
     world, network = World(lengths=many(20), blocked=slow), model()
     worlds["now"] = world
@@ -408,7 +410,7 @@ def test_slow_videos_delay_themselves_alone(monkeypatch):
 
 
 def test_slow_videos_get_as_many_substitutes_as_there_are_workers_and_no_more(monkeypatch):
-    monkeypatch.setattr("skipreel.jobs.decoder_calls.SLOW_S", 0.0)
+    monkeypatch.setattr("skipreel.jobs.closed_loop.decoder_calls.SLOW_S", 0.0)
     event = threading.Event()
     world, network = World(lengths=many(12), blocked=dict.fromkeys(many(12), event)), model()
     worlds["now"] = world
@@ -459,7 +461,7 @@ def test_a_video_whose_decoder_hangs_fails_and_its_late_frame_changes_nothing(mo
 def hang(world: World, network: TrainedModel, monkeypatch: pytest.MonkeyPatch) -> dict[str, Outcome]:
     """The outcomes where time stands still for all but the decoders of blocked videos, which return only afterwards."""
     now = SimpleNamespace(s=0.0)
-    monkeypatch.setattr("skipreel.jobs.decoder_calls.time", SimpleNamespace(monotonic=lambda: now.s))
+    monkeypatch.setattr("skipreel.jobs.closed_loop.decoder_calls.time", SimpleNamespace(monotonic=lambda: now.s))
     worlds["now"] = world
     settings = {"decoder": f"{__name__}:decode", "num_workers": 1, "time_limit_s": 100}
     with Scheduler(network, backbone(), **settings) as scheduler:
@@ -511,7 +513,7 @@ def test_without_workers_the_caller_does_all_while_it_waits(monkeypatch):
     now = SimpleNamespace(s=0.0)
     clock = SimpleNamespace(monotonic=lambda: now.s, perf_counter=time.perf_counter)
     for module in ("scheduler", "decoder_calls"):
-        monkeypatch.setattr(f"skipreel.jobs.{module}.time", clock)
+        monkeypatch.setattr(f"skipreel.jobs.closed_loop.{module}.time", clock)
     monkeypatch.setattr(world, "pause", lambda: setattr(now, "s", now.s + 0.04))
     with Scheduler(network, backbone(), decoder=f"{__name__}:decode", num_workers=0) as scheduler:
         scheduler.add(Request(uri, uri) for uri in world.lengths)
@@ -539,7 +541,7 @@ def test_closing_ends_the_workers_and_closes_the_videos_that_are_under_way(num_w
 
 @pytest.mark.parametrize("method", ["blocked", "blocked_in_open"])
 def test_a_video_in_a_decoder_that_hangs_is_closed_once_it_returns(monkeypatch, method):
-    monkeypatch.setattr("skipreel.jobs.scheduler.LAST_CALL_S", 0.0)
+    monkeypatch.setattr("skipreel.jobs.closed_loop.scheduler.LAST_CALL_S", 0.0)
     event = threading.Event()
     world = World(lengths=many(8), **{method: {"v1": event}})
     worlds["now"] = world

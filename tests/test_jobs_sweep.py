@@ -8,9 +8,9 @@ import mlflow
 import pytest
 
 from skipreel.jobs.cli import main
-from skipreel.jobs.evaluation import load_model
-from skipreel.jobs.report import showcase
-from skipreel.jobs.sweep_record import load_record
+from skipreel.jobs.commands.report import showcase
+from skipreel.jobs.training.evaluation import load_model
+from skipreel.jobs.training.record import load_record
 from skipreel.models import CheckpointError
 
 

@@ -7,8 +7,8 @@ import mlflow
 import pytest
 from filelock import FileLock
 
-from skipreel.jobs import code_version, database
-from skipreel.jobs.tracking import Tracking, log_to_finished_run, runs_page, start_run, tracking_uri
+from skipreel.jobs.runtime import code_version, database
+from skipreel.jobs.runtime.mlflow_runs import Tracking, log_to_finished_run, runs_page, start_run, tracking_uri
 from skipreel.pipeline.errors import InputError
 
 
@@ -63,7 +63,7 @@ def test_an_output_folder_of_any_name_holds_its_database_and_artifacts(tmp_path)
 
 def test_one_job_at_a_time_creates_a_database(tmp_path, monkeypatch):
     """MLflow makes its tables without a lock: of two processes that begin together one died."""
-    monkeypatch.setattr("skipreel.jobs.tracking.PATIENCE_S", 0.05)
+    monkeypatch.setattr("skipreel.jobs.runtime.mlflow_runs.PATIENCE_S", 0.05)
     with FileLock(tmp_path / ".mlflow.db.lock"), pytest.raises(InputError, match=r"cannot be used: .*lock"):
         start_run(Tracking(), name="a", output=tmp_path)
     assert not (tmp_path / "mlflow.db").exists()
@@ -120,7 +120,7 @@ def test_the_commit_is_named_only_where_the_repository_is_ours(tmp_path, monkeyp
 
     git("init", "--quiet")
     git("commit", "--quiet", "--allow-empty", "--message", "theirs")
-    assert "+" in installed_at(tmp_path / "jobs")
-    assert "+" not in installed_at(tmp_path / ".venv" / "site-packages" / "jobs")
+    assert "+" in installed_at(tmp_path / "jobs" / "runtime")
+    assert "+" not in installed_at(tmp_path / ".venv" / "site-packages" / "jobs" / "runtime")
     monkeypatch.setenv("PATH", "")
-    assert "+" not in installed_at(tmp_path / "jobs")
+    assert "+" not in installed_at(tmp_path / "jobs" / "runtime")

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skipreel.jobs.tradeoff import TradeoffPoint, mean_over_seeds, pareto_front
+from skipreel.jobs.training.tradeoff import TradeoffPoint, mean_over_seeds, pareto_front
 
 
 def point(updates: float, metric: float, *, family: str = "skip", setting: str = "", seed: int = 0) -> TradeoffPoint:

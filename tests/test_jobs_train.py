@@ -14,10 +14,10 @@ from mlflow.entities import Run
 from feature_sets import two_class_corpus
 from skipreel.jobs import cli
 from skipreel.jobs.cli import main
-from skipreel.jobs.evaluation import load_model
-from skipreel.jobs.model_uri import local_model
-from skipreel.jobs.tracking import Tracking, start_run
-from skipreel.jobs.train import Settings
+from skipreel.jobs.commands.train import Settings
+from skipreel.jobs.runtime.mlflow_runs import Tracking, start_run
+from skipreel.jobs.trained.location import local_model
+from skipreel.jobs.training.evaluation import load_model
 
 
 def command(folder, *more: str) -> list[str]:

@@ -6,11 +6,11 @@ import torch
 from feature_sets import two_class_corpus
 from skipreel.features.batching.collate import load_examples
 from skipreel.features.feature_set.reader import FeatureSet
-from skipreel.jobs.evaluation import evaluate
-from skipreel.jobs.points import ModelSettings, Schedule
-from skipreel.jobs.sweep import Settings, matched_controls
-from skipreel.jobs.sweep_record import SweepPoint
-from skipreel.jobs.training import build_recognizer, fit
+from skipreel.jobs.commands.sweep import Settings, matched_controls
+from skipreel.jobs.training.evaluation import evaluate
+from skipreel.jobs.training.loop import build_recognizer, fit
+from skipreel.jobs.training.record import SweepPoint
+from skipreel.jobs.training.settings import ModelSettings, Schedule
 from skipreel.models import Cost
 from skipreel.pipeline.manifest import read_manifest
 
@@ -56,7 +56,7 @@ def test_a_price_on_updates_buys_fewer_of_them(splits):
 def test_evaluation_does_not_depend_on_batching(splits, monkeypatch):
     recognizer, _ = train(ModelSettings(model="gru", p_skip=0.5, hidden_size=8), splits[0], epochs=2)
     whole = evaluate(recognizer, splits[1])
-    monkeypatch.setattr("skipreel.jobs.evaluation.EVALUATION_BATCH", 5)
+    monkeypatch.setattr("skipreel.jobs.training.evaluation.EVALUATION_BATCH", 5)
     parts = evaluate(recognizer, splits[1])
     assert parts.cost == whole.cost
     assert parts.metric == pytest.approx(whole.metric, abs=1e-6)

@@ -15,10 +15,10 @@ from skipreel.features.feature_set import store
 from skipreel.features.feature_set.reader import FeatureSet
 from skipreel.features.feature_set.schema import Failure
 from skipreel.jobs.cli import main
-from skipreel.jobs.points import ModelSettings
-from skipreel.jobs.ray_training import TrainingData, _train_worker
-from skipreel.jobs.sweep_record import SweepPoint, SweepRecord
-from skipreel.jobs.training_data import checked_data
+from skipreel.jobs.training.data import checked_data
+from skipreel.jobs.training.ray_workers import TrainingData, _train_worker
+from skipreel.jobs.training.record import SweepPoint, SweepRecord
+from skipreel.jobs.training.settings import ModelSettings
 from skipreel.models import Cost, Recognizer, RecognizerConfig, save_checkpoint
 from skipreel.pipeline.manifest import Label, Manifest, VideoEntry, read_manifest, write_manifest
 
@@ -74,8 +74,8 @@ def data(unspoilt, tmp_path, monkeypatch):
     def started(*_, **__):
         raise AssertionError("training began")
 
-    monkeypatch.setattr("skipreel.jobs.train.start_run", started)
-    monkeypatch.setattr("skipreel.jobs.sweep.start_run", started)
+    monkeypatch.setattr("skipreel.jobs.commands.train.start_run", started)
+    monkeypatch.setattr("skipreel.jobs.commands.sweep.start_run", started)
     return Data(shutil.copytree(unspoilt, tmp_path, dirs_exist_ok=True))
 
 

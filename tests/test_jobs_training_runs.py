@@ -9,14 +9,15 @@ import pytest
 
 from feature_sets import two_class_corpus
 from skipreel.features.feature_set.reader import FeatureSet
-from skipreel.jobs import ray_training, sweep, train
 from skipreel.jobs.cli import EXIT_INTERRUPTED, main
-from skipreel.jobs.evaluation import load_model
-from skipreel.jobs.points import ModelSettings
-from skipreel.jobs.ray_training import _Started, _Trained
-from skipreel.jobs.sweep_record import load_record
-from skipreel.jobs.training import Epoch, build_recognizer
-from skipreel.jobs.training_runs import EXIT_INCOMPLETE
+from skipreel.jobs.commands import sweep, train
+from skipreel.jobs.training import ray_workers
+from skipreel.jobs.training.evaluation import load_model
+from skipreel.jobs.training.loop import Epoch, build_recognizer
+from skipreel.jobs.training.ray_workers import _Started, _Trained
+from skipreel.jobs.training.record import load_record
+from skipreel.jobs.training.runs import EXIT_INCOMPLETE
+from skipreel.jobs.training.settings import ModelSettings
 from skipreel.models import checkpoint, pack_checkpoint
 from skipreel.pipeline.errors import InputError
 from skipreel.pipeline.manifest import read_manifest
@@ -44,14 +45,14 @@ class Workers:
 
     def files(self, point: ModelSettings, config) -> dict[str, bytes]:
         data = config["data"]
-        examples = ray_training.load_examples(
+        examples = ray_workers.load_examples(
             FeatureSet(data.features), read_manifest(data.manifest), split="train", task=data.task
         )
         network = build_recognizer(point, examples, task=data.task, num_classes=2)
         feature_set = FeatureSet(data.features)
         metadata = {
             "settings": point.to_json(),
-            "schedule": ray_training.asdict(config["schedule"]),
+            "schedule": ray_workers.asdict(config["schedule"]),
             "class_names": ["low", "high"],
             "feature_set_id": feature_set.id,
             "recipe": feature_set.recipe.to_json(),
@@ -62,7 +63,7 @@ class Workers:
 @pytest.fixture
 def workers(monkeypatch):
     stub = Workers()
-    monkeypatch.setattr(ray_training, "_run_workers", stub)
+    monkeypatch.setattr(ray_workers, "_run_workers", stub)
     for command in (sweep, train):
         monkeypatch.setattr(command, "ray_cluster", contextlib.nullcontext)
     return stub
@@ -173,7 +174,7 @@ def test_mlflow_that_goes_away_costs_no_training_and_is_told_at_the_end(workers,
     def gone(*_, **__):
         raise mlflow.exceptions.MlflowException("the database is locked")
 
-    monkeypatch.setattr("skipreel.jobs.tracking.PATIENCE_S", 0.01)
+    monkeypatch.setattr("skipreel.jobs.runtime.mlflow_runs.PATIENCE_S", 0.01)
     monkeypatch.setattr(mlflow.MlflowClient, "log_batch", gone)
     assert main(["train", *data, "--output", str(output)]) == EXIT_INCOMPLETE
     load_model(output / "checkpoints" / "skip-gru-lambda-0-seed-0")

@@ -9,8 +9,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from skipreel.features.batching.collate import Example, collate
 from skipreel.features.feature_set.reader import Sequence
-from skipreel.jobs.points import ModelSettings, Schedule
-from skipreel.jobs.training import build_recognizer, fit
+from skipreel.jobs.training.loop import build_recognizer, fit
+from skipreel.jobs.training.settings import ModelSettings, Schedule
 
 LENGTHS = (100, 3, 90, 12, 10, 41, 7)
 # name: (task, videos, settings, batch size): the last batch leaves a worker or two without a video
@@ -110,7 +110,7 @@ def test_the_same_number_of_workers_gives_the_same_bits_again(results, num_worke
 def test_a_step_takes_the_batch_size_over_all_workers_together(batch_size, sizes, num_workers, monkeypatch):
     monkeypatch.setattr("torch.distributed.all_reduce", lambda sums: sums.add_(1))
     taken = []
-    monkeypatch.setattr("skipreel.jobs.training.collate", lambda videos: taken.append(videos) or collate(videos))
+    monkeypatch.setattr("skipreel.jobs.training.loop.collate", lambda videos: taken.append(videos) or collate(videos))
     videos = examples("frames", 7)
     settings = ModelSettings(model="mean", seed=3)
     ids = []

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from skipreel.jobs import video_inputs as module
-from skipreel.jobs.video_inputs import VideoInput, require_distinct_ids, video_id_of, video_inputs
+from skipreel.jobs.predictions import inputs as module
+from skipreel.jobs.predictions.inputs import VideoInput, require_distinct_ids, video_id_of, video_inputs
 from skipreel.pipeline.errors import InputError, ManifestError, StorageError
 from skipreel.pipeline.manifest import Manifest, VideoEntry, write_manifest, write_rows
 

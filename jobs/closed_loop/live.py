@@ -1,0 +1,172 @@
+"""Labels of a live source while it sends: an answer after every look, and a ledger whenever it ends."""
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from skipreel.features.backbones.backbone import Backbone
+from skipreel.jobs.closed_loop.online import OnlineRecognizer
+from skipreel.jobs.closed_loop.prediction import Seconds
+from skipreel.jobs.predictions.inputs import video_id_of
+from skipreel.jobs.training.evaluation import TrainedModel
+from skipreel.models import Cost
+from skipreel.pipeline.closeable import Closeable
+from skipreel.pipeline.video.live.stream import Live, open_live
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What the model says from one look on, until the next.
+
+    Attributes:
+        step: the number, from 0, of the sampled frame that was looked at.
+        time_s: its presentation time in seconds from the source's first frame on.
+        scores: (C,) float32: task frames: each class's probability; task video: summing to 1.
+        labels: class and score, best first, as `OnlineRecognizer.labels` gives them.
+        wait: how many sampled frames come next that are not needed.
+    """
+
+    step: int
+    time_s: float
+    scores: NDArray[np.float32]
+    labels: list[dict[str, Any]]
+    wait: int
+
+
+class Watch(Closeable):
+    """A live source under way: iterate once over its looks; close it, or use it as a context manager.
+
+    VideoError ends the iteration where the source is silent for too long or breaks off.
+
+    Attributes:
+        source: its name, without a password.
+    """
+
+    def __init__(self, live: Live, model: TrainedModel, backbone: Backbone, threshold: float) -> None:
+        self.source = live.name
+        self._live, self._threshold = live, threshold
+        self._sampling = model.recipe.sampling
+        self._recognizer = OnlineRecognizer(model, backbone, key=video_id_of(live.name))
+        self._num_sampled = 0
+
+    def close(self) -> None:
+        """Let go of the source; calling it again does nothing."""
+        self._live.close()
+
+    def end(self) -> None:
+        """Have the iteration end soon; see `Live.end`."""
+        self._live.end()
+
+    def __iter__(self) -> Iterator[Look]:
+        recognizer = self._recognizer
+        for step, frame in enumerate(self._live.sampled(self._sampling)):
+            self._num_sampled += 1
+            if step < recognizer.num_steps:
+                continue
+            num_looks = recognizer.num_looks
+            wait = recognizer.step(frame.to_rgb())
+            if recognizer.num_looks > num_looks:
+                yield Look(step, frame.pts_s, recognizer.scores, recognizer.labels(self._threshold), wait)
+
+    @property
+    def cost(self) -> Cost:
+        """What it has cost so far; the total are the sampled frames that arrived."""
+        looks = self._recognizer.num_looks
+        return Cost(
+            frames_total=self._num_sampled,
+            frames_wanted=looks,
+            frames_decoded=self._live.num_decoded,
+            frames_encoded=looks,
+            state_updates=looks,
+            frames_converted=self._live.num_converted,
+        )
+
+    @property
+    def start_s(self) -> float | None:
+        """The first frame's time by the source's own clock, in seconds; None until it has come."""
+        return self._live.start_s
+
+    @property
+    def num_damaged(self) -> int:
+        """Frames that arrived damaged, or before the first key frame."""
+        return self._live.num_damaged
+
+    @property
+    def seconds(self) -> Seconds:
+        """What the stages took so far; waiting for the source does not count."""
+        taken = self._recognizer.seconds
+        return Seconds(decode=self._live.decode_s, encode=taken.encode, recognise=taken.recognise)
+
+
+def watch(
+    source: str, *, model: TrainedModel, backbone: Backbone, threshold: float = 0.5, timeout_s: float = 10.0
+) -> Watch:
+    """Open a live source, as `open_live` takes it, to be labelled while it sends.
+
+    Args:
+        threshold: a class counts as seen from this probability on (task frames).
+        timeout_s: how long the source may be silent.
+
+    Raises:
+        VideoError: when it cannot be opened.
+    """
+    return Watch(open_live(source, timeout_s=timeout_s), model, backbone, threshold)
+
+
+def follow(watching: Watch, write: Callable[[dict[str, Any]], None]) -> None:
+    """Give every look to `write` as plain values, and the ledger at the end of the stream, on Ctrl-C or an error.
+
+    Raises:
+        VideoError: when the source is silent for too long or breaks off, once the ledger is written.
+    """
+    with watching, _ended_by_interrupt(watching):
+        try:
+            for look in watching:
+                write(describe_look(look))
+        except KeyboardInterrupt:
+            pass  # how one stops to watch
+        finally:
+            write(describe_end(watching))
+
+
+@contextmanager
+def _ended_by_interrupt(watching: Watch) -> Iterator[None]:
+    """The first Ctrl-C only asks: an exception that rises while FFmpeg calls our reader can get lost in it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def end(number: int, _: object) -> None:
+        signal.signal(number, before[signal.Signals(number)])
+        watching.end()
+
+    for number in before:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def describe_look(look: Look) -> dict[str, Any]:
+    """A look as plain values: time_s, labels, and how many sampled frames are not needed after it."""
+    return {"time_s": round(look.time_s, 3), "labels": look.labels, "wait": look.wait}
+
+
+def describe_end(watching: Watch) -> dict[str, Any]:
+    """What there was and what it cost, as plain values, whatever ended it."""
+    return {
+        "video": watching.source,
+        "start_s": watching.start_s,
+        "damaged": watching.num_damaged,
+        "cost": asdict(watching.cost),
+        "seconds": {stage: round(value, 4) for stage, value in asdict(watching.seconds).items()},
+    }

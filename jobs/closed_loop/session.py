@@ -1,0 +1,277 @@
+"""One video while it is looked at: which frames it wants next, and what became of those it got. No threads in here.
+
+Letters: T sampled frames, n frames of one request, D feature length, C classes.
+"""
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from skipreel.features.backbones.backbone import Backbone
+from skipreel.jobs.closed_loop.prediction import Prediction, Seconds
+from skipreel.jobs.predictions.inputs import video_id_of
+from skipreel.jobs.training.evaluation import TrainedModel
+from skipreel.models import Cost, LearnedGate, SkipState, rows_of, stack_states
+from skipreel.pipeline.video import Frame, Video
+
+Steps = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A video to be labelled.
+
+    Attributes:
+        key: the caller's name for it: a manifest's id, or the path or URI as it was given (see `video_id_of`).
+        uri: what messages and the prediction call it.
+        path: what is opened in its place, such as a local copy; "" for ``uri`` itself.
+    """
+
+    key: str
+    uri: str
+    path: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """What encoded frames will change in their viewing, see `Viewing.commit`.
+
+    Attributes:
+        num_frames: n, how many.
+        wanted: the steps (n,) to decode next, now that these are known.
+        due: closed loop: the next look.
+        state: closed loop: the network's, once it stands there.
+    """
+
+    num_frames: int
+    wanted: Steps
+    due: int = 0
+    state: SkipState | None = None
+
+
+class Viewing(ABC):
+    """An open video. `wanted` are the steps to decode next; they come back, in any order of requests, encoded.
+
+    Encoded frames come in by two calls. The first computes an `Update` (see `encode`): it may raise, and it may be
+    repeated, since it changes nothing that is read before the second, `commit`, which only assigns.
+    """
+
+    def __init__(self, request: Request, video: Video, model: TrainedModel, seconds: Seconds) -> None:
+        self.request, self.video, self.model, self.seconds = request, video, model, seconds
+        self.frame_index = model.recipe.sampling.select(video.pts_seconds)
+        video.expect(self.frame_index.tolist())
+        self.used = np.zeros(len(self.frame_index), np.bool_)
+        self.num_encoded = 0
+        # For whoever runs it: a decoder is at work, which nobody may close; it has an outcome already.
+        self.is_decoding = self.is_over = False
+
+    def decode(self, steps: Steps) -> list[Frame]:
+        """The frames of these steps.
+
+        Raises:
+            VideoError: when one of them cannot be decoded.
+        """
+        index = self.frame_index[steps].tolist()
+        with self.seconds.measure("decode"):
+            return [self.video.read(index[0])] if len(index) == 1 else list(self.video.read_many(index))
+
+    @abstractmethod
+    def wanted(self) -> Steps:
+        """The steps (n,) to decode next, to be asked at the start and after each decoding.
+
+        None at the end, or while that depends on frames that are under way: then their `Update` says it.
+        """
+
+    def commit(self, update: Update) -> None:
+        """Take over what was computed from encoded frames; raises nothing."""
+        self.num_encoded += update.num_frames
+
+    @property
+    @abstractmethod
+    def is_read(self) -> bool:
+        """Whether nothing more is wanted and everything that was has come back."""
+
+    @abstractmethod
+    def logits(self) -> Tensor:
+        """(T, C) for task frames, (C,) for task video, once everything is read."""
+
+    def prediction(self) -> Prediction:
+        """What the model says, once everything is read."""
+        config = self.model.recognizer.config
+        logits = self.logits()
+        return Prediction(
+            uri=self.request.uri,
+            duration_s=self.video.duration_s,
+            frame_index=self.frame_index,
+            pts_s=self.video.pts_seconds[self.frame_index],
+            used=self.used,
+            scores=(logits.sigmoid() if config.task == "frames" else logits.softmax(-1)).numpy(),
+            cost=Cost(
+                frames_total=len(self.used),
+                frames_wanted=self.num_encoded,
+                frames_decoded=self.video.num_decoded,
+                frames_encoded=self.num_encoded,
+                state_updates=int(self.used.sum()),
+                frames_converted=self.video.num_converted,
+            ),
+            seconds=self.seconds,
+            start_s=self.video.start_s,
+        )
+
+
+class ClosedLoop(Viewing):
+    """The gate says after each look which frame is wanted next (eq. 6)."""
+
+    def __init__(self, request: Request, video: Video, model: TrainedModel, seconds: Seconds) -> None:
+        super().__init__(request, video, model, seconds)
+        self.state: SkipState | None = None
+        self._due = 0  # the next look
+        self._has_begun = False
+        self._logits = torch.empty(len(self.used), model.recognizer.config.num_classes)
+
+    @property
+    def remaining(self) -> int:
+        """Steps from the next look on, itself included."""
+        return len(self.used) - self._due
+
+    @property
+    def is_read(self) -> bool:
+        return self.remaining == 0
+
+    def wanted(self) -> Steps:
+        if self._has_begun:
+            return np.empty(0, np.int64)
+        self._has_begun = True
+        return np.array([0])
+
+    def update_of(self, logits: Tensor, wait: int, state: SkipState) -> Update:
+        """What the answer (C,) to a look changes; it holds for the ``wait`` steps after the look too."""
+        due = self._due + 1 + wait
+        self._logits[self._due : due] = logits  # nobody reads them before `due` is past them
+        return Update(1, np.arange(due, min(due + 1, len(self.used))), due, state)
+
+    def commit(self, update: Update) -> None:
+        """See `Viewing.commit`."""
+        super().commit(update)
+        self.used[self._due] = True
+        self._due, self.state = update.due, update.state
+
+    def logits(self) -> Tensor:
+        return self._logits if self.model.recognizer.config.task == "frames" else self._logits[-1]
+
+
+class Reading(Viewing):
+    """All wanted frames are known from the start: every one for a dense pass, a schedule's for a control."""
+
+    def __init__(
+        self, request: Request, video: Video, model: TrainedModel, seconds: Seconds, *, dense: bool, part_frames: int
+    ) -> None:
+        super().__init__(request, video, model, seconds)
+        self._part_frames = part_frames
+        recognizer, steps = model.recognizer, len(self.used)
+        gate = recognizer.config.gate
+        self._steps = np.arange(steps)
+        self._gates: Tensor | None = None  # (1, T) of a control
+        if not isinstance(gate, LearnedGate):
+            self._gates = gate.schedule(steps, key=video_id_of(request.key)).T
+            if not dense:
+                self._steps = np.flatnonzero(self._gates[0].numpy())
+        self._asked = 0
+        # What is not wanted stays zero and is never read: its gate is known to be shut.
+        self._features = np.zeros((steps, recognizer.config.feature_dim), np.float16)
+
+    @property
+    def is_read(self) -> bool:
+        return self.num_encoded == len(self._steps)
+
+    def wanted(self) -> Steps:
+        start = self._asked
+        self._asked = min(start + self._part_frames, len(self._steps))
+        return self._steps[start : self._asked]
+
+    def update_of(self, steps: Steps, features: NDArray[np.float16]) -> Update:
+        """Take the features (n, D) of these steps; they count from `commit` on."""
+        self._features[steps] = features
+        return Update(len(steps), np.empty(0, np.int64))
+
+    def logits(self) -> Tensor:
+        with self.seconds.measure("recognise"):
+            features = torch.from_numpy(self._features)[None].float()
+            logits, gates = self.model.recognizer(features, torch.tensor([len(self.used)]), gates=self._gates)
+        self.used[:] = gates[0].numpy() > 0.5
+        row: Tensor = logits[0]
+        return row
+
+
+@dataclass(frozen=True, slots=True)
+class DecodedFrames:
+    """Decoded frames on their way to the backbone: those of these steps."""
+
+    viewing: Viewing
+    steps: Steps
+    frames: list[Frame]
+
+
+def view(
+    request: Request, video: Video, model: TrainedModel, seconds: Seconds, *, dense: bool, part_frames: int
+) -> Viewing:
+    """Begin with a video: in the closed loop where the model has a learned gate, unless ``dense``.
+
+    Args:
+        part_frames: how many frames to ask for at once where they are known.
+    """
+    recognizer = model.recognizer
+    if not dense and recognizer.recurrent is not None and isinstance(recognizer.config.gate, LearnedGate):
+        return ClosedLoop(request, video, model, seconds)
+    return Reading(request, video, model, seconds, dense=dense, part_frames=part_frames)
+
+
+def look(viewings: Sequence[ClosedLoop], features: NDArray[np.float16], *, num_rows: int) -> list[Update]:
+    """One step of the network for each of these videos, with the feature (D,) of each: together (n, D).
+
+    Args:
+        num_rows: the update is computed for so many rows whatever n is: a matrix product rounds by its number of rows,
+            and what one video gets must not depend on the videos beside it.
+    """
+    recognizer = viewings[0].model.recognizer
+    count = len(viewings)
+    assert recognizer.recurrent is not None
+    assert count <= num_rows
+    padded = torch.zeros(num_rows, features.shape[1])
+    padded[:count] = torch.from_numpy(features)
+    fresh = recognizer.recurrent.initial_state(1)
+    states = [viewing.state or fresh for viewing in viewings] + [fresh] * (num_rows - count)
+    limit = max(viewing.remaining for viewing in viewings)
+    logits, state, waits = recognizer.step(padded, stack_states(states), limit=limit)
+    remaining = torch.tensor([viewing.remaining for viewing in viewings] + [1] * (num_rows - count))
+    waits = torch.minimum(waits, remaining - 1)
+    state = recognizer.skip(state, waits)
+    # Copies of the rows: a view would hold on to the whole batch for as long as its video waits.
+    return [
+        viewing.update_of(logits[row], int(waits[row]), rows_of(state, torch.tensor([row])))
+        for row, viewing in enumerate(viewings)
+    ]
+
+
+def encode(batch: Sequence[DecodedFrames], backbone: Backbone) -> tuple[list[Update], Seconds]:
+    """What these frames change in their viewings, one update for each element, and what a frame took on average.
+
+    All that can fail is done here and may be repeated, whole or for some of them. Viewings are of one kind.
+    """
+    counts = [len(decoded.frames) for decoded in batch]
+    started = time.perf_counter()
+    features = backbone.encode([frame for decoded in batch for frame in decoded.frames])
+    encoded = time.perf_counter()
+    loops = [decoded.viewing for decoded in batch if isinstance(decoded.viewing, ClosedLoop)]
+    updates = look(loops, features, num_rows=backbone.batch_size) if loops else []
+    for decoded, rows in zip(batch, np.split(features, np.cumsum(counts)[:-1]), strict=True):
+        if isinstance(decoded.viewing, Reading):
+            updates.append(decoded.viewing.update_of(decoded.steps, rows))
+    recognise_s = time.perf_counter() - encoded
+    return updates, Seconds(encode=(encoded - started) / sum(counts), recognise=recognise_s / sum(counts))

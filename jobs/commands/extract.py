@@ -1,0 +1,230 @@
+"""Decode sampled frames on a Ray cluster and store their CNN features as Parquet shards.
+
+Videos that have features already are not touched, so an interrupted extraction goes on where it stopped; a video whose
+file has changed is extracted anew. Exit code 0: every video has features; 3: some failed and are in the failure ledger;
+1: the job itself failed.
+"""
+
+import io
+import json
+import math
+import time
+from collections.abc import Iterator
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from skipreel.features.backbones.backbone import batch_size_on
+from skipreel.features.extraction.actors import BackboneSettings
+from skipreel.features.extraction.planner import Planned, Skipped, first_planned, plan
+from skipreel.features.extraction.progress import Progress
+from skipreel.features.extraction.tasks import FrameSettings
+from skipreel.features.feature_set import store
+from skipreel.features.feature_set.schema import Failure
+from skipreel.features.feature_set.shard_writer import ShardWriter
+from skipreel.features.feature_set.spec import Recipe
+from skipreel.jobs.runtime.ray_cluster import num_cpus, num_gpus, ray_cluster, require_gpus, waiting_is_told
+from skipreel.jobs.runtime.terminal import console, progress_bar
+from skipreel.pipeline import storage
+from skipreel.pipeline.errors import InputError
+from skipreel.pipeline.manifest import iterate_manifest, manifest_size
+from skipreel.pipeline.video import find_decoder
+from skipreel.pipeline.video.sampling import Sampling
+
+EXIT_SOME_FAILED = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What is extracted, with what, and where to.
+
+    Attributes:
+        manifest: the videos, from skipreel manifest.
+        output: the feature set (a folder or URI; made if missing, gone on with if it has the same recipe).
+        backbone: hf:<directory or hub id of the transformers library>, timm:<name>, module:function (your own),
+            random:<seed> (a small untrained CNN), or small:<directory> (the demo's small CNN).
+        layer: which of the backbone's outputs.
+        dtype: of the backbone's weights and arithmetic; features are stored as float16.
+        rate_hz: frames per second of video.
+        decoder: pyav reads everything; decord and torchcodec plain MP4 and Matroska; or module:function (your own).
+        device: where the backbone runs.
+        compile: compile the backbone; worth it on a GPU for many frames.
+        decoders: processes that decode; 0 means one per CPU of the cluster that no encoder on a GPU needs.
+        encoders: processes that hold the backbone; 0 means as many as the GPUs take and, without GPUs, that every
+            decoder encodes too, so that no frame travels.
+        gpus_per_encoder: share of a GPU for each encoder, with --device cuda.
+        shard_mb: size of a shard in MB, roughly.
+        time_limit_s: a video fails if its next frames do not come within this many seconds.
+        decoder_memory_mb: a video fails if decoding it takes more memory.
+        retry_failed: try the videos in the failure ledger again, not only those whose file has changed.
+        json: print the summary as one JSON object on standard output.
+    """
+
+    manifest: str
+    output: str
+    backbone: str
+    layer: str = "pooled"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    rate_hz: float = 6.0
+    decoder: str = "pyav"
+    device: Literal["cpu", "cuda"] = "cpu"
+    compile: bool = False
+    decoders: int = 0
+    encoders: int = 0
+    gpus_per_encoder: float = 1.0
+    shard_mb: float = 64.0
+    time_limit_s: float = 300.0
+    decoder_memory_mb: int = 2048
+    retry_failed: bool = False
+    json: bool = False
+
+    def __post_init__(self) -> None:
+        find_decoder(self.decoder)
+        for name in ("decoders", "encoders"):
+            if getattr(self, name) < 0:
+                raise InputError(
+                    f"--{name} is {getattr(self, name)}, allowed: 1 or more, or 0 to choose by the cluster"
+                )
+        for name in ("gpus_per_encoder", "shard_mb", "time_limit_s", "decoder_memory_mb"):
+            if not 0 < getattr(self, name) < math.inf:
+                flag = name.replace("_", "-")
+                raise InputError(f"--{flag} is {getattr(self, name)}, allowed: a positive number")
+
+    @property
+    def backbone_settings(self) -> BackboneSettings:
+        """How each encoder loads the backbone."""
+        return BackboneSettings(self.backbone, self.device, self.layer, self.dtype, self.compile)
+
+
+def run(settings: Settings) -> int:
+    """Extract what is missing and print what became of the videos."""
+    num_videos = manifest_size(settings.manifest)
+    output = storage.absolute(settings.output)
+    recipe, about, frames = _describe(settings)
+    with store.locked(output):
+        store.create(output, recipe, about=about)
+        skipped = Skipped()
+        known = store.known(output)
+        planned = plan(
+            iterate_manifest(settings.manifest, batch_rows=65536),
+            known,
+            retry_failed=settings.retry_failed,
+            skipped=skipped,
+        )
+        missing = first_planned(planned)
+        started, progress = time.monotonic(), Progress(1, 1)
+        if missing is not None:
+            # Ray says on standard output that a process died; here the failure ledger says what came of it.
+            with redirect_stdout(io.StringIO()), ray_cluster():
+                progress = _extract(missing, settings, frames, output, num_videos, skipped)
+        summary = _summary(progress, skipped, num_videos, seconds=time.monotonic() - started)
+        store.write_card(output, {**store.read_card(output), "summary": summary})
+    _report(settings, output, summary)
+    return EXIT_SOME_FAILED if summary["failed"] else 0
+
+
+def _describe(settings: Settings) -> tuple[Recipe, dict[str, str], FrameSettings]:
+    """What a feature set of this will say of itself; the backbone is loaded for it and let go of again."""
+    backbone = BackboneSettings(settings.backbone, layer=settings.layer, dtype=settings.dtype).load()
+    console.print(f"backbone: {backbone.about}, {backbone.dim} features a frame")
+    sampling = Sampling(rate_hz=settings.rate_hz)
+    frames = FrameSettings(sampling, batch_size_on(settings.device), settings.decoder)
+    return backbone.recipe(sampling), {"backbone": backbone.about, "decoder": settings.decoder}, frames
+
+
+def _extract(
+    planned: Iterator[Planned | None],
+    settings: Settings,
+    frames: FrameSettings,
+    output: str,
+    num_videos: int,
+    skipped: Skipped,
+) -> Progress:
+    from skipreel.features.extraction.ray_executor import Extraction
+
+    pools = _pools(settings)
+    # A lone process gets on already.
+    with (
+        progress_bar() as bar,
+        waiting_is_told(cpus=pools.cpus_per_process, gpus=pools.gpus_per_encoder) as has_begun,
+    ):
+        extraction = Extraction(
+            planned,
+            writer=ShardWriter(output, shard_bytes=int(settings.shard_mb * 1e6)),
+            frames=frames,
+            backbone=settings.backbone_settings,
+            pools=pools,
+            on_failure=_print_failure,
+        )
+        progress = extraction.progress
+        task = bar.add_task("extracting videos", total=num_videos, note="")
+
+        def tick() -> None:
+            through = skipped.finished + skipped.failed + progress.ended
+            bar.update(task, completed=through, note=f"{progress.failed} failed" if progress.failed else "")
+            bar.line = progress.line()
+            if progress.working_since is not None:
+                has_begun()
+
+        extraction.run(tick)
+        tick()
+    return progress
+
+
+def _pools(settings: Settings) -> Any:
+    from skipreel.features.extraction.ray_executor import Pools
+
+    cpus = num_cpus()
+    on_gpu = settings.device == "cuda"
+    if on_gpu:
+        require_gpus(math.ceil(settings.gpus_per_encoder))
+        encoders = settings.encoders or int(num_gpus() / settings.gpus_per_encoder)
+        decoders = settings.decoders or max(1, cpus - encoders)
+    else:
+        encoders, decoders = settings.encoders, settings.decoders or cpus
+    return Pools(
+        decoders,
+        encoders,
+        # Decoders and encoders that share a CPU take turns by themselves: whoever is ahead waits.
+        cpus_per_process=1 / math.ceil((decoders + encoders) / cpus),
+        gpus_per_encoder=settings.gpus_per_encoder if on_gpu else 0,
+        threads_per_encoder=max(1, cpus // (encoders or decoders)),
+        time_limit_s=settings.time_limit_s,
+        decoder_memory_bytes=settings.decoder_memory_mb << 20,
+    )
+
+
+def _print_failure(failure: Failure) -> None:
+    console.print(f"failed: {failure.video_id}: {failure.reason}", markup=False)
+
+
+def _summary(progress: Progress, skipped: Skipped, num_videos: int, *, seconds: float) -> dict[str, Any]:
+    decoders_busy, encoders_busy = progress.busy
+    return {
+        "videos": num_videos,
+        "finished": skipped.finished + progress.finished + progress.unchanged,
+        "failed": skipped.failed + progress.failed,
+        "this_run": {
+            **progress.summary(seconds=seconds),
+            "decoders_busy": round(decoders_busy, 3),
+            "encoders_busy": round(encoders_busy, 3),
+            "advice": progress.advice(),
+        },
+    }
+
+
+def _report(settings: Settings, output: str, summary: dict[str, Any]) -> None:
+    run = summary["this_run"]
+    if run["frames"]:
+        console.print(
+            f"{run['finished']} videos ({run['video_hours']:.2f} hours, {run['frames']} frames) in "
+            f"{run['seconds']:.0f} s, {run['startup_seconds']:.0f} of them to start; "
+            f"{run['frames_per_second']:.0f} frames a second"
+        )
+    if run["advice"]:
+        console.print(run["advice"])
+    console.print(f"{output}: {summary['finished']} videos with features, {summary['failed']} failed", markup=False)
+    if summary["failed"]:
+        console.print(f"skipreel features show {output} names them; --retry-failed tries them again", markup=False)
+    if settings.json:
+        print(json.dumps({"output": output, **summary}))

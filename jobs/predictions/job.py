@@ -1,0 +1,222 @@
+"""Labels for any number of videos on a Ray cluster, kept as Parquet shards beside a failure ledger.
+
+Videos that have predictions already are not touched, so an interrupted job goes on where it stopped; a video whose file
+has changed is looked at anew. The promises are those of an extraction, and so is what keeps
+them: `features.extraction.ray_executor`.
+"""
+
+import io
+import math
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import redirect_stdout
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import islice
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from skipreel.features.extraction.planner import Planned, Skipped, first_planned, plan
+from skipreel.features.extraction.progress import Progress
+from skipreel.features.feature_set import store
+from skipreel.features.feature_set.schema import Failure
+from skipreel.features.feature_set.shard_writer import ShardWriter
+from skipreel.jobs.closed_loop.single import load_backbone_of
+from skipreel.jobs.predictions import store as prediction_store
+from skipreel.jobs.predictions.store import PredictionRecipe, PredictionRows
+from skipreel.jobs.runtime.ray_cluster import num_cpus, num_gpus, ray_cluster, require_gpus, waiting_is_told
+from skipreel.jobs.runtime.terminal import console, progress_bar
+from skipreel.jobs.training.evaluation import TrainedModel
+from skipreel.pipeline import storage
+from skipreel.pipeline.errors import InputError
+from skipreel.pipeline.video import find_decoder
+
+# Videos that a process has open at a time: enough for batches across them, few enough to share them out.
+IN_FLIGHT = {"cpu": 8, "cuda": 64}
+# Videos that are looked up together among those that are finished.
+_ROWS_AT_ONCE = 65536
+
+
+@dataclass(frozen=True, slots=True)
+class JobSettings:
+    """How videos are labelled, and where the predictions go.
+
+    Attributes:
+        output: a folder or URI; made if missing, gone on with if its predictions are the same model's.
+        model: where the model comes from, for the card.
+        backbone: where the model's backbone is found now, if not where the training found it.
+        dense: look at every frame instead of those the network asks for.
+        decoder: pyav reads everything; decord and torchcodec plain MP4 and Matroska; or module:function (your own).
+        device: where the backbone runs.
+        in_flight: videos that a process has open at a time, at most; more than 8 on a CPU, or 64, are no use.
+        workers: processes; 0 means one per CPU of the cluster or, with device cuda, as many as the GPUs take.
+        gpus_per_worker: share of a GPU for each process, with device cuda.
+        shard_mb: size of a shard in MB, roughly.
+        time_limit_s: a video fails if its next frames do not come within this many seconds.
+        decoder_memory_mb: a video fails if decoding it takes more memory.
+        retry_failed: try the videos in the failure ledger again, not only those whose file has changed.
+    """
+
+    output: str
+    model: str
+    backbone: str | None = None
+    dense: bool = False
+    decoder: str = "pyav"
+    device: Literal["cpu", "cuda"] = "cpu"
+    in_flight: int = 64
+    workers: int = 0
+    gpus_per_worker: float = 1.0
+    shard_mb: float = 64.0
+    time_limit_s: float = 300.0
+    decoder_memory_mb: int = 2048
+    retry_failed: bool = False
+
+    def __post_init__(self) -> None:
+        find_decoder(self.decoder)
+        if self.workers < 0:
+            raise InputError(f"--workers is {self.workers}, allowed: 1 or more, or 0 to choose by the cluster")
+        if self.in_flight < 1:
+            raise InputError(f"--in-flight is {self.in_flight}, allowed: 1 or more")
+        for name in ("gpus_per_worker", "shard_mb", "time_limit_s", "decoder_memory_mb"):
+            if not 0 < getattr(self, name) < math.inf:
+                flag = name.replace("_", "-")
+                raise InputError(f"--{flag} is {getattr(self, name)}, allowed: a positive number")
+
+
+def run_job(
+    settings: JobSettings, *, model: TrainedModel, videos: Iterable[tuple[str, str]], num_videos: int
+) -> dict[str, Any]:
+    """Label what is missing, with a progress bar, and say what became of all videos.
+
+    Args:
+        model: what labels them, on the CPU; it is sent to the processes.
+        videos: each one's id, under which its row goes, and its path or URI; read as they are needed.
+        num_videos: how many these are.
+
+    Returns:
+        ``output``; ``videos``, ``finished`` and ``failed`` of those given; ``cost`` and ``seconds`` (by stage) summed
+        over all predictions there are; ``this_run``. But for ``output`` it stands in the card too.
+
+    Raises:
+        InputError: when something given cannot be used: the backbone, the output, the cluster, a place of videos.
+    """
+    # Loaded once here, so that a wrong one is a line before anything is made.
+    about = load_backbone_of(model, name=settings.backbone).about
+    output = storage.absolute(settings.output)
+    recipe = PredictionRecipe.of(model, dense=settings.dense)
+    with store.locked(output, job="prediction"):
+        prediction_store.create(output, recipe, model=settings.model, features=model.recipe.to_json(), about=about)
+        skipped, known = Skipped(), store.known(output, has_segments=False)
+        planned = plan(_batches(videos), known, retry_failed=settings.retry_failed, skipped=skipped)
+        missing = first_planned(planned)
+        started, progress = time.monotonic(), Progress(1, 1)
+        if missing is not None:
+            # Ray says on standard output that a process died; here the failure ledger says what came of it.
+            with redirect_stdout(io.StringIO()), ray_cluster():
+                progress = _predict(missing, settings, model, output, num_videos, skipped)
+        summary = _summary(output, progress, skipped, num_videos, seconds=time.monotonic() - started)
+        prediction_store.write_card(output, {**prediction_store.read_card(output), "summary": summary})
+    return {"output": output, **summary}
+
+
+def _batches(videos: Iterable[tuple[str, str]]) -> Iterator[pa.RecordBatch]:
+    source = iter(videos)
+    while rows := list(islice(source, _ROWS_AT_ONCE)):
+        # Processes may have another working directory.
+        uris = [storage.absolute(uri) for _, uri in rows]
+        yield pa.record_batch({"video_id": pa.array([row[0] for row in rows], pa.string()), "uri": uris})
+
+
+def _predict(
+    planned: Iterator[Planned | None],
+    settings: JobSettings,
+    model: TrainedModel,
+    output: str,
+    num_videos: int,
+    skipped: Skipped,
+) -> Progress:
+    from skipreel.features.extraction.ray_executor import Stages
+
+    decoder, pools = _processes(settings, model, num_videos)
+    stages = Stages(
+        planned,
+        writer=ShardWriter(output, shard_bytes=int(settings.shard_mb * 1e6)),
+        decoder=decoder,
+        pools=pools,
+        on_failure=_print_failure,
+        new_rows=partial(PredictionRows, task=model.recognizer.config.task),
+    )
+    progress = stages.progress
+    with (
+        progress_bar() as bar,
+        waiting_is_told(cpus=pools.cpus_per_process, gpus=pools.gpus_per_encoder) as has_begun,
+    ):
+        task = bar.add_task("labelling videos", total=num_videos, note="")
+
+        def tick() -> None:
+            through = skipped.finished + skipped.failed + progress.ended
+            bar.update(task, completed=through, note=f"{progress.failed} failed" if progress.failed else "")
+            bar.line = _line(progress)
+            if progress.working_since is not None:
+                has_begun()
+
+        stages.run(tick)
+        tick()
+    return progress
+
+
+def _processes(settings: JobSettings, model: TrainedModel, num_videos: int) -> tuple[Any, Any]:
+    """The `Process` that looks at videos, and the `Pools` of how many there are."""
+    from skipreel.features.extraction.ray_executor import Pools, Process
+    from skipreel.jobs.predictions.worker import PredictionSettings, PredictionWorker
+
+    cpus, on_gpu = num_cpus(), settings.device == "cuda"
+    if on_gpu:
+        require_gpus(math.ceil(settings.gpus_per_worker))
+        workers = settings.workers or max(1, int(num_gpus() / settings.gpus_per_worker))
+    else:
+        workers = settings.workers or cpus
+    threads = max(1, cpus // workers)
+    # The first process to be up must not take everything.
+    in_flight = min(settings.in_flight, IN_FLIGHT[settings.device], math.ceil(num_videos / workers))
+    looking = PredictionSettings(
+        settings.backbone, settings.device, settings.dense, settings.decoder, num_workers=threads, in_flight=in_flight
+    )
+    memory_bytes = threads * settings.decoder_memory_mb << 20
+    arguments = {"model": model, "settings": looking, "memory_bytes": memory_bytes, "import_path": sys.path}
+    pools = Pools(
+        workers,
+        0,
+        cpus_per_process=1 / math.ceil(workers / cpus),
+        gpus_per_encoder=settings.gpus_per_worker if on_gpu else 0,
+        time_limit_s=settings.time_limit_s,
+        videos_in_hand=in_flight,
+        bytes_in_hand=sys.maxsize,
+        flags="--workers",
+    )
+    return Process(PredictionWorker, arguments), pools
+
+
+def _print_failure(failure: Failure) -> None:
+    console.print(f"failed: {failure.video_id}: {failure.reason}", markup=False)
+
+
+def _line(progress: Progress) -> str:
+    if progress.working_since is None:
+        return "starting processes"
+    line = f"{progress.video_s / 3600:.2f} hours of video, {progress.frames_per_s:.0f} sampled frames/s"
+    return line + f"; {progress.restarts} restarts" * bool(progress.restarts)
+
+
+def _summary(output: str, progress: Progress, skipped: Skipped, num_videos: int, *, seconds: float) -> dict[str, Any]:
+    cost, stages = prediction_store.total_cost(output)
+    return {
+        "videos": num_videos,
+        "finished": skipped.finished + progress.finished + progress.unchanged,
+        "failed": skipped.failed + progress.failed,
+        "cost": asdict(cost),
+        "seconds": {stage: round(value, 2) for stage, value in asdict(stages).items()},
+        "this_run": progress.summary(seconds=seconds),
+    }

@@ -1,0 +1,176 @@
+"""What runs in the processes of a prediction job: videos in, predictions out, several videos open at a time.
+
+A plain class with the methods of `features.extraction.actors.Worker`: `jobs.predictions.job` makes Ray actors of it.
+"""
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from skipreel.features.extraction.actors import BLOCK_S, Decoded, import_from, limit_memory
+from skipreel.features.extraction.tasks import Ending, Part, VideoTask
+from skipreel.features.feature_set.schema import Source
+from skipreel.jobs.closed_loop.prediction import Prediction
+from skipreel.jobs.closed_loop.scheduler import Outcome, Scheduler
+from skipreel.jobs.closed_loop.session import Request
+from skipreel.jobs.closed_loop.single import load_backbone_of
+from skipreel.jobs.training.evaluation import TrainedModel
+from skipreel.pipeline import storage
+from skipreel.pipeline.errors import InputError
+from skipreel.pipeline.storage import LocalCopy
+from skipreel.pipeline.video import Frame
+
+# So often does a process look whether it has worked long enough to say so.
+_POLL_S = 0.25
+# How Python, FFmpeg, torch and CUDA say that there is none left.
+_WANT_OF_MEMORY = ("memoryerror", "cannot allocate memory", "can't allocate memory", "out of memory")
+
+
+@dataclass(frozen=True, slots=True)
+class PredictionSettings:
+    """How a process looks at videos; the arguments of `load_backbone_of` and `Scheduler`."""
+
+    backbone: str | None = None
+    device: Literal["cpu", "cuda"] = "cpu"
+    dense: bool = False
+    decoder: str = "pyav"
+    num_workers: int = 1
+    in_flight: int = 8
+
+
+@dataclass(slots=True)
+class _Open:
+    """A video that the scheduler has; ``files`` holds the copy of it."""
+
+    task: VideoTask
+    copy: LocalCopy
+    files: ExitStack
+    is_alone: bool
+
+
+class PredictionWorker:
+    """Turns videos into predictions.
+
+    Args:
+        memory_bytes: what this process may allocate from now on, the model aside; a video that asks for more fails.
+        import_path: where else to look for modules, such as a user's decoder.
+    """
+
+    def __init__(
+        self,
+        model: TrainedModel,
+        settings: PredictionSettings,
+        *,
+        memory_bytes: int,
+        import_path: Sequence[str] = (),
+    ) -> None:
+        self._model, self._settings, self._memory_bytes = model, settings, memory_bytes
+        self._tasks: deque[VideoTask] = deque()
+        self._retries: deque[VideoTask] = deque()  # each to be tried again alone
+        self._open: dict[str, _Open] = {}
+        self._scheduler: Scheduler | None = None
+        self._worked_s = 0.0
+        import_from(import_path)
+
+    def ready(self) -> None:
+        """Load the backbone.
+
+        Raises:
+            BackboneError: when that fails.
+        """
+        settings = self._settings
+        backbone = load_backbone_of(self._model, name=settings.backbone, device=settings.device)
+        limit_memory(self._memory_bytes)
+        self._scheduler = Scheduler(
+            self._model,
+            backbone,
+            dense=settings.dense,
+            decoder=settings.decoder,
+            num_workers=settings.num_workers,
+            in_flight=settings.in_flight,
+        )
+
+    def next_block(self, tasks: Sequence[VideoTask]) -> tuple[Decoded, list[Frame]]:
+        """Take more videos, and go on until one ends; after a second, return all the same if frames were encoded.
+
+        While none are it does not return, so that whoever waits for it notices a decoder that hangs. An empty block
+        without that second says that all videos have ended.
+        """
+        assert self._scheduler is not None, "ready() comes first"
+        started, encoded = time.perf_counter(), self._scheduler.frames_encoded
+        self._tasks.extend(tasks)
+        block = Decoded([], [], 0.0, results=[])
+        while not block.endings:
+            begun = self._begin_next(block)
+            if not begun and not self._open:
+                break
+            for outcome in self._scheduler.wait(0.0 if begun else _POLL_S):
+                self._finish(outcome, block)
+            if time.perf_counter() - started >= BLOCK_S and self._scheduler.frames_encoded > encoded:
+                break
+        self._worked_s += time.perf_counter() - started
+        if block.parts:  # the time since the last prediction is this one's
+            block, self._worked_s = Decoded(block.parts, block.endings, self._worked_s, results=block.results), 0.0
+        return block, []
+
+    def _begin_next(self, block: Decoded) -> bool:
+        """Whether there was room for another video, and one."""
+        if any(video.is_alone for video in self._open.values()):
+            return False
+        if self._tasks and len(self._open) < self._settings.in_flight:
+            self._begin(self._tasks.popleft(), block, is_alone=False)
+            return True
+        if self._retries and not self._open:
+            self._begin(self._retries.popleft(), block, is_alone=True)
+            return True
+        return False
+
+    def _begin(self, task: VideoTask, block: Decoded, *, is_alone: bool) -> None:
+        assert self._scheduler is not None
+        files = ExitStack()
+        try:
+            copy = files.enter_context(storage.local_copy(task.uri))
+        except InputError as error:
+            block.endings.append(Ending(task, None, reason=" ".join(str(error).split())))
+            return
+        if copy.sha256 == task.known_digest:
+            files.close()
+            block.endings.append(Ending(task, copy.stamp, unchanged=True))
+            return
+        self._open[task.video_id] = _Open(task, copy, files, is_alone)
+        self._scheduler.add([Request(task.video_id, task.uri, copy.path)])
+
+    def _finish(self, outcome: Outcome, block: Decoded) -> None:
+        video = self._open.pop(outcome.request.key)
+        task, stamp, prediction = video.task, video.copy.stamp, outcome.prediction
+        with video.files:
+            reason = outcome.reason or _wrong_with(prediction, video)
+        if any(words in reason.lower() for words in _WANT_OF_MEMORY):
+            if not video.is_alone:  # another may have taken it
+                self._retries.append(task)
+                return
+            reason = f"{task.uri} needs more memory than a decoder may take; give more with --decoder-memory-mb"
+        if prediction is None or reason:
+            block.endings.append(Ending(task, stamp, reason=reason))
+            return
+        assert block.results is not None
+        source, index = Source(video.copy.sha256, stamp), prediction.frame_index.astype(np.int32)
+        block.parts.append(Part(task, source, 0, index, prediction.pts_s))
+        block.results.append(prediction)
+        block.endings.append(Ending(task, stamp, len(index), prediction.duration_s))
+
+
+def _wrong_with(prediction: Prediction | None, video: _Open) -> str:
+    uri = video.task.uri
+    if prediction is not None and not np.isfinite(prediction.scores).all():
+        return f"scores of {uri} are not finite numbers: the model is damaged, train it again"
+    try:
+        (now,) = storage.stamps([uri])
+    except InputError as error:
+        return " ".join(str(error).split())
+    return "" if now in (None, video.copy.stamp) else f"{uri} changed while it was read; run the prediction again"

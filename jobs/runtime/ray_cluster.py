@@ -1,0 +1,189 @@
+"""Connecting to Ray: the cluster that RAY_ADDRESS names, or a local one that ends with the command."""
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from skipreel.jobs.runtime.terminal import console
+from skipreel.pipeline.errors import InputError
+
+# How long a cluster may take to answer at all. Ray itself would wait for ever.
+ANSWER_S = 10.0
+# How long work may wait for free CPUs before the user is told.
+WAITING_S = 10.0
+
+
+@contextmanager
+def ray_cluster() -> Iterator[None]:
+    """Connect, quietly, unless this process is connected already; a cluster started here is stopped here.
+
+    Raises:
+        InputError: when RAY_ADDRESS names no cluster that answers.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    debug = bool(os.environ.get("SKIPREEL_DEBUG"))
+    level = logging.INFO if debug else logging.ERROR
+    logging.getLogger("ray").setLevel(level)
+    address = cluster_address()
+    with _sigterm_as_before():
+        ray.init(
+            address=address or "local",  # without it Ray would look for a running cluster
+            include_dashboard=None if address else False,
+            log_to_driver=debug,
+            logging_level=level,
+        )
+    _quiet(debug)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def cluster_address() -> str | None:
+    """HOST:PORT of the cluster that RAY_ADDRESS names, which has answered; None where a local one is to be started.
+
+    Where the cluster demands a token and RAY_AUTH_MODE is not set, this process uses the token it finds.
+
+    Raises:
+        InputError: when it names no cluster, none answers there, or it demands a token that is not here.
+    """
+    given = os.environ.get("RAY_ADDRESS", "")
+    if given in ("", "local"):
+        return None
+    address = _host_and_port(given)
+    from grpc import StatusCode
+    from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
+
+    answer = _ask(address)
+    if answer is StatusCode.UNAUTHENTICATED and "RAY_AUTH_MODE" not in os.environ:
+        maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+        answer = _ask(address)
+    if answer is StatusCode.UNAUTHENTICATED:
+        raise InputError(
+            f"the Ray cluster at {address} demands its token: set RAY_AUTH_MODE=token and copy ~/.ray/auth_token of "
+            "its head node to the same place here"
+        )
+    if answer is not StatusCode.OK:
+        raise InputError(
+            f"no Ray cluster answers at {address}, which RAY_ADDRESS names: start it, or unset RAY_ADDRESS to use a "
+            "local one"
+        )
+    return address
+
+
+def _host_and_port(given: str) -> str:
+    from ray._private.services import canonicalize_bootstrap_address
+
+    allowed = "allowed: HOST:PORT of the cluster's head (the port is 6379 as a rule), auto on its machines, or local"
+    if "://" in given:
+        raise InputError(f"RAY_ADDRESS is {given}, {allowed}; from elsewhere, ray job submit runs the command there")
+    try:
+        address = str(canonicalize_bootstrap_address(given))
+    except (ConnectionError, ValueError) as error:
+        if given == "auto":
+            raise InputError(
+                "RAY_ADDRESS is auto, and no Ray cluster runs on this machine: ray start begins one"
+            ) from error
+        raise InputError(f"RAY_ADDRESS is {given}, {allowed}") from error
+    if not address.rpartition(":")[2].isdecimal():
+        raise InputError(f"RAY_ADDRESS is {given}, {allowed}")
+    return address
+
+
+def _ask(address: str) -> Any:
+    """The status code (of gRPC) with which a cluster's head answers a process like this one."""
+    import grpc
+    from ray._private.grpc_utils import init_grpc_channel
+
+    with init_grpc_channel(address, [("grpc.enable_http_proxy", 0)]) as channel:
+        try:
+            channel.unary_unary("/ray.rpc.NodeInfoGcsService/CheckAlive")(b"", timeout=ANSWER_S, wait_for_ready=True)
+        except grpc.RpcError as error:
+            return error.code()
+    return grpc.StatusCode.OK
+
+
+@contextmanager
+def _sigterm_as_before() -> Iterator[None]:
+    """Ray takes over SIGTERM for good, and ends the program in the middle of its own threads on it: undo that."""
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
+
+
+@contextmanager
+def waiting_is_told(*, cpus: float, gpus: float = 0.0) -> Iterator[Callable[[], None]]:
+    """For a block that starts processes: a line after `WAITING_S` seconds if too little of the cluster is free.
+
+    Args:
+        cpus, gpus: what has to be free before the work can begin.
+
+    Yields:
+        a function to call when the work has begun; nothing is told from then on.
+    """
+    import ray
+
+    there, free = ray.cluster_resources(), ray.available_resources()
+    needed = {"CPU": cpus, "GPU": gpus}
+    lacking = [
+        f"{needed[kind]:g} {kind}(s) are needed and {free.get(kind, 0):g} of {there.get(kind, 0):g} are free"
+        for kind in needed
+        if free.get(kind, 0) < needed[kind]
+    ]
+    line = f"waiting for the Ray cluster: {', '.join(lacking)}"
+    timer = threading.Timer(WAITING_S, console.print, [line], {"markup": False})
+    timer.daemon = True
+    if lacking:
+        timer.start()
+    try:
+        yield timer.cancel
+    finally:
+        timer.cancel()
+
+
+def num_cpus() -> int:
+    """Whole CPUs of the connected cluster, at least 1."""
+    import ray
+
+    return max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+
+def num_gpus() -> int:
+    """GPUs of the connected cluster."""
+    import ray
+
+    return int(ray.cluster_resources().get("GPU", 0))
+
+
+def require_gpus(count: int) -> None:
+    """Refuse work that would wait for GPUs forever.
+
+    Raises:
+        InputError: when the connected cluster has fewer.
+    """
+    there = num_gpus()
+    if there < count:
+        raise InputError(f"{count} GPU(s) are needed and the Ray cluster has {there}: use a CPU, or another cluster")
+
+
+def _quiet(debug: bool) -> None:
+    import ray.data
+
+    if debug:
+        return
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False  # the command draws its own, by videos
+    for name in ("ray", "ray.data", "ray.train"):
+        logging.getLogger(name).setLevel(logging.ERROR)
