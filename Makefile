@@ -16,7 +16,7 @@ test: check
 
 # Kills extractions for a quarter of an hour and prints the table of docs/reliability.md.
 drill: $(INSTALLED)
-	PYTHONPATH=. $(BIN)/python tests/drill.py --minutes 15
+	PYTHONPATH=. $(BIN)/python scripts/drill.py --minutes 15
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

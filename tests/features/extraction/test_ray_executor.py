@@ -1,0 +1,190 @@
+"""The scheduler of decoders and encoders, driven by a stub of Ray: who is slow, hangs or dies does so by its name."""
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from skipreel.features.extraction.actors import Decoded
+from skipreel.features.extraction.planner import Planned
+from skipreel.features.extraction.ray_executor import Pools, Process, Stages
+from skipreel.features.extraction.tasks import Ending, Part, VideoTask
+from skipreel.features.feature_set import store
+from skipreel.features.feature_set.schema import Failure, Source
+from skipreel.features.feature_set.shard_writer import ShardWriter
+from skipreel.pipeline.storage import FileStamp
+from tests.support.feature_sets import recipe
+from tests.support.ray_stub import RayStub
+
+pytest_plugins = ("tests.support.ray_stub",)
+
+LIMIT_S = 300.0
+# Larger than what a decoder is given at once: each has one video in hand.
+BIG = FileStamp(3 << 20, 1)
+
+
+def decoder(stub: RayStub, *, encodes: bool = True) -> type:
+    """What decodes: a second for every video, unless its name says ``slow``, ``hang`` or ``die``."""
+
+    class FakeDecoder:
+        def ready(self) -> None:
+            stub.sleep(2)
+
+        def next_block(self, tasks: list[VideoTask]) -> tuple[Decoded, list[str]]:
+            parts, endings = [], []
+            for task in tasks:
+                stub.sleep(math.inf if "hang" in task.video_id else 100 if "slow" in task.video_id else 1)
+                if "die" in task.video_id:
+                    raise stub.ProcessDied
+                parts.append(Part(task, Source("digest", BIG), 0, np.zeros(1, np.int32), np.zeros(1)))
+                endings.append(Ending(task, BIG, num_frames=1, duration_s=1.0))
+            results = [np.zeros((1, 5), np.float16) for _ in parts] if encodes else None
+            return Decoded(parts, endings, 1.0, 0.0, results), [part.task.video_id for part in parts]
+
+    return FakeDecoder
+
+
+def encoder(stub: RayStub) -> type:
+    """What encodes: a second for every block, unless a video's name says ``break``."""
+
+    class FakeEncoder:
+        def ready(self) -> None:
+            stub.sleep(5)
+
+        def encode(self, sizes: list[int], frames: list[str]) -> tuple[list[np.ndarray], float]:
+            stub.sleep(1)
+            if any("break" in name for name in frames):
+                raise stub.ProcessDied
+            return [np.zeros((size, 5), np.float16) for size in sizes], 1.0
+
+    return FakeEncoder
+
+
+class Run:
+    """One pass over videos, and what came of them."""
+
+    def __init__(self, stub: RayStub, folder, planned, *, decoders=3, encoders=0) -> None:
+        uri = str(folder / "features")
+        store.create(uri, recipe(), about={})
+        failures: list[Failure] = []
+        self.num_ticks = 0
+        self.stages = Stages(
+            planned,
+            writer=ShardWriter(uri, shard_bytes=1 << 20),
+            decoder=Process(decoder(stub, encodes=not encoders), {}),
+            encoder=Process(encoder(stub), {}) if encoders else None,
+            pools=Pools(decoders, encoders, time_limit_s=LIMIT_S),
+            on_failure=failures.append,
+        )
+        self.stages.run(self._tick)
+        self.finished = sorted(store.finished(uri))
+        self.failed = {failure.video_id: failure.reason for failure in failures}
+        self.restarts = self.stages.progress.restarts
+
+    def _tick(self) -> None:
+        self.num_ticks += 1
+
+
+def videos(*names: str, stamp: FileStamp = BIG) -> Iterator[Planned]:
+    return iter([Planned(VideoTask(name, f"{name}.mp4"), stamp, "") for name in names])
+
+
+def test_every_video_is_finished_once(ray_stub, tmp_path):
+    run = Run(ray_stub, tmp_path, videos(*"abcdefgh"))
+    assert (run.finished, run.failed, run.restarts) == (list("abcdefgh"), {}, 0)
+    assert len(ray_stub.killed) == 3  # when all was done
+
+
+def test_a_driver_that_plans_for_long_calls_nobody_hung(ray_stub, tmp_path):
+    def planned():
+        yield from videos("a", "b", "c")
+        ray_stub.sleep(2 * LIMIT_S)
+        yield from videos("d", "e", "f")
+
+    run = Run(ray_stub, tmp_path, planned())
+    assert (run.finished, run.failed, run.restarts) == (list("abcdef"), {}, 0)
+
+
+def test_a_driver_that_writes_for_long_calls_nobody_hung(ray_stub, tmp_path, monkeypatch):
+    def slow_flush(_writer):
+        ray_stub.sleep(2 * LIMIT_S)
+
+    monkeypatch.setattr(ShardWriter, "flush_if_due", slow_flush)
+    monkeypatch.setattr(ShardWriter, "add", add := _slow_add(ray_stub, ShardWriter.add))
+    run = Run(ray_stub, tmp_path, videos(*"abcdef", "slow"))
+    assert add.calls == 7
+    assert (run.finished, run.failed, run.restarts) == ([*"abcdef", "slow"], {}, 0)
+
+
+def _slow_add(stub: RayStub, add):
+    def slow(writer, rows, *, replaces=""):
+        slow.calls += 1
+        stub.sleep(2 * LIMIT_S)
+        add(writer, rows, replaces=replaces)
+
+    slow.calls = 0
+    return slow
+
+
+@pytest.mark.parametrize("encoders", [0, 1])
+@pytest.mark.parametrize("name", ["hang", "slow hang"])
+def test_a_hung_decoder_is_replaced_and_its_video_fails_alone(ray_stub, tmp_path, name, encoders):
+    run = Run(ray_stub, tmp_path, videos("a", name, "b", "c", "slow d", "e"), encoders=encoders)
+    assert run.finished == ["a", "b", "c", "e", "slow d"]
+    assert list(run.failed) == [name]
+    assert "did not come within 300 seconds" in run.failed[name]
+    assert run.restarts == 1
+    assert ray_stub.calls_to_the_dead == []
+
+
+def test_who_was_in_hand_beside_a_hung_video_is_not_blamed(ray_stub, tmp_path):
+    small = FileStamp(1000, 1)
+    run = Run(ray_stub, tmp_path, videos("a", "b", "hang", "c", "d", stamp=small), decoders=1)
+    assert run.finished == ["a", "b", "c", "d"]
+    assert list(run.failed) == ["hang"]
+    assert ray_stub.calls_to_the_dead == []
+
+
+def test_a_video_that_kills_its_decoder_three_times_fails_and_no_other(ray_stub, tmp_path):
+    small = FileStamp(1000, 1)
+    run = Run(ray_stub, tmp_path, videos("a", "die", "b", "c", stamp=small), decoders=2)
+    assert run.finished == ["a", "b", "c"]
+    assert "died 3 times" in run.failed["die"]
+
+
+def test_all_answers_that_are_there_are_taken_in_one_turn(ray_stub, tmp_path):
+    names = [f"v{number:02d}" for number in range(64)]
+    run = Run(ray_stub, tmp_path, videos(*names), decoders=16)
+    assert run.finished == names
+    assert run.num_ticks < 50  # not a turn for each of 16 starts and 64 videos
+
+
+def test_planning_goes_on_in_pieces_between_which_answers_are_taken(ray_stub, tmp_path, monkeypatch):
+    pieces = []
+
+    def planned():
+        yield from videos("a")
+        for _ in range(20):
+            pieces.append(ray_stub.now)
+            ray_stub.sleep(10)
+            yield None
+        yield from videos("b")
+
+    def add(writer, rows, *, replaces=""):
+        added[rows.video_id] = ray_stub.now
+        usual(writer, rows, replaces=replaces)
+
+    added, usual = {}, ShardWriter.add
+    monkeypatch.setattr(ShardWriter, "add", add)
+    run = Run(ray_stub, tmp_path, planned(), decoders=2)
+    assert run.finished == ["a", "b"]
+    assert added["a"] < pieces[2]  # while the finished ones were passed over
+    assert pieces[-1] - pieces[0] == 190  # and nobody waited for anything else
+
+
+def test_an_encoder_that_dies_is_replaced_and_its_frames_are_encoded_by_the_next(ray_stub, tmp_path):
+    run = Run(ray_stub, tmp_path, videos("a", "break", "b", "c"), decoders=2, encoders=1)
+    assert run.finished == ["a", "b", "c"]
+    assert "the process that encoded its frames died 3 times" in run.failed["break"]
+    assert run.restarts == 3

@@ -1,0 +1,85 @@
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from skipreel.features.errors import FeatureSetError
+from skipreel.features.feature_set import index, store
+from skipreel.features.feature_set.reader import FeatureSet
+from tests.support.feature_sets import recipe, write_sequence
+
+LENGTHS = {"b": 30, "a": 4, "c": 11}
+
+
+def values(video_id: str, length: int) -> np.ndarray:
+    return np.random.default_rng(ord(video_id)).normal(size=(length, 5)).astype(np.float16)
+
+
+@pytest.fixture
+def uri(tmp_path: Path) -> str:
+    store.create(str(tmp_path), recipe(), about={"backbone": "numbers"})
+    for video_id, length in LENGTHS.items():
+        write_sequence(str(tmp_path), video_id, values(video_id, length), segment_frames=10)
+    return str(tmp_path)
+
+
+def test_the_index_has_a_row_for_each_video(uri):
+    index = FeatureSet(uri).index()
+    assert index.column_names == ["video_id", "shard", "first_row", "num_segments", "num_frames"]
+    rows = {row["video_id"]: row for row in index.to_pylist()}
+    assert {name: row["num_frames"] for name, row in rows.items()} == LENGTHS
+    assert {name: row["num_segments"] for name, row in rows.items()} == {"b": 3, "a": 1, "c": 2}
+    assert all((Path(uri) / "shards" / row["shard"]).is_file() for row in rows.values())
+
+
+def test_an_empty_set_has_an_empty_index(tmp_path):
+    store.create(str(tmp_path), recipe(), about={})
+    assert FeatureSet(str(tmp_path)).index().num_rows == 0
+    assert FeatureSet(str(tmp_path)).video_ids() == frozenset()
+    assert FeatureSet(str(tmp_path)).load([]) == []
+
+
+def test_a_video_may_be_asked_for_twice(uri):
+    sequences = FeatureSet(uri).load(["c", "b", "c"])
+    assert [sequence.video_id for sequence in sequences] == ["c", "b", "c"]
+    for sequence in sequences:
+        expected = values(sequence.video_id, LENGTHS[sequence.video_id])
+        np.testing.assert_array_equal(sequence.features, expected)
+        np.testing.assert_array_equal(sequence.frame_index, np.arange(len(expected)))
+        np.testing.assert_array_equal(sequence.pts_s, np.arange(len(expected)) / 2)
+
+
+def test_more_shards_than_are_held_open(uri, monkeypatch):
+    monkeypatch.setattr(index, "_MAX_OPEN_SHARDS", 1)
+    names = ["a", "b", "c", "a"]
+    for name, sequence in zip(names, FeatureSet(uri).load(names), strict=True):
+        np.testing.assert_array_equal(sequence.features, values(name, LENGTHS[name]))
+
+
+def test_a_set_by_uri_reads_as_one_by_path(uri):
+    np.testing.assert_array_equal(FeatureSet(f"file://{uri}").load(["c"])[0].features, values("c", 11))
+
+
+def test_a_set_on_another_machine_reads_in_parallel(uri, monkeypatch):
+    # The way of remote files, taken with local ones.
+    monkeypatch.setattr("skipreel.features.feature_set.shard_reader.storage.local_path", lambda _: None)
+    for name, sequence in zip(LENGTHS, FeatureSet(uri).load(LENGTHS), strict=True):
+        np.testing.assert_array_equal(sequence.features, values(name, LENGTHS[name]))
+
+
+def test_segments_out_of_order_are_refused(uri):
+    (name,) = (row["shard"] for row in FeatureSet(uri).index().to_pylist() if row["video_id"] == "b")
+    path = Path(uri) / "shards" / name
+    table = pq.read_table(path)
+    for rows in ([1, 0, 2], [0, 2], [1, 2], [1, 0], [0, 1, 2, 0, 1, 2]):
+        pq.write_table(table.take(rows), path)
+        with pytest.raises(FeatureSetError, match="holds video 'b' twice or with gaps: extract it again"):
+            FeatureSet(uri).video_ids()
+    others = pq.read_table(path.parent, filters=[("video_id", "=", "c")])
+    pq.write_table(pa.concat_tables([others.take([0]), table.take([1])]), path)  # goes on as if it were another video
+    with pytest.raises(FeatureSetError, match="holds video 'b' twice or with gaps"):
+        FeatureSet(uri).video_ids()
+    pq.write_table(table.take([0, 1]), path)  # a last segment that is missing cannot be told from a shorter video
+    assert FeatureSet(uri).video_ids() == set(LENGTHS)

@@ -1,0 +1,405 @@
+"""What every implementation of the recurrence must do: torch operators, C++ and Triton against the reference.
+
+A check is a function of the implementation's name. Triton's run in its interpreter, in a process of its own: see
+triton_process. Letters: B batch, T steps, D features, H hidden, L layers.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from skipreel.models.recurrence import cpp
+from skipreel.models.recurrence.problem import CellName, Problem
+from skipreel.models.recurrence.reference import accumulate
+from tests.support.recurrence_problems import (
+    BATCH_SIZE,
+    CELLS,
+    GATING,
+    LENGTHS,
+    NUM_STEPS,
+    assert_gradients,
+    autograd,
+    check,
+    implementation,
+    incoming,
+    make_problem,
+    narrowed,
+    reference,
+    run,
+    uneven,
+)
+from tests.support.tolerances import assert_close
+from tests.support.triton_process import needs_triton, triton_process
+
+Run = Callable[..., Any]
+
+NAMES = ("event", "cpp", pytest.param("triton", marks=needs_triton))
+MOST_LAYERS = {"event": 3, "cpp": 3, "triton": 1}
+DTYPES = {"event": torch.float64, "cpp": torch.float64, "triton": torch.float32}
+
+each_cell = pytest.mark.parametrize("cell", CELLS)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_and_quick() -> Iterator[None]:
+    assert cpp.library() is not None, "these tests need g++ and ninja"
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # threads that wait for each other over a few numbers take longer than the numbers
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def interpreted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    with triton_process(tmp_path_factory.mktemp("triton"), interpret=True) as run_there:
+        yield run_there
+
+
+@pytest.fixture(params=NAMES)
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def run_check(name: str, request: pytest.FixtureRequest) -> Run:
+    """Calls a check with the implementation's name, where that implementation runs."""
+    run_there = request.getfixturevalue("interpreted") if name == "triton" else None
+
+    def run_check(function: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+        if run_there is None:
+            function(name, *args, **kwargs)
+        else:
+            run_there(function, name, *args, **kwargs)
+
+    return run_check
+
+
+def check_each(name: str, cell: CellName, *variants: dict[str, Any], **arguments: Any) -> None:
+    """`check` for several problems; which one went wrong stands below the traceback."""
+    for variant in variants or ({},):
+        try:
+            check(name, make_problem(cell, dtype=DTYPES[name], **arguments, **variant))
+        except BaseException as error:
+            error.add_note(f"{name}, {cell}: {arguments | variant}")
+            raise
+
+
+def depths(name: str) -> list[dict[str, Any]]:
+    """Every number of layers that the implementation takes, with layer normalisation and without."""
+    norms = (False, True) if name == "event" else (False,)
+    return [{"num_layers": n, "norm": norm} for n in range(1, MOST_LAYERS[name] + 1) for norm in norms]
+
+
+def some(name: str, variants: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """All of them, or every third where they are interpreted, which takes a hundred times as long."""
+    return variants[::3] if name == "triton" else variants
+
+
+STARTS = [{"midway": midway, "lengths": lengths} for midway in (False, True) for lengths in (None, LENGTHS)]
+
+
+@each_cell
+@pytest.mark.parametrize("gating", GATING)
+def test_equal_to_stepping(name: str, run_check: Run, cell: CellName, gating: str) -> None:
+    bias, sharpness = GATING[gating]
+    for depth in depths(name):
+        variants = some(name, [start | {"seed": seed} for seed, start in enumerate(STARTS)])
+        run_check(check_each, cell, *variants, update_bias=bias, sharpness=sharpness, **depth)
+
+
+@pytest.mark.parametrize(("gating", "fewest", "most"), [("mixed", 0.2, 0.6), ("sharp", 0.2, 0.8), ("open", 0.9, 1)])
+def test_these_gates_are_what_they_are_called(gating: str, fewest: float, most: float) -> None:
+    bias, sharpness = GATING[gating]
+    gates = reference(make_problem("lstm", update_bias=bias, sharpness=sharpness))[-1]
+    assert gates is not None
+    assert fewest < gates.mean() <= most
+    if gating == "sharp":
+        assert len(set(gates.sum(0).tolist())) > 1
+
+
+@each_cell
+def test_equal_to_stepping_under_given_gates(name: str, run_check: Run, cell: CellName) -> None:
+    steps = torch.arange(NUM_STEPS)[:, None].expand(-1, BATCH_SIZE)
+    drawn = torch.rand(NUM_STEPS, BATCH_SIZE, generator=torch.Generator().manual_seed(2)) < 0.4
+    gates = [steps % 2 == 1, steps % 2 == 0, drawn, steps >= 0, steps == 0, steps < 0]
+    variants = [{"gates": given} | start for given in gates for start in STARTS]
+    for depth in depths(name)[:4]:
+        run_check(check_each, cell, *some(name, variants), **depth)
+
+
+@each_cell
+@pytest.mark.parametrize(
+    ("shape", "size"),
+    [
+        ((1, 1, 1), 1),
+        ((1, 3, 2), 5),
+        ((7, 1, 9), 4),
+        ((9, 1, 2), 16),
+        ((4, 3, 5), 17),
+        ((6, 2, 40), 33),
+        ((4, 17, 2), 23),
+    ],
+    ids=str,
+)
+def test_odd_sizes(name: str, run_check: Run, cell: CellName, shape: tuple[int, int, int], size: int) -> None:
+    variants = [{"update_bias": bias, "midway": midway} for bias in (1.0, -1.5) for midway in (False, True)]
+    run_check(check_each, cell, *some(name, variants), shape=shape, size=size)
+
+
+def test_no_row_has_a_valid_step(run_check: Run) -> None:
+    run_check(check_each, "lstm", lengths=torch.zeros(BATCH_SIZE, dtype=torch.int64), midway=True)
+
+
+def test_sums_over_long_segments(run_check: Run) -> None:
+    lengths = torch.tensor([37, 20, 0])
+    run_check(check_each, "gru", shape=(37, 3, 1), size=3, update_bias=-3.0, lengths=lengths)
+
+
+@pytest.mark.parametrize("name", ["event", "cpp"])
+@settings(max_examples=50)
+@given(data=st.data())
+def test_equal_to_stepping_at_any_shape(name: str, data: st.DataObject) -> None:
+    draw = data.draw
+    num_steps, batch_size = draw(st.integers(1, 20), label="T"), draw(st.integers(1, 6), label="B")
+    padded = draw(st.lists(st.integers(0, num_steps), min_size=batch_size, max_size=batch_size), label="lengths")
+    problem = make_problem(
+        draw(st.sampled_from(list(CELLS)), label="cell"),
+        shape=(num_steps, batch_size, draw(st.sampled_from([1, 2, 5, 8, 9, 13]), label="D")),
+        size=draw(st.integers(1, 20), label="H"),
+        num_layers=draw(st.integers(1, 3), label="L"),
+        norm=name == "event" and draw(st.booleans(), label="norm"),
+        update_bias=draw(st.sampled_from([1.0, -1.0, -2.5, -30.0]), label="bias"),
+        sharpness=draw(st.sampled_from([1.0, 8.0]), label="sharpness"),
+        midway=draw(st.booleans(), label="midway"),
+        lengths=draw(st.sampled_from([None, torch.tensor(padded)]), label="padded"),
+        seed=draw(st.integers(0, 99), label="seed"),
+    )
+    check(name, problem)
+
+
+def check_strides(name: str, width: int, update_bias: float) -> None:
+    problem = make_problem("lstm", shape=(9, 5, width), update_bias=update_bias, dtype=DTYPES[name])
+    x = problem.x.detach()
+    for other in (x.transpose(0, 1).contiguous().transpose(0, 1), torch.stack([x, x], -1)[..., 0]):
+        assert not other.is_contiguous()
+        check(name, problem._replace(x=other.requires_grad_()))
+
+
+@pytest.mark.parametrize("width", [2, 12], ids=["narrow", "wide"])
+@pytest.mark.parametrize("update_bias", [1.0, -1.5])
+def test_steps_or_rows_first_in_memory(run_check: Run, width: int, update_bias: float) -> None:
+    run_check(check_strides, width, update_bias)
+
+
+def check_padding(name: str, cell: CellName, width: int) -> None:
+    problem = make_problem(cell, shape=(NUM_STEPS, BATCH_SIZE, width), lengths=LENGTHS, dtype=DTYPES[name])
+    upstream = uneven(reference(problem))
+    expected, by_expected = run(name, problem, upstream)
+    padding = torch.arange(NUM_STEPS)[:, None] >= LENGTHS
+    filled = problem._replace(x=problem.x.detach().masked_fill(padding[:, :, None], torch.nan))
+    actual, by_actual = run(name, filled, upstream)
+    assert torch.equal(actual.output, expected.output)
+    for leaf, gradient in by_expected.items():
+        assert torch.equal(by_actual[leaf], gradient), leaf
+
+
+@each_cell
+@pytest.mark.parametrize("width", [2, 12], ids=["narrow", "wide"])
+def test_padding_is_never_read(run_check: Run, cell: CellName, width: int) -> None:
+    run_check(check_padding, cell, width)
+
+
+def check_ties(name: str, p: float, dtype: torch.dtype) -> None:
+    bias = 40.0 if p == 1 else math.log(p / (1 - p))
+    problem = make_problem("lstm", update_bias=bias, sharpness=0, lengths=LENGTHS, dtype=dtype)
+    state = problem.state._replace(update_prob=torch.full((BATCH_SIZE,), p, dtype=dtype, requires_grad=True))
+    problem = problem._replace(state=state)
+    parts = reference(problem)
+    assert parts[-1] is not None
+    assert int(parts[-1][:, 0].argmax()) == {0.5: 1, 0.25: 2, 0.125: 4, 1.0: 0}[p]
+    answer = implementation(name).forward(problem, save=False)
+    assert torch.equal(answer.gates, parts[-1])
+    assert torch.equal(answer.state.accumulated, parts[-2])
+    if name == "event":
+        assert torch.equal(answer.state.update_prob, parts[-3])
+    if dtype == torch.float64:
+        check(name, problem)
+
+
+@pytest.mark.parametrize("p", [0.5, 0.25, 0.125, 1.0])
+def test_ties_are_those_of_stepping_bit_for_bit(name: str, run_check: Run, p: float) -> None:
+    """p that adds up to ½ exactly, in the state and after each update: σ(0) = ½, and σ(40) is 1."""
+    for dtype in {torch.float32, DTYPES[name]}:
+        run_check(check_ties, p, dtype)
+
+
+def check_clamps(name: str, p: float) -> None:
+    dtype = DTYPES[name]
+    gates = torch.zeros(NUM_STEPS, BATCH_SIZE, dtype=torch.bool)
+    problem = make_problem("gru", gates=gates, lengths=LENGTHS, dtype=dtype)
+    state = problem.state._replace(
+        update_prob=torch.full((BATCH_SIZE,), p, dtype=dtype, requires_grad=True),
+        accumulated=torch.tensor([0, 0.25, 0.5, 0.75, 1.0], dtype=dtype, requires_grad=True),
+    )
+    check(name, problem._replace(state=state))
+
+
+@pytest.mark.parametrize("p", [0.1, 0.25, 0.5, 0.9])
+def test_ties_and_clamps_of_a_wait_under_given_gates(run_check: Run, p: float) -> None:
+    """Nothing resets ũ there, so min(p, 1 − ũ) is either, or both at once."""
+    run_check(check_clamps, p)
+
+
+def check_accumulation(name: str, cell: CellName) -> None:
+    problem = make_problem(cell, shape=(40, BATCH_SIZE, 2), update_bias=-3.5, midway=True, dtype=DTYPES[name])
+    answer = implementation(name).forward(problem, save=False)
+    waited = 39 - torch.where(answer.gates > 0, torch.arange(40)[:, None], -1).amax(0)
+    assert waited.max() > 8
+    for row, steps in enumerate(waited.tolist()):
+        a = problem.state.accumulated[row] * (steps == 40)
+        for _ in range(steps):
+            a = accumulate(answer.state.update_prob[row], a)
+        assert answer.state.accumulated[row] == a
+
+
+@each_cell
+def test_the_last_accumulation_is_that_of_stepping_bit_for_bit(run_check: Run, cell: CellName) -> None:
+    run_check(check_accumulation, cell)
+
+
+def check_two_runs(name: str, cell: CellName, dtype: torch.dtype, **arguments: Any) -> None:
+    problem = make_problem(cell, update_bias=-2.0, midway=True, dtype=dtype, **arguments)
+    upstream = uneven(reference(problem))
+    (one, first), (other, second) = run(name, problem, upstream), run(name, problem, upstream)
+    assert torch.equal(one.output, other.output)
+    for leaf, gradient in first.items():
+        assert torch.equal(gradient, second[leaf]), leaf
+
+
+@each_cell
+def test_two_runs_are_equal_bit_for_bit(name: str, run_check: Run, cell: CellName) -> None:
+    for dtype in {torch.float32, DTYPES[name]}:
+        sizes = {"shape": (9, 5, 3)} if name == "triton" else {"shape": (30, 7, 3), "size": 20, **depths(name)[-1]}
+        run_check(check_two_runs, cell, dtype, **sizes)
+
+
+def check_float32(name: str, *problems: tuple[CellName, dict[str, Any]]) -> None:
+    """Its answers and gradients against those of float64; gradients in units of the largest entry of each."""
+    for cell, arguments in problems:
+        assert_float32(name, make_problem(cell, **arguments))
+
+
+def assert_float32(name: str, problem: Problem) -> None:
+    parts = reference(problem)
+    upstream = uneven(parts)
+    answer, actual = run(name, narrowed(problem), [None if g is None else g.float() for g in upstream])
+    assert parts[0] is not None
+    assert parts[-1] is not None
+    assert torch.equal(answer.gates.double(), parts[-1])
+    assert_close(answer.output, parts[0].detach().float())
+    for leaf, gradient in autograd(problem, parts, upstream).items():
+        unit = gradient.abs().max().clamp_min(1e-30)
+        assert_close(actual[leaf] / unit.float(), (gradient / unit).float())
+
+
+@each_cell
+@pytest.mark.parametrize("update_bias", [1.0, -2.0])
+def test_float32_gradients_are_those_of_float64(name: str, run_check: Run, cell: CellName, update_bias: float) -> None:
+    twice = [depth for depth in depths(name) if depth["num_layers"] == min(2, MOST_LAYERS[name])]
+    run_check(check_float32, *((cell, depth | {"update_bias": update_bias}) for depth in twice))
+
+
+def check_parts(name: str, *, given: bool) -> None:
+    """A loss on one part of the answer alone, and gradients of the output of other strides: as of a sum, transposed."""
+    steps = torch.arange(NUM_STEPS * BATCH_SIZE).view(NUM_STEPS, BATCH_SIZE)
+    layers = MOST_LAYERS[name] > 1 and not given
+    problem = make_problem(
+        "lstm",
+        num_layers=1 + layers,
+        lengths=LENGTHS,
+        gates=steps % 3 == 0 if given else None,
+        dtype=DTYPES[name],
+    )
+    parts = reference(problem)
+    whole = uneven(parts)
+    upstreams = [[grad if place == kept else None for place, grad in enumerate(whole)] for kept in range(len(whole))]
+    by_output = whole[0]
+    assert by_output is not None
+    upstreams.append([torch.ones((), dtype=by_output.dtype).expand_as(by_output), *[None] * 5])
+    upstreams.append([by_output.permute(1, 2, 0).contiguous().permute(2, 0, 1), *[None] * 5])
+    for upstream in upstreams:
+        _, actual = run(name, problem, upstream)
+        assert_gradients(actual, autograd(problem, reference(problem), upstream))
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_a_loss_on_one_part_alone(run_check: Run, given: bool) -> None:
+    """With given gates, one on the gates alone leads nowhere: all gradients are 0."""
+    run_check(check_parts, given=given)
+
+
+def check_saturated(name: str, cell: CellName, bias: float) -> None:
+    for block in range(4 if cell == "lstm" else 3):
+        problem = make_problem(cell, shape=(5, 3, 3))
+        layer = problem.weights.layers[0]
+        shift = torch.zeros_like(layer.bias_ih)
+        shift[5 * block : 5 * block + 5] = bias
+        saturated = layer._replace(bias_ih=(layer.bias_ih.detach() + shift).requires_grad_())
+        problem = problem._replace(weights=problem.weights._replace(layers=(saturated,)))
+        if DTYPES[name] == torch.float64:
+            check(name, problem)
+        if name != "cpp":  # its own exp is exact to the last bit of 1 and no further: what is left of 1 − σ is noise
+            assert_float32(name, problem)
+
+
+@pytest.mark.parametrize("bias", [-200.0, -95.0, 95.0, 200.0])
+@each_cell
+def test_saturated_gates(run_check: Run, cell: CellName, bias: float) -> None:
+    """Where σ is 0 or 1 to the last bit, or denormal; in float32 too."""
+    run_check(check_saturated, cell, bias)
+
+
+def check_nan(name: str, cell: CellName) -> None:
+    """Row 1 starts with a p that is not a number, row 2 reads an x that is none."""
+    problem = make_problem(cell, update_bias=30.0, dtype=DTYPES[name])
+    p = problem.state.update_prob.detach().clone()
+    x = problem.x.detach().clone()
+    p[1], x[4, 2] = torch.nan, torch.nan
+    damaged = problem._replace(x=x, state=problem.state._replace(update_prob=p))
+    module = implementation(name)
+    expected = module.forward(problem, save=False)
+    for save in (False, True):
+        answer = module.forward(damaged, save=save)
+        assert answer.state.update_prob.isnan().tolist() == [False, True, True, False, False]
+        assert answer.gates.sum(0).tolist() == [11, 0, 5, 11, 11]
+        assert_close(answer.output[:, [0, 3, 4]], expected.output[:, [0, 3, 4]])
+    assert answer.trace.prob.isnan().sum() == 2
+    upstream = uneven([answer.output, *answer.state, answer.gates])
+    adjoints = module.backward(damaged, answer.trace, incoming(damaged, upstream), needs_x=True)
+    assert adjoints.update_prob.isnan().tolist() == [False, True, True, False, False]
+
+
+@each_cell
+def test_a_row_that_is_not_a_number_updates_no_more_and_says_so(run_check: Run, cell: CellName) -> None:
+    run_check(check_nan, cell)
+
+
+def check_autocast(name: str, cell: CellName) -> None:
+    problem = make_problem(cell, num_layers=MOST_LAYERS[name], dtype=torch.float32)
+    upstream = uneven(reference(problem))
+    expected, by_expected = run(name, problem, upstream)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        actual, by_actual = run(name, problem, upstream)
+    assert torch.equal(actual.output, expected.output)
+    for leaf, gradient in by_expected.items():
+        assert torch.equal(by_actual[leaf], gradient), leaf
+
+
+@each_cell
+def test_autocast_around_it_changes_nothing(run_check: Run, cell: CellName) -> None:
+    run_check(check_autocast, cell)

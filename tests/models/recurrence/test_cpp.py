@@ -1,0 +1,123 @@
+"""The C++ implementation: clean under the sanitizers, and missed gracefully where there is no compiler."""
+
+import hashlib
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils import cpp_extension
+
+from skipreel.models import SkipLSTM
+from skipreel.models.recurrence import cpp
+from tests.support.tolerances import assert_close
+
+DRIVER = Path(__file__).with_name("sanitize_skip_rnn.cpp")
+
+
+def build_driver(sanitizer: str, cache: Path) -> Path:
+    """The driver's program, which is built once for each version of its sources, its flags and the compiler.
+
+    Unoptimised: that is built in a quarter of the time, and no access that a sanitizer would see is optimised away.
+    """
+    flags = ["-std=c++17", "-O0", "-g1", f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all", "-pthread"]
+    compiler = subprocess.run(["g++", "--version"], check=True, capture_output=True).stdout
+    sources = [DRIVER, *sorted(path for path in Path(cpp.__file__).parent.rglob("*") if path.suffix in (".cpp", ".h"))]
+    digest = hashlib.sha256(repr((flags, compiler, [path.read_bytes() for path in sources])).encode()).hexdigest()
+    program = cache / f"{sanitizer}-{digest[:16]}"
+    if not program.exists():
+        unfinished = cache / f"{program.name}.{os.getpid()}"
+        subprocess.run(["g++", *flags, str(DRIVER), "-o", str(unfinished)], check=True)
+        unfinished.replace(program)
+    return program
+
+
+@pytest.mark.parametrize("sanitizer", ["address,undefined", "thread"])
+def test_clean_under_sanitizers(sanitizer: str, pytestconfig: pytest.Config) -> None:
+    """On std::thread: the thread sanitizer does not understand OpenMP's library."""
+    program = build_driver(sanitizer, pytestconfig.cache.mkdir("sanitizers"))
+    result = subprocess.run([str(program)], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert result.stdout == "clean\n"
+
+
+def test_without_a_compiler_the_torch_operators_serve_and_one_line_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    def refuse(*_args: object, **_kwargs: object) -> None:
+        raise RuntimeError("Ninja is required to load C++ extensions\nand more that nobody reads")
+
+    layer = SkipLSTM(3, 5)
+    x = torch.randn(7, 2, 3)
+    expected, _, _ = layer(x)
+    monkeypatch.setattr(cpp_extension, "load", refuse)
+    monkeypatch.setattr(cpp._logger, "disabled", False)  # MLflow's migrations silence the loggers that they meet
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    cpp.library.cache_clear()
+    try:
+        with caplog.at_level(logging.WARNING):
+            for _ in range(3):
+                assert_close(layer(x)[0], expected)
+        layer.backend = "cpp"
+        with pytest.raises(ValueError, match="it could not be built, the log says why"):
+            layer(x)
+    finally:
+        cpp.library.cache_clear()
+    assert [record.getMessage() for record in caplog.records if "building" not in record.getMessage()] == [
+        "the C++ Skip RNN layers could not be built (Ninja is required to load C++ extensions): slower ones in torch "
+        "operators are used; the fast ones need g++, ninja and a folder to build in: $TORCH_EXTENSIONS_DIR, or one "
+        "in the home folder"
+    ]
+
+
+def test_without_a_home_folder_the_torch_operators_serve(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def nowhere() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", nowhere)
+    monkeypatch.delenv("TORCH_EXTENSIONS_DIR", raising=False)
+    monkeypatch.setattr(cpp._logger, "disabled", False)
+    cpp.library.cache_clear()
+    try:
+        output, _, _ = SkipLSTM(3, 5)(torch.randn(7, 2, 3))
+    finally:
+        cpp.library.cache_clear()
+    assert output.shape == (7, 2, 5)
+    assert "Could not determine home directory" in caplog.text
+
+
+SHORT_OF_MEMORY = """
+import ctypes, resource, torch
+from skipreel.models import SkipGRU
+ctypes.CDLL(None).mallopt(-3, 65536)  # M_MMAP_THRESHOLD: freed memory is given back, not kept for the next call
+torch.set_num_threads(2)
+layer = SkipGRU(512, 512, 2, backend="cpp")
+x = torch.randn(2, 4, 512)
+layer(x)[0].sum().backward()
+loss = layer(x)[0].sum()
+with open("/proc/self/statm") as statm:
+    used = int(statm.read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (2 << 20),) * 2)
+for call in (lambda: layer(x), loss.backward):
+    try:
+        call()
+    except MemoryError as error:
+        print(error)
+"""
+
+
+def test_too_little_memory_is_an_error_and_not_the_end_of_the_process() -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", SHORT_OF_MEMORY], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert result.stdout.splitlines() == [
+        f"not enough memory for the {direction} pass of a Skip RNN: 2 layers of 512 hidden units, 4 rows of 2 steps; "
+        "use fewer rows or shorter sequences, or raise the memory limit"
+        for direction in ("forward", "backward")
+    ]

@@ -1,0 +1,260 @@
+"""The plan of what is decoded: never dearer than another one, and what it foretells is what decoding then does."""
+
+import random
+from collections.abc import Callable, Sequence
+from itertools import product
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from skipreel.pipeline.video.pyav.decoder import PyAVVideo
+from skipreel.pipeline.video.pyav.frame_index import FrameIndex, Key
+from skipreel.pipeline.video.pyav.seek_cost import Costs, State, Step, Wanted, advance, costs_of, plan, seek_pays
+from tests.support.video_kinds import made, sequential
+from tests.support.videos import write_video
+
+Choose = Callable[[int, State, Wanted], bool]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("videos")
+
+
+@st.composite
+def indexes(draw: st.DrawFn) -> FrameIndex:
+    """Closed groups of pictures, in each of them B-frames before the frame that they need."""
+    order: list[int] = []
+    keys: list[Key] = []
+    spare: set[int] = set()
+    with_b_frames = draw(st.booleans())
+    for _ in range(draw(st.integers(1, 5))):
+        keys.append(Key(len(order), 10 * len(order), len(order)))
+        order.append(len(order))
+        for _ in range(draw(st.integers(0, 4))):
+            first, held_back = len(order), draw(st.integers(0, 2)) if with_b_frames else 0
+            order += [first + held_back, *range(first, first + held_back)]
+            spare |= set(range(first, first + held_back)) if draw(st.booleans()) else set()
+    count = len(order)
+    delay = draw(st.integers(1, 2)) if with_b_frames else 0
+    slots = {10 * number: number for number in range(count)}
+    return FrameIndex(np.arange(count) / 10, count / 10, slots, tuple(keys), tuple(order), frozenset(spare), delay)
+
+
+costs = st.builds(
+    Costs,
+    seek_s=st.floats(0, 5),
+    key_s=st.floats(0.1, 4),
+    frame_s=st.floats(0.1, 2),
+    dropped_s=st.floats(0, 0.1),
+)
+
+
+def walk(index: FrameIndex, frames: Sequence[int], costs: Costs, choose: Choose) -> list[Step]:
+    """A plan whose ways are chosen by `choose` wherever both are open."""
+    wanted, steps, state = Wanted(frozenset(frames), max(frames)), [], State(0, out=len(index.seconds))
+    for frame in frames:
+        if frame != state.out:
+            seek = state.lacks(frame) or choose(frame, state, wanted)
+            step, state = advance(index, frame, wanted, costs, state, seek=seek)
+            steps.append(step)
+    return steps
+
+
+def seconds(steps: Sequence[Step]) -> float:
+    return sum(step.seconds for step in steps)
+
+
+def wanted_of(data: st.DataObject, index: FrameIndex, most: int) -> list[int]:
+    frames = data.draw(st.lists(st.integers(0, len(index.seconds) - 1), min_size=1, max_size=most))
+    return sorted(set(frames)) if data.draw(st.booleans()) else frames
+
+
+@settings(max_examples=200)
+@given(index=indexes(), costs=costs, data=st.data())
+def test_no_choice_of_seeks_is_cheaper(index: FrameIndex, costs: Costs, data: st.DataObject) -> None:
+    frames = wanted_of(data, index, most=6)
+    every = []
+    for choices in product((False, True), repeat=len(frames)):
+        each = iter(choices)
+        every.append(seconds(walk(index, frames, costs, lambda *_, each=each: next(each))))
+    assert seconds(plan(index, frames, costs)) == pytest.approx(min(every))
+
+
+@settings(max_examples=200)
+@given(index=indexes(), costs=costs, data=st.data())
+def test_a_plan_reaches_all_and_is_no_dearer_than_seeking_or_going_on_always(
+    index: FrameIndex, costs: Costs, data: st.DataObject
+) -> None:
+    frames = wanted_of(data, index, most=40)
+    steps = plan(index, frames, costs)
+    assert [step.frame for step in steps] == frames
+    always, never = (walk(index, frames, costs, lambda *_, seek=seek: seek) for seek in (True, False))
+    assert seconds(steps) <= min(seconds(always), seconds(never)) + 1e-9
+    kinds = {step.key for step in steps if step.key is not None}
+    assert kinds <= set(index.keys)
+    # Between two seeks every packet is taken in once at most.
+    taken, since = 0, 0
+    for step in steps:
+        taken = step.decoded + step.dropped + (0 if step.key else taken)
+        since = step.key.place if step.key else since
+        assert taken <= len(index.order) - since
+
+
+@settings(max_examples=100)
+@given(index=indexes(), costs=costs, data=st.data())
+def test_what_is_decoded_comes_out_once(index: FrameIndex, costs: Costs, data: st.DataObject) -> None:
+    frame = data.draw(st.integers(0, len(index.seconds) - 1))
+    wanted = Wanted((frame,), frame)
+    _, state = advance(index, frame, wanted, costs, State(0, out=len(index.seconds)), seek=True)
+    assert state.out == frame
+    assert all(inside > frame for inside in state.inside)
+    assert state.lacks(frame)
+    with pytest.raises(ValueError, match="by decoding on"):
+        advance(index, frame, wanted, costs, state, seek=False)
+
+
+def test_what_was_dropped_for_good_takes_a_seek() -> None:
+    index = FrameIndex(np.arange(4) / 10, 0.4, {}, (Key(0, 0, 0),), (0, 3, 1, 2), frozenset({1, 2}), delay=1)
+    cost, opened = Costs(seek_s=0.5, key_s=3, frame_s=1, dropped_s=0.1), State(0, out=4)
+    step, state = advance(index, 0, Wanted((0,), 0, expected=(0, 3)), cost, opened, seek=True)
+    assert (step.decoded, step.dropped, step.seconds) == (2, 0, 4.5)
+    step, state = advance(index, 3, Wanted((3,), 3, expected=(0, 3)), cost, state, seek=False)
+    assert (step.decoded, step.dropped, state.inside) == (0, 2, ())
+    assert state.lacks(2)
+    _, state = advance(index, 1, Wanted((1,), 1, expected=(0, 3)), cost, opened, seek=True)
+    assert [frame for frame in range(4) if state.lacks(frame)] == [0, 1]
+    _, state = advance(index, 0, Wanted((0,), 0, expected=()), cost, State(0, out=4, dropped=frozenset({2})), seek=True)
+    assert not state.lacks(2)  # it starts anew
+    assert State(4, out=1, inside=(3,), dropped=frozenset({2})).lacks(2)
+
+
+def test_a_seek_pays_by_what_lies_before_the_key_frame_not_by_what_came_out() -> None:
+    order = (0, 3, 1, 2, 4, 7, 5, 6)
+    index = FrameIndex(
+        np.arange(8) / 10, 0.8, {}, (Key(0, 0, 0), Key(4, 40, 4)), order, frozenset({1, 2, 5, 6}), delay=1
+    )
+    cost = Costs(seek_s=0.5, key_s=3, frame_s=1, dropped_s=0.1)
+    key, wanted = index.key_before(7), Wanted((7,), 7)
+    assert key is not None
+    assert seek_pays(index, key, 1, wanted, cost)  # frame 3 lies between
+    assert not seek_pays(index, key, 2, wanted, cost)  # two packets that are dropped
+    assert seek_pays(index, key, 2, Wanted((2, 7), 7), cost)  # one of them is wanted later
+    assert not seek_pays(index, key, 4, wanted, cost)  # the key frame is the next packet
+    assert not seek_pays(index, key, 5, wanted, cost)  # it was taken in, though it may not have come out
+    assert not seek_pays(index, None, 2, wanted, cost)
+
+
+def test_costs_grow_with_the_picture() -> None:
+    small, large = costs_of(320 * 240), costs_of(1920 * 1080)
+    assert 0 < small.dropped_s < small.seek_s < small.frame_s < small.key_s
+    assert all(getattr(small, name) < getattr(large, name) for name in Costs.__slots__)
+
+
+PYRAMID = {"x264-params": "b-pyramid=normal:b-adapt=0"}
+FLAT = {"x264-params": "b-pyramid=none:b-adapt=2"}
+VIDEOS = [(distance, b, opt) for distance in (1, 4, 12, 250) for b, opt in ((0, {}), (2, FLAT), (3, PYRAMID))]
+
+
+@pytest.mark.parametrize(("key_distance", "b_frames", "options"), VIDEOS)
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+def test_as_many_frames_are_decoded_as_foretold(
+    folder: Path, key_distance: int, b_frames: int, options: dict[str, str], suffix: str
+) -> None:
+    path = folder / f"{key_distance}-{b_frames}.{suffix}"
+    write_video(path, num_frames=72, key_distance=key_distance, b_frames=b_frames, options=options)
+    assert_foretold(path, Costs(seek_s=2.5, key_s=3, frame_s=1, dropped_s=0.1))
+
+
+@pytest.mark.parametrize("kind", ["mpeg4.mkv", "vp9.webm", "late.mkv", "variable.mp4", "trimmed.mp4"])
+def test_of_other_codecs_and_times_too(folder: Path, kind: str) -> None:
+    assert_foretold(made(folder, kind), costs_of(320 * 240))
+
+
+@pytest.mark.parametrize("kind", ["b-frames.mp4", "pyramid.mp4", "hevc.mp4", "mpeg4-b-frames.mkv", "ten-bit.mp4"])
+def test_spare_frames_are_those_that_the_decoder_drops_as_not_needed(folder: Path, kind: str) -> None:
+    with PyAVVideo(str(made(folder, kind))) as video:
+        index = video._index
+    with av.open(str(folder / kind)) as container:
+        stream = container.streams.video[0]
+        stream.thread_type = "NONE"
+        stream.codec_context.skip_frame = "NONREF"
+        kept = {index.slots[frame.pts] for frame in container.decode(stream)}
+    assert index.spare
+    assert kept == set(range(len(index.seconds))) - index.spare
+
+
+@pytest.mark.parametrize("kind", ["no-b-frames.mkv", "mpeg4.mkv", "av1.mp4", "vp9.webm"])
+def test_nothing_is_spare_without_b_frames_or_where_dropping_is_not_exact(folder: Path, kind: str) -> None:
+    with PyAVVideo(str(made(folder, kind))) as video:
+        assert not video._index.spare
+
+
+def assert_foretold(path: Path, costs: Costs) -> None:
+    rng = random.Random(0)
+    expected = sequential(path)
+    count = len(expected)
+    choices = [sorted(rng.sample(range(count), size)) for size in (1, 3, 9, 20)]
+    for frames in [*choices, [40, 41, 12, 12, 49, 3], range(count), range(0, count, 5)]:
+        frames = [frame for frame in frames if frame < count]
+        for grid in (None, range(0, count, 2)):
+            with PyAVVideo(str(path)) as video:
+                video._costs = costs
+                if grid is not None:
+                    video.expect(grid)
+                steps = plan(video._index, frames, costs, expected=grid)
+                done = []
+                for frame, picture in zip(frames, video.read_many(frames), strict=True):
+                    np.testing.assert_array_equal(picture, expected[frame])
+                    done.append(video.num_decoded)
+                assert done == list(np.cumsum([step.decoded for step in steps]))
+                assert video._shortcuts
+
+
+def test_expected_frames_alone_are_kept_and_any_other_is_still_exact(folder: Path) -> None:
+    path = folder / "flat.mp4"
+    write_video(path, num_frames=120, key_distance=30, b_frames=2, options={"x264-params": "b-adapt=0:b-pyramid=1"})
+    expected, wanted, decoded = sequential(path), range(0, 120, 7), []
+    for grid in (None, range(0, 120, 7), range(0, 120, 7)):
+        with PyAVVideo(str(path)) as video:
+            if grid is not None:
+                video.expect(grid)
+            for index in wanted:
+                np.testing.assert_array_equal(video.read(index), expected[index])
+            decoded.append(video.num_decoded)
+            for index in (118, 7, 8, 9, 10, 4, 61):
+                np.testing.assert_array_equal(video.read(index), expected[index])
+            assert video._shortcuts
+    assert decoded[1] == decoded[2] < decoded[0]
+
+
+class _Counting(PyAVVideo):
+    starts = 0
+
+    def _restart(self, key: Key | None) -> None:
+        self.starts += 1
+        super()._restart(key)
+
+
+def test_frames_dropped_for_good_come_back_by_one_seek(folder: Path) -> None:
+    path = made(folder, "b-frames.mp4")
+    expected, lost = sequential(path), 0
+    for first in range(14, 22):
+        with _Counting(str(path)) as video:
+            video.expect([first])
+            video.read(first)
+            behind = [frame for frame in video._dropped if frame > first]
+            lost += len(behind)
+            video.expect(range(50))
+            for index in range(first, 24):
+                np.testing.assert_array_equal(video.read(index), expected[index])
+            assert video.starts == 1 + bool(behind)
+            for index in range(12, 24):  # what was dropped on the way to the first is not taken for dropped now
+                np.testing.assert_array_equal(video.read(index), expected[index])
+            assert video.starts == 2 + bool(behind)
+            assert video._shortcuts
+    assert lost > 1
