@@ -12,6 +12,7 @@ from skipreel.jobs.closed_loop.session import Request
 from skipreel.jobs.commands import predict
 from skipreel.jobs.predictions.files import open_writer
 from skipreel.jobs.predictions.inputs import VideoInput, VideoInputs
+from skipreel.jobs.runtime import terminal as runtime_terminal
 
 CONTROL = re.compile(r"\r|\n|\x1b\[([0-9;?]*)([A-Za-z])")
 
@@ -46,7 +47,7 @@ class Terminal(io.StringIO):
 
 def labelled(monkeypatch, terminal, output, *, names) -> None:
     console = Console(file=terminal, force_terminal=True, width=100, soft_wrap=True)
-    for module in (terminal, predict):
+    for module in (runtime_terminal, predict):
         monkeypatch.setattr(module, "console", console)
     outcomes = (Outcome(Request(name, name), None, f"{name} is broken") for name in names)
     recognizer = SimpleNamespace(stream=lambda *_, **__: outcomes)
