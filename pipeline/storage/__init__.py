@@ -1,22 +1,20 @@
 """Files by URI, local or on an object store: nothing else in the package opens them."""
 
+from skipreel.pipeline.storage.file_stat import FileStamp, stamps
 from skipreel.pipeline.storage.files import (
-    FileStamp,
-    LocalCopy,
     delete,
     exists,
     list_files,
     list_tree,
-    local_copy,
     open_atomic,
     open_input,
     read_bytes,
     remove_temporaries,
     sha256,
-    stamps,
     write_atomic,
     write_table_atomic,
 )
+from skipreel.pipeline.storage.local_copy import LocalCopy, local_copy
 from skipreel.pipeline.storage.uris import absolute, join, local_path, parent, resolve
 
 __all__ = [
