@@ -1,0 +1,74 @@
+"""What tells a changed file from an unchanged one without reading it."""
+
+import os
+import stat
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow.fs as pafs
+
+from skipreel.pipeline.errors import StorageError
+from skipreel.pipeline.storage.uris import explained, has_scheme, local_path, resolve
+
+_NUM_REQUESTS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class FileStamp:
+    """Tells a changed file without reading it: size in bytes and time of change in microseconds since 1970.
+
+    The time is 0 where the file system keeps none; object stores round it to seconds.
+    """
+
+    num_bytes: int
+    modified_us: int
+
+
+def stamps(uris: Sequence[str]) -> list[FileStamp | None]:
+    """The stamp of each URI, or None where no file can be had there; remote ones are asked in parallel.
+
+    None stands for a missing file, a folder, a dangling link, a pipe or device, one that may not be looked at, and a
+    URI that is not understood or whose place does not answer. StorageError only where no place at all answers: an
+    outage must not look like files that vanished.
+    """
+    with ThreadPoolExecutor(_NUM_REQUESTS) as pool:
+        remote = [uri for uri in uris if has_scheme(uri) and local_path(uri) is None]
+        answers = dict(zip(remote, pool.map(_remote_stamp, remote), strict=True))
+    failed = [answer for answer in answers.values() if isinstance(answer, StorageError)]
+    if failed and len(failed) == len(set(uris)):
+        raise failed[0]
+    found: list[FileStamp | None] = []
+    for uri in uris:
+        answer = answers[uri] if uri in answers else _local_stamp(uri)
+        found.append(None if isinstance(answer, StorageError) else answer)
+    return found
+
+
+def stamp_of(status: os.stat_result) -> FileStamp:
+    return FileStamp(status.st_size, status.st_mtime_ns // 1000)
+
+
+def _local_stamp(uri: str) -> FileStamp | None:
+    path = str(local_path(uri)) if has_scheme(uri) else uri
+    try:
+        status = os.stat(path)  # noqa: PTH116 - a Path takes longer to make than the question
+    except (OSError, ValueError):  # ValueError: a null character
+        return None
+    return stamp_of(status) if stat.S_ISREG(status.st_mode) else None
+
+
+def _remote_stamp(uri: str) -> FileStamp | StorageError | None:
+    """The error where the place does not answer."""
+    try:
+        with explained("look for", uri):
+            filesystem, path = resolve(uri)
+            info = filesystem.get_file_info(path)
+    except StorageError as error:
+        return error if isinstance(error.__cause__, OSError) else None
+    return stamp_of_info(info) if info.type == pafs.FileType.File else None
+
+
+def stamp_of_info(info: Any) -> FileStamp:
+    return FileStamp(info.size or 0, (info.mtime_ns or 0) // 1000)

@@ -1,0 +1,66 @@
+"""A local path for readers that need one, with the digest of what they read."""
+
+import errno
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import BinaryIO, cast
+
+import pyarrow.fs as pafs
+
+from skipreel.pipeline.errors import StorageError
+from skipreel.pipeline.storage.file_stat import FileStamp, stamp_of, stamp_of_info
+from skipreel.pipeline.storage.files import PIECE_BYTES, open_regular
+from skipreel.pipeline.storage.uris import explained, local_path, resolve
+
+
+@dataclass(frozen=True, slots=True)
+class LocalCopy:
+    """A file to open by its local `path`, the hexadecimal SHA-256 of its content, its stamp from before it was read."""
+
+    path: str
+    sha256: str
+    stamp: FileStamp
+
+
+@contextmanager
+def local_copy(uri: str) -> Iterator[LocalCopy]:
+    """A file for readers that need a local path: itself where it is local, else a temporary copy, deleted on exit.
+
+    It is read once, in pieces. StorageError where it is missing, unreadable, a folder, pipe or device.
+    """
+    path = local_path(uri)
+    if path is not None:
+        with explained("read", uri), open_regular(path, uri) as stream:
+            stamp = stamp_of(os.fstat(stream.fileno()))
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        yield LocalCopy(str(path), digest, stamp)
+        return
+    with explained("copy", uri):
+        target = tempfile.NamedTemporaryFile(prefix="skipreel-", suffix=PurePosixPath(resolve(uri)[1]).suffix)  # noqa: SIM115
+    with target:
+        with explained("copy", uri):
+            stamp, digest = _download(uri, cast(BinaryIO, target))
+        yield LocalCopy(target.name, digest, stamp)
+
+
+def _download(uri: str, target: BinaryIO) -> tuple[FileStamp, str]:
+    filesystem, path = resolve(uri)
+    info = filesystem.get_file_info(path)
+    if info.type == pafs.FileType.NotFound:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+    if info.type != pafs.FileType.File:
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    digest, num_bytes = hashlib.sha256(), 0
+    with filesystem.open_input_file(path) as source:
+        while piece := source.read(PIECE_BYTES):
+            digest.update(piece)
+            num_bytes += target.write(piece)
+    target.flush()
+    if info.size not in (None, num_bytes):
+        raise StorageError(f"cannot copy {uri}: it changed from {info.size} to {num_bytes} bytes meanwhile; try again")
+    return stamp_of_info(info), digest.hexdigest()
