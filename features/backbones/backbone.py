@@ -21,9 +21,10 @@ from skipreel.features.backbones.network import Network, Prepare, reason_of
 from skipreel.features.backbones.preprocessing import Preprocessing
 from skipreel.features.backbones.small_cnn import INPUT_SIZE, SmallCNN, load_small_cnn
 from skipreel.features.backbones.timm import load_timm
-from skipreel.features.backbones.user_module import is_module_name, load_module
+from skipreel.features.backbones.user_module import load_module
 from skipreel.features.errors import BackboneError
 from skipreel.features.feature_set.spec import Dtype, Recipe
+from skipreel.pipeline.user_code import is_function_name
 from skipreel.pipeline.video.sampling import Sampling
 
 Frames = Sequence[NDArray[np.uint8]]
@@ -106,7 +107,7 @@ def batch_size_on(device: str) -> int:
 
 def runs_code(name: str) -> bool:
     """Whether loading this backbone would import a module of somebody's own: only for a name that its user gave."""
-    return name.partition(":")[0] not in BACKBONES and is_module_name(name)
+    return name.partition(":")[0] not in BACKBONES and is_function_name(name)
 
 
 def load_backbone(
@@ -162,7 +163,7 @@ def _load(name: str) -> Network:
     kind, _, argument = name.partition(":")
     if kind in BACKBONES and argument:
         return BACKBONES[kind](argument)
-    if is_module_name(name):
+    if is_function_name(name):
         return load_module(name)
     allowed = ", ".join(f"{known}:…" for known in BACKBONES)
     raise BackboneError(f"unknown backbone {name!r}: give one of {allowed}, module:function (for example random:0)")

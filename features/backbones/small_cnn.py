@@ -13,11 +13,11 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.nn import functional
 
-from skipreel.features.batching.collate import frame_targets
 from skipreel.features.errors import BackboneError
 from skipreel.pipeline import storage
 from skipreel.pipeline.errors import StorageError
 from skipreel.pipeline.manifest import Manifest
+from skipreel.pipeline.manifest.frame_labels import frame_targets
 from skipreel.pipeline.video import open_video
 from skipreel.pipeline.video.sampling import Sampling
 

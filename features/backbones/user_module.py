@@ -10,19 +10,12 @@ tensor each. A function from (T, H, W, 3) uint8 to (T, 3, h, w) float32, both on
 the ``Preprocessing``; the recipe then knows no more than its name.
 """
 
-from importlib import import_module
-
 from torch import nn
 
 from skipreel.features.backbones.network import Network, reason_of
 from skipreel.features.backbones.preprocessing import Preprocessing
 from skipreel.features.errors import BackboneError
-
-
-def is_module_name(name: str) -> bool:
-    """Whether this can name a function in a module, so that loading it would run code."""
-    module, _, function_name = name.partition(":")
-    return all(part.isidentifier() for part in [*module.split("."), function_name])
+from skipreel.pipeline.user_code import import_function
 
 
 def load_module(name: str) -> Network:
@@ -31,9 +24,8 @@ def load_module(name: str) -> Network:
     Raises:
         BackboneError: when it cannot be imported, raises, or returns something else.
     """
-    module, _, function_name = name.partition(":")
     try:
-        function = getattr(import_module(module), function_name)
+        function = import_function(name)
     except (ImportError, AttributeError) as error:
         raise BackboneError(f"cannot import backbone {name}: {error} (check both names and PYTHONPATH)") from error
     try:

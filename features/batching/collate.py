@@ -18,7 +18,8 @@ from skipreel.features.batching.stream import PaddedFeatures
 from skipreel.features.errors import FeatureSetError
 from skipreel.features.feature_set import store
 from skipreel.features.feature_set.reader import FeatureSet, Sequence
-from skipreel.pipeline.manifest import Label, Manifest, VideoEntry
+from skipreel.pipeline.manifest import Manifest, VideoEntry
+from skipreel.pipeline.manifest.frame_labels import frame_targets
 
 Task = Literal["frames", "video"]
 
@@ -54,19 +55,6 @@ class Batch:
     def to(self, device: str) -> "Batch":
         """The same batch on a device."""
         return Batch(self.features.to(device), self.lengths.to(device), self.targets.to(device), self.video_ids)
-
-
-def frame_targets(labels: SequenceOf[Label], pts_s: NDArray[np.float64], *, num_classes: int) -> NDArray[np.float32]:
-    """(T, C) of {0, 1}: a class is positive at time t if start <= t <= end of one of its labels (Charades' rule).
-
-    ``pts_s`` (T,) ascends and counts from the video's first frame, as labels do.
-    """
-    targets = np.zeros((len(pts_s), num_classes), np.float32)
-    firsts = np.searchsorted(pts_s, [label.start_s for label in labels], side="left")
-    ends = np.searchsorted(pts_s, [label.end_s for label in labels], side="right")
-    for label, first, end in zip(labels, firsts, ends, strict=True):
-        targets[first:end, label.class_id] = 1
-    return targets
 
 
 def load_examples(

@@ -1,6 +1,7 @@
 """Frames out of video files, by whichever decoder is named."""
 
-from skipreel.pipeline.video.decoder import DECODERS, Frame, Video, find_decoder, from_first_frame, open_video
+from skipreel.pipeline.video.decoder import Frame, Video, from_first_frame
+from skipreel.pipeline.video.registry import DECODERS, find_decoder, open_video
 
 __all__ = [
     "DECODERS",

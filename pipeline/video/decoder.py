@@ -1,17 +1,15 @@
-"""Frames out of video files: one interface, the decoders behind it picked by name.
+"""The interface of every decoder; `pipeline/video/registry.py` says which there are.
 
 Letters: N frames in the video, H and W in pixels.
 """
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator
-from importlib import import_module
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
 from skipreel.pipeline.closeable import Closeable
-from skipreel.pipeline.errors import VideoError
 
 Frame = NDArray[np.uint8]
 
@@ -68,50 +66,6 @@ class Video(Closeable):
         return int(index)
 
 
-def _open_pyav(uri: str) -> Video:
-    from skipreel.pipeline.video.pyav.decoder import PyAVVideo
-
-    return PyAVVideo(uri)
-
-
-def _open_decord(uri: str) -> Video:
-    from skipreel.pipeline.video.decord import DecordVideo
-
-    return DecordVideo(uri)
-
-
-def _open_torchcodec(uri: str) -> Video:
-    from skipreel.pipeline.video.torchcodec import TorchcodecVideo
-
-    return TorchcodecVideo(uri)
-
-
-DECODERS: dict[str, Callable[[str], Video]] = {
-    "pyav": _open_pyav,
-    "decord": _open_decord,
-    "torchcodec": _open_torchcodec,
-}
-
-
-def open_video(uri: str, decoder: str = "pyav") -> Video:
-    """Open the video at `uri` and list its frames.
-
-    `decoder` is a name in `DECODERS`, or `module:function` for one of your own, called with the URI and returning a
-    `Video`, whose times may also be those of the file's own clock: they are counted from the first frame here. pyav
-    reads everything FFmpeg reads, exactly and skipping what is not wanted; decord and torchcodec (an extra) read plain
-    local MP4 and MKV files only and do not notice all damaged frames. VideoError, with a reason, where the file cannot
-    be opened, has no frames, or `decoder` is unknown or refuses it.
-    """
-    video = find_decoder(decoder)(uri)
-    if len(video.pts_seconds) == 0:
-        video.close()
-        raise VideoError(f"{uri} has no frames, says decoder {decoder}")
-    if video.pts_seconds[0] != 0:  # a decoder of one's own may state the file's clock
-        video.start_s += float(video.pts_seconds[0])
-        video.pts_seconds = from_first_frame(video.pts_seconds)
-    return video
-
-
 def from_first_frame(pts_s: NDArray[np.float64]) -> NDArray[np.float64]:
     """Presentation times (T,) of one video, T >= 1, counted from its first; such times are returned as they are.
 
@@ -121,19 +75,3 @@ def from_first_frame(pts_s: NDArray[np.float64]) -> NDArray[np.float64]:
         return pts_s
     counted: NDArray[np.float64] = np.round(pts_s - pts_s[0], 9)  # there is no clock finer than nanoseconds
     return counted
-
-
-def find_decoder(decoder: str) -> Callable[[str], Video]:
-    """What opens a video by that name, as `open_video` takes it; VideoError where there is nothing of the name."""
-    if decoder in DECODERS:
-        return DECODERS[decoder]
-    module, _, name = decoder.partition(":")
-    if not all(part.isidentifier() for part in [*module.split("."), name]):
-        raise VideoError(f"no decoder {decoder!r}; allowed: {', '.join(DECODERS)} or module:function of your own")
-    try:
-        function: Callable[[str], Video] = getattr(import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise VideoError(f"decoder {decoder!r} cannot be imported: {error}; check both names and PYTHONPATH") from error
-    if not callable(function):
-        raise VideoError(f"decoder {decoder!r} is no function; give one that takes a URI and returns a Video")
-    return function

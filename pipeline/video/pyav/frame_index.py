@@ -14,6 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skipreel.pipeline.errors import VideoError
+from skipreel.pipeline.video.pyav.bitstream import (
+    is_hidden,
+    is_spare_picture,
+    length_bytes_of,
+    picture_head,
+    starts_afresh,
+)
 from skipreel.pipeline.video.pyav.container import Opened
 
 # Containers whose packets state when their frame is presented. Elsewhere that holds only without B-frames.
@@ -142,7 +149,7 @@ def _demux(uri: str, opened: Opened) -> list[_Packet]:
 
     container, stream = opened.container, opened.stream
     codec, number = stream.codec_context.name, stream.index
-    length_bytes = _length_bytes(stream)
+    length_bytes = length_bytes_of(stream)
     is_matroska = "matroska" in container.format.name
     packets: list[_Packet] = []
     ends = [0] * len(container.streams)  # in each stream's own ticks
@@ -154,9 +161,9 @@ def _demux(uri: str, opened: Opened) -> list[_Packet]:
             pts, length, is_key = packet.pts, packet.duration, packet.is_keyframe
             if is_matroska and pts is not None:
                 ends[packet.stream_index] = max(ends[packet.stream_index], pts + (length or 0))
-            if packet.stream_index == number and not _is_hidden(codec, packet):
-                head = _picture_head(codec, packet, length_bytes)
-                is_clean, is_spare = is_key and _starts_afresh(codec, head), _is_spare(codec, head)
+            if packet.stream_index == number and not is_hidden(codec, packet):
+                head = picture_head(codec, packet, length_bytes)
+                is_clean, is_spare = is_key and starts_afresh(codec, head), is_spare_picture(codec, head)
                 packets.append(_Packet(pts, packet.dts, length, is_key, packet.is_discard, is_clean, is_spare))
     except (av.FFmpegError, OSError) as error:
         raise VideoError(f"{uri} cannot be read beyond frame {len(packets)}: it is damaged or cut off") from error
@@ -203,55 +210,6 @@ def _duration(seconds: NDArray[np.float64], stream: Any, last_length: int | None
         rate = stream.average_rate or stream.guessed_rate
         last_s = float(1 / rate) if rate else 0.0
     return float(seconds[-1] - seconds[0]) + last_s
-
-
-def _is_hidden(codec: str, packet: Any) -> bool:
-    """Whether a packet only helps to decode others; VP8 is the one codec that gives such a frame its own packet."""
-    return codec in ("vp8", "libvpx") and not memoryview(packet)[0] & 0x10
-
-
-def _length_bytes(stream: Any) -> int:
-    """How many bytes state the length of each unit inside the packets of an H.264 or HEVC stream; 0: not known."""
-    place = {"h264": 4, "hevc": 21}.get(stream.codec_context.name)
-    header = stream.codec_context.extradata or b""
-    return 0 if place is None or len(header) <= place or header[0] != 1 else header[place] % 4 + 1
-
-
-def _picture_head(codec: str, packet: Any, length_bytes: int) -> int | None:
-    """The byte that says what kind of picture an H.264, HEVC or MPEG-4 packet holds; None: not found."""
-    if codec == "mpeg4":
-        _, _, after = bytes(memoryview(packet)[:64]).partition(b"\x00\x00\x01\xb6")
-        return after[0] if after else None
-    if codec not in ("h264", "hevc"):
-        return None
-    data, at = memoryview(packet), length_bytes
-    while length_bytes and at < len(data):
-        head = data[at]
-        if head & 31 in (1, 5) if codec == "h264" else head >> 1 & 63 < 32:  # a slice's
-            return head
-        at += length_bytes + int.from_bytes(data[at - length_bytes : at], "big")
-    return None
-
-
-def _starts_afresh(codec: str, head: int | None) -> bool:
-    """Whether decoding can begin at a key packet with nothing before it; periodic intra refresh only seems so."""
-    if codec not in ("h264", "hevc"):
-        return True
-    if head is None:
-        return False
-    return head & 31 == 5 if codec == "h264" else 16 <= head >> 1 & 63 <= 21
-
-
-def _is_spare(codec: str, head: int | None) -> bool:
-    """Whether no frame needs this one; told only of codecs known to keep every other frame exact without it."""
-    if head is None:
-        return False
-    if codec == "h264":
-        return not head >> 5 & 3
-    if codec == "hevc":
-        kind = head >> 1 & 63
-        return kind < 16 and kind % 2 == 0
-    return head >> 6 == 2  # a B-picture of MPEG-4
 
 
 def _has_closed_groups(packets: Sequence[_Packet]) -> bool:

@@ -6,10 +6,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skipreel.features.batching.collate import Example, collate, feature_statistics, frame_targets, load_examples
+from skipreel.features.batching.collate import Example, collate, feature_statistics, load_examples
 from skipreel.features.errors import FeatureSetError
 from skipreel.features.feature_set.reader import FeatureSet, Sequence
 from skipreel.pipeline.manifest import Label, read_manifest
+from skipreel.pipeline.manifest.frame_labels import frame_targets
 from tests.support.feature_sets import two_class_corpus
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from skipreel.pipeline import storage
 from skipreel.pipeline.errors import VideoError
 from skipreel.pipeline.video import DECODERS, open_video
-from skipreel.pipeline.video.pyav.frame_index import _is_hidden
+from skipreel.pipeline.video.pyav.bitstream import is_hidden
 from tests.support.video_kinds import (
     ACCEPTED,
     CASES,
@@ -78,9 +78,9 @@ def test_no_frame_is_missing_and_none_comes_twice(folder: Path, kind: str) -> No
 
 def test_vp8_packets_without_a_picture_are_not_listed() -> None:
     # Encoders write them in two passes only, so none of the videos made here has one.
-    assert _is_hidden("vp8", av.Packet(b"\x01"))
-    assert not _is_hidden("vp8", av.Packet(b"\x10"))
-    assert not _is_hidden("h264", av.Packet(b"\x01"))
+    assert is_hidden("vp8", av.Packet(b"\x01"))
+    assert not is_hidden("vp8", av.Packet(b"\x10"))
+    assert not is_hidden("h264", av.Packet(b"\x01"))
 
 
 @pytest.mark.parametrize("decoder", ["pyav", "torchcodec"])

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from skipreel.pipeline.video.pyav.decoder import PyAVVideo
 from skipreel.pipeline.video.pyav.frame_index import FrameIndex, Key
-from skipreel.pipeline.video.pyav.seek_cost import Costs, State, Step, Wanted, advance, costs_of, plan, seek_pays
+from skipreel.pipeline.video.pyav.seek_cost import Costs, Wanted, costs_of, seek_pays
+from tests.support.seek_plan import State, Step, advance, plan
 from tests.support.video_kinds import made, sequential
 from tests.support.videos import write_video
 
