@@ -36,7 +36,8 @@ from skipreel.features.extraction.planner import Skipped, plan
 from skipreel.features.extraction.progress import Progress
 from skipreel.features.extraction.ray_executor import Extraction, Pools
 from skipreel.features.extraction.tasks import BLOCK_BYTES, PART_BYTES, FrameSettings
-from skipreel.features.feature_set import store
+from skipreel.features.feature_set.card import create_feature_set
+from skipreel.features.feature_set.ledger import read_state
 from skipreel.features.feature_set.reader import FeatureSet
 from skipreel.features.feature_set.shard_writer import ShardWriter
 from skipreel.jobs.runtime.ray_cluster import ray_cluster
@@ -283,9 +284,9 @@ def extract(
     name: str, videos: Sequence[tuple[str, str]], output: str, sampling: Sampling, *, num_encoders: int = 0
 ) -> Progress:
     backbone = load_backbone(name)
-    store.create(output, backbone.recipe(sampling), about={})
+    create_feature_set(output, backbone.recipe(sampling), about={})
     batch = pa.record_batch({"video_id": [video[0] for video in videos], "uri": [video[1] for video in videos]})
-    planned = plan([batch], store.known(output), retry_failed=False, skipped=Skipped())
+    planned = plan([batch], read_state(output), retry_failed=False, skipped=Skipped())
     with redirect_stdout(StringIO()), ray_cluster():
         extraction = Extraction(
             planned,

@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 
 from benchmarks.timing import Row, machine, paired, ratio, write_json
 from skipreel.features.batching.buckets import BatchPlan
-from skipreel.features.feature_set import store
+from skipreel.features.feature_set.card import create_feature_set
 from skipreel.features.feature_set.reader import FeatureSet
 from skipreel.features.feature_set.schema import Segment, Source, shard_table
+from skipreel.features.feature_set.shard_file import write_shard
 from skipreel.features.feature_set.spec import Recipe
 from skipreel.pipeline.storage import FileStamp
 from skipreel.pipeline.video.sampling import Sampling
@@ -74,7 +75,7 @@ def make_corpus(folder: Path, *, dim: int, megabytes: int) -> Corpus:
     noise = rng.normal(size=1 << 21).astype(np.float16)
     corpus = Corpus(folder, {})
     uri = str(folder / "set")
-    store.create(uri, Recipe("noise", "0" * 64, {}, Sampling(6.0), dim), about={})
+    create_feature_set(uri, Recipe("noise", "0" * 64, {}, Sampling(6.0), dim), about={})
     waiting: list[str] = []
     while corpus.num_bytes < megabytes * 1e6:
         video_id, length = f"v{len(corpus.videos):05d}", int(rng.integers(*LENGTHS))
@@ -83,21 +84,21 @@ def make_corpus(folder: Path, *, dim: int, megabytes: int) -> Corpus:
         np.save(corpus.npy(video_id), corpus.videos[video_id])
         waiting.append(video_id)
         if sum(corpus.videos[name].nbytes for name in waiting) >= SHARD_BYTES:
-            write_shard(uri, corpus, waiting)
+            write_noise(uri, corpus, waiting)
             waiting = []
     if waiting:
-        write_shard(uri, corpus, waiting)
+        write_noise(uri, corpus, waiting)
     return corpus
 
 
-def write_shard(uri: str, corpus: Corpus, video_ids: list[str]) -> None:
+def write_noise(uri: str, corpus: Corpus, video_ids: list[str]) -> None:
     source = Source("0" * 64, FileStamp(0, 0))
     tables = []
     for video_id in video_ids:
         features = corpus.videos[video_id]
         index = np.arange(len(features), dtype=np.int32)
         tables.append(shard_table(video_id, source, [Segment(0, index, index / 6, features)]))
-    store.write_shard(uri, tables, video_ids)
+    write_shard(uri, tables, video_ids)
 
 
 def ours(feature_set: FeatureSet) -> Iterator[tuple[tuple[str, ...], torch.Tensor]]:

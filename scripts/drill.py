@@ -24,7 +24,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from skipreel.features.feature_set import store
+from skipreel.features.feature_set.ledger import read_failures
 from skipreel.jobs.cli import main as command
 from skipreel.jobs.runtime.ray_cluster import ray_cluster
 from skipreel.pipeline.manifest import Manifest, VideoEntry, write_manifest
@@ -111,7 +111,7 @@ def extraction(corpus: Corpus, output: Path, **environment: str) -> Iterator[sub
 def check(corpus: Corpus, output: Path) -> None:
     """The rows of the undisturbed run, none missing, none twice, and the one failure."""
     assert rows(output) == corpus.rows
-    assert [row["video_id"] for row in store.failures(str(output))] == ["broken"]
+    assert [row["video_id"] for row in read_failures(str(output))] == ["broken"]
     assert not list(output.rglob("*.tmp"))
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from skipreel.features.batching.buckets import BatchPlan
 from skipreel.features.batching.stream import PaddedFeatures
 from skipreel.features.errors import FeatureSetError
-from skipreel.features.feature_set import store
+from skipreel.features.feature_set.ledger import read_failures
 from skipreel.features.feature_set.reader import FeatureSet, Sequence
 from skipreel.pipeline.manifest import Manifest, VideoEntry
 from skipreel.pipeline.manifest.frame_labels import frame_targets
@@ -185,7 +185,7 @@ def videos_with_features(
 
 def _missing(feature_set: FeatureSet, entries: SequenceOf[VideoEntry], available: frozenset[str], *, split: str) -> str:
     missing = [entry.video_id for entry in entries if entry.video_id not in available]
-    failed = {row["video_id"] for row in store.failures(feature_set.uri)}
+    failed = {row["video_id"] for row in read_failures(feature_set.uri)}
     num_failed = sum(video_id in failed for video_id in missing)
     return (
         f"{len(missing)} of {len(entries)} videos of split {split!r} have no features in {feature_set.uri}: "

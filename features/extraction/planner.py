@@ -56,7 +56,7 @@ def plan(
 
     Args:
         manifest: record batches with the columns video_id and uri.
-        known: what `store.known` returns.
+        known: what `read_state` returns.
         skipped: counts what is passed over, as this goes on.
     """
     for batch in manifest:

@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skipreel.features.errors import FeatureSetError
-from skipreel.features.feature_set import store
 from skipreel.features.feature_set.array_files import ArraySequence, read_sequences
+from skipreel.features.feature_set.card import create_feature_set, locked
+from skipreel.features.feature_set.ledger import read_finished
 from skipreel.features.feature_set.schema import MAX_SEGMENT_FRAMES, Source
 from skipreel.features.feature_set.shard_list import name_of
 from skipreel.features.feature_set.shard_writer import ShardWriter, VideoRows
@@ -73,8 +74,8 @@ def build_from_arrays(
     manifest = Manifest(entries, names)
     whole = hashlib.sha256("".join(sorted(digests.values())).encode()).hexdigest()
     recipe = Recipe(BACKBONE, whole, {}, Sampling(rate_hz), dims[0], layer="values")
-    with store.locked(output):
-        store.create(output, recipe, about={"files": {name_of(file): digests[file] for file in files}})
+    with locked(output):
+        create_feature_set(output, recipe, about={"files": {name_of(file): digests[file] for file in files}})
         _write(files, digests, output=output, rate_hz=rate_hz, shard_bytes=shard_bytes, watch=watch)
     return manifest
 
@@ -136,7 +137,7 @@ def _split_anew(entries: Sequence[VideoEntry], test_splits: Sequence[str]) -> tu
 def _write(
     files: Sequence[str], digests: dict[str, str], *, output: str, rate_hz: float, shard_bytes: int, watch: Watch
 ) -> None:
-    done = store.finished(output)
+    done = read_finished(output)
     writer = ShardWriter(output, shard_bytes=shard_bytes)
     for file in watch(files, "writing sequences"):
         (stamp,) = storage.stamps([file])

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from skipreel.features.feature_set import store
+from skipreel.features.feature_set.card import read_card
 from skipreel.features.feature_set.index import Catalogue, VideoReader, for_each, read_catalogue
 from skipreel.features.feature_set.spec import Recipe
 
@@ -44,7 +44,7 @@ class FeatureSet:
     """
 
     def __init__(self, uri: str) -> None:
-        card = store.read_card(uri)
+        card = read_card(uri)
         self.uri = uri
         self.id: str = card["id"]
         self.about: dict[str, Any] = card["about"]

@@ -33,6 +33,7 @@ _SOURCE = [
     pa.field("source_bytes", pa.int64()),
     pa.field("source_modified", pa.timestamp("us", tz="UTC")),
 ]
+SHARDS, FAILURES = "shards", "failures"  # its folders
 SHARD_SCHEMA = pa.schema(
     [
         pa.field("video_id", pa.string(), nullable=False),

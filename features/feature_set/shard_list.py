@@ -16,11 +16,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from skipreel.features.errors import FeatureSetError
+from skipreel.features.feature_set.schema import SHARDS
 from skipreel.pipeline import storage
 from skipreel.pipeline.errors import StorageError
 from skipreel.pipeline.storage.uris import explained
 
-SHARDS = "shards"
 JOURNAL = "compaction.json"
 HIDDEN_SUFFIX = ".merged"
 
@@ -88,13 +88,13 @@ def hidden_uri(uri: str, name: str) -> str:
 
 
 def replace(uri: str, old: Sequence[str], new: str) -> None:
-    """Let the shard that was written to `hidden_uri` take the place of others; hold `store.locked` while calling."""
+    """Let the shard that was written to `hidden_uri` take the place of others; hold `card.locked` while calling."""
     _write(uri, Journal(read_journal(uri).number + 1, tuple(old), new))
     recover(uri)
 
 
 def recover(uri: str) -> None:
-    """Bring an interrupted `replace` to its end, and delete a merged shard that never counted; hold `store.locked`."""
+    """Bring an interrupted `replace` to its end, and delete a merged shard that never counted; hold `card.locked`."""
     journal, names = read_journal(uri), _names(uri)
     if journal.new:
         is_hidden = _hidden(journal.new) in names

@@ -12,8 +12,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from skipreel.features.feature_set import store
+from skipreel.features.feature_set.ledger import remove_videos, write_failures
 from skipreel.features.feature_set.schema import MAX_SEGMENT_FRAMES, SHARD_SCHEMA, Failure, Segment, Source, shard_table
+from skipreel.features.feature_set.shard_file import write_shard
 
 # What a killed process may lose: the work since the last shard.
 FLUSH_S = 60.0
@@ -104,7 +105,7 @@ class ShardWriter:
     """Collects whole videos and failures, and writes them when there is a shard's worth or a minute has passed.
 
     Args:
-        uri: a feature set that `store.create` has made; hold `store.locked`.
+        uri: a feature set that `create_feature_set` has made; hold `locked`.
         shard_bytes: features of a shard, roughly; a video longer than that gets a shard of its own.
     """
 
@@ -118,11 +119,11 @@ class ShardWriter:
         self._flushed_at = time.monotonic()
 
     def add(self, rows: Rows, *, replaces: str = "") -> None:
-        """A whole video; ``replaces``: the file of the set with its old rows or failure, as `store.known` names it."""
+        """A whole video; ``replaces``: the file of the set with its old rows or failure, as `read_state` names it."""
         self._note(rows.video_id, replaces)
         if rows.num_bytes >= self._shard_bytes:
             self._forget([rows.video_id])
-            store.write_shard(self._uri, rows.tables(), [rows.video_id])
+            write_shard(self._uri, rows.tables(), [rows.video_id])
             return
         tables = list(rows.tables())
         self._tables += tables
@@ -145,9 +146,9 @@ class ShardWriter:
         """Write everything that is there."""
         self._forget([*self._video_ids, *(failure.video_id for failure in self._failures)])
         if self._video_ids:
-            store.write_shard(self._uri, self._tables, self._video_ids)
+            write_shard(self._uri, self._tables, self._video_ids)
         if self._failures:
-            store.write_failures(self._uri, self._failures)
+            write_failures(self._uri, self._failures)
         self._tables, self._video_ids, self._failures, self._num_bytes = [], [], [], 0
         self._flushed_at = time.monotonic()
 
@@ -157,4 +158,4 @@ class ShardWriter:
 
     def _forget(self, video_ids: list[str]) -> None:
         files = {video_id: self._stale.pop(video_id) for video_id in video_ids if video_id in self._stale}
-        store.forget(self._uri, list(files), files=sorted(set(files.values())))
+        remove_videos(self._uri, list(files), files=sorted(set(files.values())))

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from skipreel.features.errors import FeatureSetError
-from skipreel.features.feature_set import shard_list, store
+from skipreel.features.feature_set import shard_list
+from skipreel.features.feature_set.card import locked
 from skipreel.features.feature_set.reader import FeatureSet
+from skipreel.features.feature_set.shard_file import shard_schema, write_rows
 from skipreel.features.feature_set.shard_reader import open_parquet
 from skipreel.pipeline import storage
 
@@ -36,14 +38,14 @@ def compact(uri: str, *, shard_bytes: int = 64 << 20, watch: Watch = lambda grou
         FeatureSetError: when a shard is damaged, a video is there twice, or another process is writing to the feature
             set; what was merged before stays so.
     """
-    with store.locked(uri):
+    with locked(uri):
         shard_list.recover(uri)
         FeatureSet(uri).index()
         shards = shard_list.shard_uris(uri)
         groups = _groups(shards, shard_bytes)
         for group in watch(groups, "merging shards"):
             new = f"{uuid.uuid4().hex[:24]}.parquet"
-            store.write_rows(shard_list.hidden_uri(uri, new), _rows(group, store.shard_schema(uri)))
+            write_rows(shard_list.hidden_uri(uri, new), _rows(group, shard_schema(uri)))
             shard_list.replace(uri, [shard_list.name_of(shard) for shard in group], new)
         return Compaction(len(shards), len(shards) - sum(len(group) - 1 for group in groups))
 

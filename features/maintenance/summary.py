@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from skipreel.features.feature_set import store
+from skipreel.features.feature_set.card import read_card
+from skipreel.features.feature_set.ledger import read_failures
 from skipreel.features.feature_set.reader import FeatureSet
 from skipreel.features.feature_set.shard_reader import open_parquet
 from skipreel.pipeline import storage
@@ -54,7 +55,7 @@ def summarise(uri: str, *, num_named: int = 3) -> Summary:
     shards = [layout.uri for layout in feature_set.catalogue.layouts]
     groups = _failure_groups(uri, num_named)
     return Summary(
-        card=store.read_card(uri),
+        card=read_card(uri),
         num_videos=len(num_frames),
         num_frames=int(num_frames.sum()),
         video_hours=sum(_seconds(shard) for shard in shards) / 3600,
@@ -78,7 +79,7 @@ def _seconds(shard: str) -> float:
 
 def _failure_groups(uri: str, num_named: int) -> tuple[FailureGroup, ...]:
     by_reason: dict[str, list[str]] = {}
-    for row in store.failures(uri):
+    for row in read_failures(uri):
         reason = row["reason"].replace(row["uri"], "…").replace(row["video_id"], "…")
         by_reason.setdefault(reason, []).append(row["video_id"])
     groups = [FailureGroup(reason, len(ids), tuple(ids[:num_named])) for reason, ids in by_reason.items()]

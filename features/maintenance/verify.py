@@ -6,8 +6,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from skipreel.features.errors import FeatureSetError
-from skipreel.features.feature_set import shard_list, store
-from skipreel.features.feature_set.schema import FAILURE_SCHEMA
+from skipreel.features.feature_set import shard_list
+from skipreel.features.feature_set.card import read_card
+from skipreel.features.feature_set.ledger import read_state
+from skipreel.features.feature_set.schema import FAILURE_SCHEMA, FAILURES
+from skipreel.features.feature_set.shard_file import shard_schema
 from skipreel.features.feature_set.shard_reader import open_parquet
 from skipreel.features.feature_set.spec import Recipe
 from skipreel.features.maintenance.verify_shard import check_shard
@@ -30,13 +33,13 @@ def verify(uri: str, *, watch: Watch = lambda items, _: items) -> Iterator[str]:
     Raises:
         FeatureSetError: when there is no feature set, or its data card is damaged.
     """
-    dim, schema = Recipe.from_json(store.read_card(uri)["recipe"]).dim, store.shard_schema(uri)
+    dim, schema = Recipe.from_json(read_card(uri)["recipe"]).dim, shard_schema(uri)
     yield from _leftovers(uri)
     found: dict[str, pa.ChunkedArray] = {}  # by file: the videos that it holds
     for shard in watch(shard_list.shard_uris(uri), "checking shards"):
         problems, found[shard] = check_shard(shard, dim=dim, schema=schema)
         yield from problems
-    for ledger in watch(storage.list_files(storage.join(uri, store.FAILURES), ".parquet"), "checking failures"):
+    for ledger in watch(storage.list_files(storage.join(uri, FAILURES), ".parquet"), "checking failures"):
         try:
             with open_parquet(ledger) as (_, parquet):
                 table = parquet.read()
@@ -52,7 +55,7 @@ def verify(uri: str, *, watch: Watch = lambda items, _: items) -> Iterator[str]:
 
 def missing_videos(uri: str, manifest: str) -> Iterator[str]:
     """Videos of a manifest that are neither in the shards nor in the failure ledger, as one line, if any."""
-    known = store.known(uri)["video_id"].combine_chunks()
+    known = read_state(uri)["video_id"].combine_chunks()
     absent = [ids.filter(pc.invert(pc.is_in(ids, value_set=known))).to_pylist() for ids, _ in _rows(manifest)]
     video_ids = [video_id for batch in absent for video_id in batch]
     if video_ids:
@@ -64,7 +67,7 @@ def missing_videos(uri: str, manifest: str) -> Iterator[str]:
 
 def changed_sources(uri: str, manifest: str, *, watch: Watch = lambda items, _: items) -> Iterator[str]:
     """Videos of a manifest whose file is not the one that the features were made from: hashes every file again."""
-    known = store.known(uri)
+    known = read_state(uri)
     known = known.filter(pc.is_valid(known["source_digest"]))
     digests = dict(zip(known["video_id"].to_pylist(), known["source_digest"].to_pylist(), strict=True))
     expected: dict[str, dict[str, str]] = {}  # by file: several sequences may come from one

@@ -19,7 +19,8 @@ from skipreel.features.extraction.actors import BackboneSettings
 from skipreel.features.extraction.planner import Planned, Skipped, first_planned, plan
 from skipreel.features.extraction.progress import Progress
 from skipreel.features.extraction.tasks import FrameSettings
-from skipreel.features.feature_set import store
+from skipreel.features.feature_set.card import create_feature_set, locked, read_card, write_card
+from skipreel.features.feature_set.ledger import read_state
 from skipreel.features.feature_set.schema import Failure
 from skipreel.features.feature_set.shard_writer import ShardWriter
 from skipreel.features.feature_set.spec import Recipe
@@ -101,10 +102,10 @@ def run(settings: Settings) -> int:
     num_videos = manifest_size(settings.manifest)
     output = storage.absolute(settings.output)
     recipe, about, frames = _describe(settings)
-    with store.locked(output):
-        store.create(output, recipe, about=about)
+    with locked(output):
+        create_feature_set(output, recipe, about=about)
         skipped = Skipped()
-        known = store.known(output)
+        known = read_state(output)
         planned = plan(
             iterate_manifest(settings.manifest, batch_rows=65536),
             known,
@@ -118,7 +119,7 @@ def run(settings: Settings) -> int:
             with redirect_stdout(io.StringIO()), ray_cluster():
                 progress = _extract(missing, settings, frames, output, num_videos, skipped)
         summary = _summary(progress, skipped, num_videos, seconds=time.monotonic() - started)
-        store.write_card(output, {**store.read_card(output), "summary": summary})
+        write_card(output, {**read_card(output), "summary": summary})
     _report(settings, output, summary)
     return EXIT_SOME_FAILED if summary["failed"] else 0
 

@@ -20,7 +20,8 @@ import pyarrow as pa
 
 from skipreel.features.extraction.planner import Planned, Skipped, first_planned, plan
 from skipreel.features.extraction.progress import Progress
-from skipreel.features.feature_set import store
+from skipreel.features.feature_set.card import locked
+from skipreel.features.feature_set.ledger import read_state
 from skipreel.features.feature_set.schema import Failure
 from skipreel.features.feature_set.shard_writer import ShardWriter
 from skipreel.jobs.closed_loop.single import load_backbone_of
@@ -106,9 +107,9 @@ def run_job(
     about = load_backbone_of(model, name=settings.backbone).about
     output = storage.absolute(settings.output)
     recipe = PredictionRecipe.of(model, dense=settings.dense)
-    with store.locked(output, job="prediction"):
+    with locked(output, job="prediction"):
         prediction_store.create(output, recipe, model=settings.model, features=model.recipe.to_json(), about=about)
-        skipped, known = Skipped(), store.known(output, has_segments=False)
+        skipped, known = Skipped(), read_state(output, has_segments=False)
         planned = plan(_batches(videos), known, retry_failed=settings.retry_failed, skipped=skipped)
         missing = first_planned(planned)
         started, progress = time.monotonic(), Progress(1, 1)

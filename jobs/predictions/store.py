@@ -21,8 +21,11 @@ from numpy.typing import NDArray
 
 from skipreel.features.batching.collate import Task
 from skipreel.features.errors import FeatureSetError
-from skipreel.features.feature_set import schema, store
-from skipreel.features.feature_set.schema import Source
+from skipreel.features.feature_set import schema
+from skipreel.features.feature_set.card import CARD, PREDICTIONS_CARD, clean_up
+from skipreel.features.feature_set.card import write_card as write_card_named
+from skipreel.features.feature_set.ledger import read_failures
+from skipreel.features.feature_set.schema import SHARDS, Source
 from skipreel.jobs.closed_loop.prediction import Prediction, Seconds
 from skipreel.jobs.predictions import parquet as prediction_parquet
 from skipreel.jobs.training.evaluation import TrainedModel
@@ -112,7 +115,7 @@ class PredictionRows:
 
 
 def create(uri: str, recipe: PredictionRecipe, *, model: str, features: Mapping[str, Any], about: str) -> None:
-    """Write the data card of new predictions, or go on with those of the same recipe; hold `store.locked`.
+    """Write the data card of new predictions, or go on with those of the same recipe; hold `locked`.
 
     Args:
         model: where the model lies; any place will do, its weights count.
@@ -122,9 +125,9 @@ def create(uri: str, recipe: PredictionRecipe, *, model: str, features: Mapping[
     Raises:
         FeatureSetError: when ``uri`` already holds something else.
     """
-    if storage.exists(storage.join(uri, store.CARD)):
+    if storage.exists(storage.join(uri, CARD)):
         raise FeatureSetError(f"{uri} holds features, not predictions: choose another --output")
-    if storage.exists(storage.join(uri, store.PREDICTIONS_CARD)):
+    if storage.exists(storage.join(uri, PREDICTIONS_CARD)):
         existing = read_card(uri)
         if existing["id"] != recipe.prediction_id:
             raise FeatureSetError(
@@ -132,7 +135,7 @@ def create(uri: str, recipe: PredictionRecipe, *, model: str, features: Mapping[
                 f"{existing['model']}, dense {existing['dense']}; asked for id {recipe.prediction_id}, model {model}, "
                 f"dense {recipe.dense}): choose another --output"
             )
-        store.tidy(uri)
+        clean_up(uri)
         return
     card = {
         "id": recipe.prediction_id,
@@ -152,10 +155,10 @@ def read_card(uri: str) -> dict[str, Any]:
     Raises:
         FeatureSetError: when there is none, or it is damaged.
     """
-    card_uri = storage.join(uri, store.PREDICTIONS_CARD)
+    card_uri = storage.join(uri, PREDICTIONS_CARD)
     if not storage.exists(card_uri):
         raise FeatureSetError(
-            f"{uri} holds no predictions (no {store.PREDICTIONS_CARD}): make them with skipreel predict --manifest"
+            f"{uri} holds no predictions (no {PREDICTIONS_CARD}): make them with skipreel predict --manifest"
         )
     try:
         card: dict[str, Any] = json.loads(storage.read_bytes(card_uri))
@@ -171,7 +174,7 @@ def read_card(uri: str) -> dict[str, Any]:
 
 def write_card(uri: str, card: Mapping[str, Any]) -> None:
     """Replace the data card."""
-    store.write_card(uri, card, store.PREDICTIONS_CARD)
+    write_card_named(uri, card, PREDICTIONS_CARD)
 
 
 def iterate_predictions(uri: str) -> Iterator[tuple[str, Prediction]]:
@@ -193,7 +196,7 @@ def failures(uri: str) -> list[dict[str, Any]]:
         FeatureSetError: when there are no predictions, or a file is damaged.
     """
     read_card(uri)
-    return store.failures(uri)
+    return read_failures(uri)
 
 
 def total_cost(uri: str) -> tuple[Cost, Seconds]:
@@ -208,7 +211,7 @@ def total_cost(uri: str) -> tuple[Cost, Seconds]:
 
 
 def _tables(uri: str, columns: list[str] | None = None) -> Iterator[pa.Table]:
-    for path in storage.list_files(storage.join(uri, store.SHARDS), ".parquet"):
+    for path in storage.list_files(storage.join(uri, SHARDS), ".parquet"):
         with storage.open_input(path) as stream:
             try:
                 shard = pq.ParquetFile(stream)

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from skipreel.features.batching.collate import load_examples
-from skipreel.features.feature_set import store
+from skipreel.features.feature_set.card import create_feature_set
+from skipreel.features.feature_set.ledger import write_failures
 from skipreel.features.feature_set.reader import FeatureSet
 from skipreel.features.feature_set.schema import SHARD_SCHEMA, Failure
 from skipreel.pipeline.manifest import read_manifest
@@ -37,11 +38,11 @@ def features_of(video_id: str) -> np.ndarray:
 def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("guide")
     uri = str(folder / "features")
-    store.create(uri, recipe(DIM), about={})
+    create_feature_set(uri, recipe(DIM), about={})
     for video_id in LENGTHS:
         write_sequence(uri, video_id, features_of(video_id))
     failures = [("a", "is empty"), ("b", "is empty"), ("c", "has no video")]
-    store.write_failures(uri, [Failure(name, f"{name}.mp4", reason) for name, reason in failures])
+    write_failures(uri, [Failure(name, f"{name}.mp4", reason) for name, reason in failures])
     # What unfinished writers leave must not disturb.
     (folder / "features" / "shards" / ".x.parquet.12345678.tmp").write_text("half")
     (folder / "features" / "shards" / ".x.parquet.merged").write_text("half")

@@ -12,7 +12,8 @@ from skipreel.features.extraction.planner import Skipped, plan
 from skipreel.features.extraction.progress import Progress
 from skipreel.features.extraction.tasks import Ending, FrameSettings, decode
 from skipreel.features.extraction.tracker import Bookkeeping
-from skipreel.features.feature_set import store
+from skipreel.features.feature_set.card import CARD, create_feature_set, read_card
+from skipreel.features.feature_set.ledger import read_failures, read_state
 from skipreel.features.feature_set.shard_writer import ShardWriter
 from skipreel.pipeline.video.sampling import Sampling
 from tests.support.feature_sets import recipe
@@ -45,9 +46,9 @@ def extract(folder: Path) -> None:
     """An extraction without processes: the frame's number is its feature."""
     output = str(folder / "features")
     names = ["new", "changed", "mended", "broken", "kept"]
-    store.create(output, recipe(3), about={})
+    create_feature_set(output, recipe(3), about={})
     batch = pa.record_batch({"video_id": names, "uri": [str(folder / f"{name}.mp4") for name in names]})
-    planned = plan([batch], store.known(output), retry_failed=False, skipped=Skipped())
+    planned = plan([batch], read_state(output), retry_failed=False, skipped=Skipped())
     writer = ShardWriter(output, shard_bytes=100)
     books = Bookkeeping(planned, writer=writer, progress=Progress(1, 1), on_failure=lambda _: None)
     while not books.is_done:
@@ -66,7 +67,7 @@ def content(folder: Path) -> tuple[list, list]:
     shards = (folder / "features" / "shards").glob("*.parquet")
     rows = [row for shard in shards for row in pq.read_table(shard).to_pylist()]
     found = sorted((row["video_id"], row["source_digest"], row["features"]) for row in rows)
-    return found, [(row["video_id"], row["reason"]) for row in store.failures(str(folder / "features"))]
+    return found, [(row["video_id"], row["reason"]) for row in read_failures(str(folder / "features"))]
 
 
 def before_and_after(folder: Path) -> None:
@@ -116,7 +117,7 @@ def test_a_card_is_there_whole_or_not_at_all(tmp_path, monkeypatch, steps):
     with monkeypatch.context() as patched:
         _Disk(patched, steps)
         with pytest.raises(_Killed):
-            store.create(str(tmp_path), recipe(), about={})
-    assert not (tmp_path / store.CARD).exists()
-    store.create(str(tmp_path), recipe(), about={})
-    assert store.read_card(str(tmp_path))["id"] == recipe().feature_set_id
+            create_feature_set(str(tmp_path), recipe(), about={})
+    assert not (tmp_path / CARD).exists()
+    create_feature_set(str(tmp_path), recipe(), about={})
+    assert read_card(str(tmp_path))["id"] == recipe().feature_set_id

@@ -5,8 +5,9 @@ import pyarrow as pa
 import pytest
 
 from skipreel.features.extraction.planner import Skipped, plan
-from skipreel.features.feature_set import store
+from skipreel.features.feature_set.ledger import read_state, write_failures
 from skipreel.features.feature_set.schema import Failure, Segment, Source, shard_table
+from skipreel.features.feature_set.shard_file import write_shard
 from skipreel.pipeline import storage
 
 
@@ -24,15 +25,15 @@ def planned(folder, *, retry_failed: bool = False):
     features = str(folder / "features")
     segment = Segment(0, np.zeros(1, np.int32), np.zeros(1), np.zeros((1, 2), np.float16))
     for name in ("done", "gone", "changed"):
-        store.write_shard(features, [shard_table(name, Source("d-" + name, stamps[name]), [segment])], [name])
+        write_shard(features, [shard_table(name, Source("d-" + name, stamps[name]), [segment])], [name])
     failures = [Failure(name, uris[name], "bad", stamps[name]) for name in ("failed", "mended", "never")]
-    store.write_failures(features, failures)
+    write_failures(features, failures)
     (folder / "gone.mp4").unlink()
     for name in ("changed", "mended"):
         os.utime(uris[name], (1, 1))
     skipped = Skipped()
     batch = pa.record_batch({"video_id": names, "uri": list(uris.values())})
-    found = list(plan([batch], store.known(features), retry_failed=retry_failed, skipped=skipped))
+    found = list(plan([batch], read_state(features), retry_failed=retry_failed, skipped=skipped))
     assert found[-1] is None  # after the only batch
     return {item.task.video_id: item for item in found[:-1]}, skipped
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -10,12 +11,15 @@ from skipreel.features.extraction.actors import Decoded
 from skipreel.features.extraction.planner import Planned
 from skipreel.features.extraction.ray_executor import Pools, Process, Stages
 from skipreel.features.extraction.tasks import Ending, Part, VideoTask
-from skipreel.features.feature_set import store
+from skipreel.features.feature_set.card import create_feature_set
+from skipreel.features.feature_set.ledger import read_finished
 from skipreel.features.feature_set.schema import Failure, Source
 from skipreel.features.feature_set.shard_writer import ShardWriter
 from skipreel.pipeline.storage import FileStamp
 from tests.support.feature_sets import recipe
-from tests.support.ray_stub import RayStub
+
+if TYPE_CHECKING:  # pytest rewrites a plugin's assertions only on its own import
+    from tests.support.ray_stub import RayStub
 
 pytest_plugins = ("tests.support.ray_stub",)
 
@@ -24,7 +28,7 @@ LIMIT_S = 300.0
 BIG = FileStamp(3 << 20, 1)
 
 
-def decoder(stub: RayStub, *, encodes: bool = True) -> type:
+def decoder(stub: "RayStub", *, encodes: bool = True) -> type:
     """What decodes: a second for every video, unless its name says ``slow``, ``hang`` or ``die``."""
 
     class FakeDecoder:
@@ -45,7 +49,7 @@ def decoder(stub: RayStub, *, encodes: bool = True) -> type:
     return FakeDecoder
 
 
-def encoder(stub: RayStub) -> type:
+def encoder(stub: "RayStub") -> type:
     """What encodes: a second for every block, unless a video's name says ``break``."""
 
     class FakeEncoder:
@@ -64,9 +68,9 @@ def encoder(stub: RayStub) -> type:
 class Run:
     """One pass over videos, and what came of them."""
 
-    def __init__(self, stub: RayStub, folder, planned, *, decoders=3, encoders=0) -> None:
+    def __init__(self, stub: "RayStub", folder, planned, *, decoders=3, encoders=0) -> None:
         uri = str(folder / "features")
-        store.create(uri, recipe(), about={})
+        create_feature_set(uri, recipe(), about={})
         failures: list[Failure] = []
         self.num_ticks = 0
         self.stages = Stages(
@@ -78,7 +82,7 @@ class Run:
             on_failure=failures.append,
         )
         self.stages.run(self._tick)
-        self.finished = sorted(store.finished(uri))
+        self.finished = sorted(read_finished(uri))
         self.failed = {failure.video_id: failure.reason for failure in failures}
         self.restarts = self.stages.progress.restarts
 
@@ -117,7 +121,7 @@ def test_a_driver_that_writes_for_long_calls_nobody_hung(ray_stub, tmp_path, mon
     assert (run.finished, run.failed, run.restarts) == ([*"abcdef", "slow"], {}, 0)
 
 
-def _slow_add(stub: RayStub, add):
+def _slow_add(stub: "RayStub", add):
     def slow(writer, rows, *, replaces=""):
         slow.calls += 1
         stub.sleep(2 * LIMIT_S)

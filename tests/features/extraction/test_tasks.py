@@ -17,7 +17,7 @@ from skipreel.features.extraction.tasks import (
     encode,
     extract_video,
 )
-from skipreel.features.feature_set import store
+from skipreel.features.feature_set.card import create_feature_set
 from skipreel.features.feature_set.reader import FeatureSet
 from skipreel.features.feature_set.shard_writer import ShardWriter, VideoRows
 from skipreel.pipeline.errors import VideoError
@@ -145,7 +145,7 @@ def test_labels_mark_the_same_frames_whatever_the_clock_of_the_file(tmp_path, na
     times_ms = [first_ms + 40 * number for number in range(100)]
     path = str(write_video(tmp_path / name, num_frames=100, fps=25, times_ms=times_ms, b_frames=0))
     uri = str(tmp_path / "features")
-    store.create(uri, recipe(2), about={})
+    create_feature_set(uri, recipe(2), about={})
     (part, _), *pieces = decode(VideoTask("a", path), settings(rate_hz=6, batch_size=64))
     assert isinstance(pieces[-1], Ending)
     rows = VideoRows("a", part.source)

@@ -7,7 +7,8 @@ import pytest
 
 from skipreel.features.batching.buckets import BatchPlan
 from skipreel.features.errors import FeatureSetError
-from skipreel.features.feature_set import shard_list, store
+from skipreel.features.feature_set import shard_list
+from skipreel.features.feature_set.card import CARD, create_feature_set
 from skipreel.features.feature_set.reader import FeatureSet
 from skipreel.features.maintenance.compact import compact
 from skipreel.features.maintenance.summary import summarise
@@ -31,7 +32,7 @@ def values(video_id: str) -> np.ndarray:
 @pytest.fixture
 def uri(s3: "S3Folder") -> str:
     uri = s3.join("set")
-    store.create(uri, recipe(DIM), about={})
+    create_feature_set(uri, recipe(DIM), about={})
     for video_id in LENGTHS:
         write_sequence(uri, video_id, values(video_id), segment_frames=500)
     return uri
@@ -45,7 +46,7 @@ def assert_all_come_back(uri: str) -> None:
 def test_sequences_come_back(uri):
     assert_all_come_back(uri)
     names = {f"shards/{row['shard']}" for row in FeatureSet(uri).index().to_pylist()}
-    assert names == set(storage.list_tree(uri)) - {store.CARD}
+    assert names == set(storage.list_tree(uri)) - {CARD}
 
 
 def test_batches_come_back(uri):

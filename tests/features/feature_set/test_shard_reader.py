@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skipreel.features.errors import FeatureSetError
-from skipreel.features.feature_set import store
+from skipreel.features.feature_set.card import create_feature_set
 from skipreel.features.feature_set.reader import FeatureSet
 from skipreel.features.feature_set.schema import Segment, Source, shard_table
+from skipreel.features.feature_set.shard_file import write_shard
 from skipreel.pipeline.errors import StorageError
 from skipreel.pipeline.storage import FileStamp
 from tests.support.feature_sets import recipe, write_sequence
@@ -38,8 +39,8 @@ def rows_of(video_id: str, features: np.ndarray, *, segment_frames: int = 15) ->
 @pytest.fixture
 def shard(tmp_path: Path) -> Path:
     """The one shard of a set of three videos, the last in three segments."""
-    store.create(str(tmp_path), recipe(DIM), about={})
-    store.write_shard(str(tmp_path), [rows_of(name, features_of(name)) for name in LENGTHS], LENGTHS)
+    create_feature_set(str(tmp_path), recipe(DIM), about={})
+    write_shard(str(tmp_path), [rows_of(name, features_of(name)) for name in LENGTHS], LENGTHS)
     (path,) = (tmp_path / "shards").iterdir()
     return path
 
@@ -120,17 +121,17 @@ def test_a_shard_rewritten_by_duckdb_gives_the_same(shard):
 @given(st.lists(st.tuples(st.integers(1, 60), st.integers(1, 20)), min_size=1, max_size=6), st.integers(1, 9))
 def test_any_lengths_come_back(tmp_path_factory, videos, dim):
     uri = str(tmp_path_factory.mktemp("set"))
-    store.create(uri, recipe(dim), about={})
+    create_feature_set(uri, recipe(dim), about={})
     rng = np.random.default_rng(0)
     values = {f"v{n}": rng.normal(size=(frames, dim)).astype(np.float16) for n, (frames, _) in enumerate(videos)}
     tables = [rows_of(f"v{n}", values[f"v{n}"], segment_frames=size) for n, (_, size) in enumerate(videos)]
-    store.write_shard(uri, tables, values)
+    write_shard(uri, tables, values)
     for sequence in FeatureSet(uri).load(reversed(values)):
         np.testing.assert_array_equal(sequence.features, values[sequence.video_id])
 
 
 def test_nan_with_any_bits_comes_back_as_it_is(tmp_path):
-    store.create(str(tmp_path), recipe(DIM), about={})
+    create_feature_set(str(tmp_path), recipe(DIM), about={})
     bits = np.arange(0x7C00, 0x7C00 + 10 * DIM, dtype=np.uint16).reshape(10, DIM)
     write_sequence(str(tmp_path), "odd", bits.view(np.float16))
     (sequence,) = FeatureSet(str(tmp_path)).load(["odd"])

@@ -4,7 +4,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from skipreel.features.feature_set import shard_writer, store
+from skipreel.features.feature_set import shard_writer
+from skipreel.features.feature_set.card import create_feature_set
+from skipreel.features.feature_set.ledger import read_failures, read_finished, read_state
 from skipreel.features.feature_set.reader import FeatureSet
 from skipreel.features.feature_set.schema import Failure, Source
 from skipreel.features.feature_set.shard_writer import ShardWriter, VideoRows
@@ -17,7 +19,7 @@ SOURCE = Source("digest", FileStamp(1000, 1_700_000_000_123_456))
 @pytest.fixture
 def uri(tmp_path):
     uri = str(tmp_path / "features")
-    store.create(uri, recipe(), about={})
+    create_feature_set(uri, recipe(), about={})
     return uri
 
 
@@ -40,10 +42,10 @@ def test_nothing_is_written_before_there_is_a_shards_worth(uri):
         out.add(rows(f"v{number}", 30))
         assert all(pq.read_metadata(shard).num_rows > 1 for shard in shards(uri))
     assert shards(uri)
-    before = len(store.finished(uri))
+    before = len(read_finished(uri))
     assert before < 20
     out.flush()
-    assert len(store.finished(uri)) == 20
+    assert len(read_finished(uri)) == 20
 
 
 def test_what_waits_is_written_after_a_minute(uri, monkeypatch):
@@ -52,7 +54,7 @@ def test_what_waits_is_written_after_a_minute(uri, monkeypatch):
     assert not shards(uri)
     monkeypatch.setattr(shard_writer, "FLUSH_S", 0.0)
     out.flush_if_due()
-    assert set(store.finished(uri)) == {"a"}
+    assert set(read_finished(uri)) == {"a"}
 
 
 @pytest.mark.parametrize("shard_bytes", [1000, 1 << 30])
@@ -101,14 +103,14 @@ def test_old_rows_and_failures_go_when_new_ones_come(uri):
         out.add(rows(name, 4))
     out.fail(Failure("c", "c.mp4", "broken", SOURCE.stamp))
     out.flush()
-    files = dict(zip(*(store.known(uri)[name].to_pylist() for name in ("video_id", "file")), strict=True))
+    files = dict(zip(*(read_state(uri)[name].to_pylist() for name in ("video_id", "file")), strict=True))
     out.add(rows("c", 2), replaces=files["c"])
     out.fail(Failure("a", "a.mp4", "broken now"), replaces=files["a"])
-    assert set(store.finished(uri)) == {"a", "b"}  # nothing goes before what replaces it comes
+    assert set(read_finished(uri)) == {"a", "b"}  # nothing goes before what replaces it comes
     out.flush()
-    assert set(store.finished(uri)) == {"b", "c"}
-    assert [row["video_id"] for row in store.failures(uri)] == ["a"]
-    assert store.known(uri).num_rows == 3
+    assert set(read_finished(uri)) == {"b", "c"}
+    assert [row["video_id"] for row in read_failures(uri)] == ["a"]
+    assert read_state(uri).num_rows == 3
 
 
 def test_a_video_longer_than_a_shard_replaces_its_old_rows(uri):
@@ -116,9 +118,9 @@ def test_a_video_longer_than_a_shard_replaces_its_old_rows(uri):
     out.add(rows("other", 2000))
     out.add(rows("long", 3000))
     out.flush()
-    file = store.known(uri)["file"][0].as_py()  # which holds both
+    file = read_state(uri)["file"][0].as_py()  # which holds both
     ShardWriter(uri, shard_bytes=1000).add(rows("long", 2500), replaces=file)
-    assert sorted(store.known(uri)["video_id"].to_pylist()) == ["long", "other"]  # one row, of several segments
+    assert sorted(read_state(uri)["video_id"].to_pylist()) == ["long", "other"]  # one row, of several segments
     feature_set = FeatureSet(uri)
     assert {sequence.video_id: len(sequence.features) for sequence in feature_set.load(["long", "other"])} == {
         "long": 2500,
@@ -146,6 +148,6 @@ def test_a_source_is_noted_to_the_microsecond(uri):
     out = ShardWriter(uri, shard_bytes=1)
     out.add(rows("a", 2))
     out.flush()
-    known = store.known(uri)
+    known = read_state(uri)
     assert known["source_modified"][0].value == SOURCE.stamp.modified_us
     assert known["source_bytes"][0].as_py() == 1000

@@ -10,9 +10,10 @@ import pytest
 
 from skipreel.features.batching.buckets import BatchPlan
 from skipreel.features.errors import FeatureSetError
-from skipreel.features.feature_set import store
+from skipreel.features.feature_set.card import CARD, create_feature_set, read_card, write_card
 from skipreel.features.feature_set.reader import FeatureSet
 from skipreel.features.feature_set.schema import SHARD_SCHEMA
+from skipreel.features.feature_set.shard_file import write_rows
 from skipreel.features.maintenance.compact import compact
 from skipreel.features.maintenance.verify import verify
 from skipreel.pipeline import storage
@@ -22,7 +23,7 @@ from tests.support.feature_sets import recipe, write_sequence
 @pytest.fixture
 def uri(tmp_path):
     uri = str(tmp_path / "features")
-    store.create(uri, recipe(), about={"backbone": "numbers"})
+    create_feature_set(uri, recipe(), about={"backbone": "numbers"})
     return uri
 
 
@@ -74,16 +75,16 @@ def test_a_missing_video_is_named(uri):
 
 
 def test_another_recipe_is_refused_and_the_same_one_accepted(uri):
-    store.create(uri, recipe(), about={})
+    create_feature_set(uri, recipe(), about={})
     with pytest.raises(FeatureSetError, match="another recipe"):
-        store.create(uri, recipe(weights="cd" * 32), about={})
+        create_feature_set(uri, recipe(weights="cd" * 32), about={})
 
 
 def test_what_a_killed_writer_left_is_removed_and_nothing_else(uri, tmp_path):
     write_sequence(uri, "a", values(2))
     left = tmp_path / "features" / "shards" / ".x.parquet.1234abcd.tmp"
     left.write_bytes(b"PAR1")
-    store.create(uri, recipe(), about={})
+    create_feature_set(uri, recipe(), about={})
     assert not left.exists()
     assert FeatureSet(uri).video_ids() == {"a"}
 
@@ -95,7 +96,7 @@ def test_id_follows_from_weights_not_from_where_they_lie():
 
 
 def test_a_damaged_card_is_one_clear_line(uri, tmp_path):
-    card = tmp_path / "features" / store.CARD
+    card = tmp_path / "features" / CARD
     content = json.loads(card.read_text())
     content["recipe"]["dim"] = 7
     card.write_text(json.dumps(content))
@@ -115,10 +116,10 @@ def test_a_folder_without_card_is_not_a_feature_set(tmp_path):
 def old(tmp_path):
     """A feature set of an earlier version: times by the clock of an MPEG-TS file, no `start_s`, no word of it."""
     uri = str(tmp_path / "old")
-    store.create(uri, recipe(), about={})
-    card = store.read_card(uri)
+    create_feature_set(uri, recipe(), about={})
+    card = read_card(uri)
     del card["times"]
-    store.write_card(uri, card)
+    write_card(uri, card)
     table = pa.table(
         {
             "video_id": ["a", "a"],
@@ -133,7 +134,7 @@ def old(tmp_path):
         }
     )
     fields = [field for field in SHARD_SCHEMA if field.name != "start_s"]
-    store.write_rows(storage.join(uri, "shards", "a.parquet"), [table.cast(pa.schema(fields))])
+    write_rows(storage.join(uri, "shards", "a.parquet"), [table.cast(pa.schema(fields))])
     return uri
 
 
@@ -145,7 +146,7 @@ def test_times_of_a_set_of_an_earlier_version_are_read_from_the_first_frame_on(o
 
 
 def test_a_set_of_an_earlier_version_is_gone_on_with_as_it_is(old):
-    store.create(old, recipe(), about={})
+    create_feature_set(old, recipe(), about={})
     write_sequence(old, "b", values(3), segment_frames=2, start_s=3600.0)
     stored = pq.read_table(Path(old) / "shards").to_pylist()
     assert all("start_s" not in row for row in stored)
@@ -154,7 +155,7 @@ def test_a_set_of_an_earlier_version_is_gone_on_with_as_it_is(old):
     assert compact(old).after == 1
     assert list(verify(old)) == []
     assert [sequence.pts_s.tolist() for sequence in FeatureSet(old).load(["b", "a"])] == [[0, 0.5, 1], [0, 0.4, 1]]
-    assert "times" not in store.read_card(old)
+    assert "times" not in read_card(old)
 
 
 def test_a_shard_of_an_earlier_version_in_a_new_set_is_found(uri, old):
@@ -168,4 +169,4 @@ def test_a_shard_of_an_earlier_version_in_a_new_set_is_found(uri, old):
 
 
 def test_what_says_how_times_count_does_not_enter_the_id(uri, old):
-    assert store.read_card(uri)["id"] == store.read_card(old)["id"] == recipe().feature_set_id
+    assert read_card(uri)["id"] == read_card(old)["id"] == recipe().feature_set_id

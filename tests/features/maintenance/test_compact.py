@@ -12,8 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from skipreel.features.errors import FeatureSetError
-from skipreel.features.feature_set import index, shard_list, store
+from skipreel.features.feature_set import index, shard_list
+from skipreel.features.feature_set.card import create_feature_set, locked
 from skipreel.features.feature_set.reader import FeatureSet
+from skipreel.features.feature_set.shard_file import write_rows
 from skipreel.features.maintenance import compact as compact_module
 from skipreel.features.maintenance.compact import compact
 from skipreel.features.maintenance.verify import verify
@@ -32,7 +34,7 @@ def values(name: str) -> np.ndarray:
 @pytest.fixture
 def uri(tmp_path: Path) -> str:
     uri = str(tmp_path / "set")
-    store.create(uri, recipe(), about={})
+    create_feature_set(uri, recipe(), about={})
     for name in NAMES:
         write_sequence(uri, name, values(name))
     return uri
@@ -52,7 +54,7 @@ def assert_whole(uri: str) -> None:
 
 def merge(uri: str, old: list[str]) -> None:
     new = f"{os.urandom(4).hex()}.parquet"
-    store.write_rows(shard_list.hidden_uri(uri, new), [pq.read_table(Path(uri, "shards", name)) for name in old])
+    write_rows(shard_list.hidden_uri(uri, new), [pq.read_table(Path(uri, "shards", name)) for name in old])
     shard_list.replace(uri, old, new)
 
 
@@ -89,7 +91,7 @@ def test_only_small_shards_are_merged_and_none_becomes_larger_than_the_target(ur
 
 
 def test_shards_of_half_the_target_or_more_stay(tmp_path):
-    store.create(str(tmp_path), recipe(64), about={})
+    create_feature_set(str(tmp_path), recipe(64), about={})
     for name, num_frames in (("a", 800), ("b", 800), ("l3", 1100), ("c", 800), ("d", 800), ("e", 800)):
         write_sequence(str(tmp_path), name, np.zeros((num_frames, 64)))
     (large,) = (path for path in shards(str(tmp_path)) if path.stat().st_size > 130_000)
@@ -134,7 +136,8 @@ def kill_after(uri: str, steps: int) -> bool:
         return wrapped
 
     with pytest.MonkeyPatch.context() as patched:
-        places = [(storage, "delete"), (storage, "write_atomic"), (shard_list, "_rename"), (store, "write_rows")]
+        places = [(storage, "delete"), (storage, "write_atomic"), (shard_list, "_rename")]
+        places.append((compact_module, "write_rows"))
         for module, name in places:
             patched.setattr(module, name, fatal(getattr(module, name)))
         patched.setattr(compact_module, "_rows", fatal_rows)
@@ -260,7 +263,7 @@ def test_a_shard_of_another_program_is_not_merged(uri):
 
 
 def test_two_at_once_are_refused(uri):
-    with store.locked(uri), pytest.raises(FeatureSetError, match="is writing to"):
+    with locked(uri), pytest.raises(FeatureSetError, match="is writing to"):
         compact(uri)
 
 

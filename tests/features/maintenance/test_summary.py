@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from skipreel.features.errors import FeatureSetError
-from skipreel.features.feature_set import store
+from skipreel.features.feature_set.card import create_feature_set, read_card
+from skipreel.features.feature_set.ledger import write_failures
 from skipreel.features.feature_set.schema import Failure
 from skipreel.features.maintenance.summary import FailureGroup, summarise
 from tests.support.feature_sets import recipe, write_sequence
@@ -12,7 +13,7 @@ from tests.support.feature_sets import recipe, write_sequence
 
 @pytest.fixture
 def uri(tmp_path: Path) -> str:
-    store.create(str(tmp_path), recipe(), about={"backbone": "numbers"})
+    create_feature_set(str(tmp_path), recipe(), about={"backbone": "numbers"})
     return str(tmp_path)
 
 
@@ -20,7 +21,7 @@ def test_counts_and_sizes(uri):
     write_sequence(uri, "a", np.zeros((7201, 5)))  # one hour, half a second between frames
     write_sequence(uri, "b", np.zeros((1, 5)))
     summary = summarise(uri)
-    assert summary.card == store.read_card(uri)
+    assert summary.card == read_card(uri)
     assert (summary.num_videos, summary.num_frames, summary.num_shards) == (2, 7202, 2)
     assert summary.video_hours == pytest.approx(1.0)
     assert summary.num_bytes == sum(path.stat().st_size for path in Path(uri, "shards").iterdir())
@@ -33,8 +34,8 @@ def test_an_empty_set_counts_nothing(uri):
 
 
 def test_failures_are_grouped_by_reason_whatever_file_they_name(uri):
-    store.write_failures(uri, [Failure("x", "/data/x.mp4", "/data/x.mp4 is empty")])
-    store.write_failures(
+    write_failures(uri, [Failure("x", "/data/x.mp4", "/data/x.mp4 is empty")])
+    write_failures(
         uri,
         [Failure(f"v{n}", f"s3://b/v{n}.mp4", f"cannot open s3://b/v{n}.mp4: no video in v{n}") for n in range(5)],
     )

@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from skipreel.features.errors import FeatureSetError
-from skipreel.features.feature_set import store
+from skipreel.features.feature_set.card import create_feature_set
+from skipreel.features.feature_set.ledger import write_failures
 from skipreel.features.feature_set.reader import FeatureSet
 from skipreel.features.feature_set.schema import Failure, Segment, Source, shard_table, shard_writer
 from skipreel.features.maintenance.verify import changed_sources, missing_videos, verify
@@ -51,7 +52,7 @@ def write(uri: str, *tables: pa.Table, name: str = "shard", groups: bool = False
 @pytest.fixture
 def uri(tmp_path: Path) -> str:
     uri = str(tmp_path / "set")
-    store.create(uri, recipe(DIM), about={})
+    create_feature_set(uri, recipe(DIM), about={})
     write(uri, table_of("a"), table_of("b", (1,)), table_of("c", (1024, 1)))
     return uri
 
@@ -61,12 +62,12 @@ def with_column(table: pa.Table, name: str, values: pa.Array) -> pa.Table:
 
 
 def test_a_good_set_has_no_problems(uri):
-    store.write_failures(uri, [Failure("d", "d.mp4", "empty")])
+    write_failures(uri, [Failure("d", "d.mp4", "empty")])
     assert list(verify(uri)) == []
 
 
 def test_every_shard_and_ledger_is_shown_on_the_way(uri):
-    store.write_failures(uri, [Failure("d", "d.mp4", "empty")])
+    write_failures(uri, [Failure("d", "d.mp4", "empty")])
     seen = []
     assert list(verify(uri, watch=lambda items, what: seen.append((what, len(items))) or items)) == []
     assert seen == [("checking shards", 1), ("checking failures", 1)]
@@ -161,7 +162,7 @@ def test_videos_that_are_there_twice_are_found_and_named(uri):
 
 
 def test_a_video_both_with_features_and_failed_is_found(uri):
-    store.write_failures(uri, [Failure("b", "b.mp4", "empty")])
+    write_failures(uri, [Failure("b", "b.mp4", "empty")])
     (problem,) = verify(uri)
     assert "/failures/" in problem
     assert "hold 'b' 2 times" in problem
@@ -204,7 +205,7 @@ def manifest(tmp_path: Path) -> Callable[..., str]:
 
 
 def test_videos_missing_from_both_places_are_named(uri, manifest):
-    store.write_failures(uri, [Failure("d", "d.mp4", "empty")])
+    write_failures(uri, [Failure("d", "d.mp4", "empty")])
     assert list(missing_videos(uri, manifest("a", "d"))) == []
     (problem,) = missing_videos(uri, manifest("a", "m1", "d", "m2", "m3", "m4"))
     assert "'m1', 'm2', 'm3' and 1 more" in problem

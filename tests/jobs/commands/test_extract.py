@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from skipreel.features.feature_set import store
+from skipreel.features.feature_set.card import locked, read_card
+from skipreel.features.feature_set.ledger import read_failures, read_finished
 from skipreel.features.feature_set.reader import FeatureSet
 from skipreel.jobs import cli
 from skipreel.jobs.cli import main
@@ -64,8 +65,8 @@ def rows(folder) -> list[tuple]:
 def test_every_video_ends_in_exactly_one_place(mixed, cluster, capsys):
     assert main(command(mixed)) == extract.EXIT_SOME_FAILED
     features = str(mixed / "features")
-    assert sorted(store.finished(features)) == [f"good{number:02d}" for number in range(12)]
-    reasons = {row["video_id"]: row["reason"] for row in store.failures(features)}
+    assert sorted(read_finished(features)) == [f"good{number:02d}" for number in range(12)]
+    reasons = {row["video_id"]: row["reason"] for row in read_failures(features)}
     assert sorted(reasons) == ["empty", "text", "truncated", "vanished"]
     assert all(reasons.values())
     output = capsys.readouterr().err
@@ -95,11 +96,11 @@ def test_a_failed_video_is_left_alone_until_it_is_mended_or_asked_for(mixed, ray
     assert "failed: " not in capsys.readouterr().err  # nothing was tried
     assert main(command(mixed, "--retry-failed")) == extract.EXIT_SOME_FAILED
     assert capsys.readouterr().err.count("failed: ") == 4
-    assert len(store.failures(str(mixed / "features"))) == 4
+    assert len(read_failures(str(mixed / "features"))) == 4
     (mixed / "empty.mp4").write_bytes((mixed / "good00.mp4").read_bytes())
     main(command(mixed))
     assert "empty" in FeatureSet(str(mixed / "features")).video_ids()
-    assert "empty" not in {row["video_id"] for row in store.failures(str(mixed / "features"))}
+    assert "empty" not in {row["video_id"] for row in read_failures(str(mixed / "features"))}
 
 
 def test_a_changed_video_is_extracted_anew_and_a_touched_one_is_not(mixed, ray_stub, capsys):
@@ -117,7 +118,7 @@ def test_a_changed_video_is_extracted_anew_and_a_touched_one_is_not(mixed, ray_s
     assert len(after) == len(rows(mixed)) == 11
     assert after["good00"] != before["good00"]
     assert all(after[name] == before[name] for name in after if name != "good00")
-    assert "good02" in {row["video_id"] for row in store.failures(str(mixed / "features"))}
+    assert "good02" in {row["video_id"] for row in read_failures(str(mixed / "features"))}
 
 
 def test_another_recipe_is_refused_and_nothing_is_touched(mixed, ray_stub, capsys):
@@ -129,7 +130,7 @@ def test_another_recipe_is_refused_and_nothing_is_touched(mixed, ray_stub, capsy
 
 
 def test_a_second_extraction_into_the_same_set_is_kept_out(mixed, ray_stub, capsys):
-    with store.locked(str(mixed / "features")):
+    with locked(str(mixed / "features")):
         assert main(command(mixed)) == cli.EXIT_ERROR
     assert "another extraction is writing to" in capsys.readouterr().err
     assert not (mixed / "features" / "shards").exists()
@@ -144,7 +145,7 @@ def test_the_summary_is_one_json_object_and_stands_in_the_card(mixed, ray_stub, 
     assert run["frames"] == frames
     assert run["video_hours"] == pytest.approx(sum(2.0 + number / 10 for number in range(12)) / 3600, rel=0.02)
     assert 0 < run["startup_seconds"] < run["seconds"]
-    card = store.read_card(str(mixed / "features"))
+    card = read_card(str(mixed / "features"))
     assert card["summary"] == {key: value for key, value in summary.items() if key != "output"}
 
 
@@ -177,7 +178,7 @@ def test_what_a_decoder_does_to_its_process_is_that_videos_failure_alone(tmp_pat
     tried = capsys.readouterr().err.count("failed: ")
     assert tried <= 1  # the one whose file is gone since; a video that kills is not tried again by itself
     main(command(tmp_path, "--retry-failed"))  # with a decoder that bears them
-    assert [row["video_id"] for row in store.failures(str(tmp_path / "features"))] == ["vanish"]
+    assert [row["video_id"] for row in read_failures(str(tmp_path / "features"))] == ["vanish"]
 
 
 def test_so_it_is_where_encoders_are_apart(tmp_path, cluster):
@@ -194,8 +195,8 @@ def failures_among(folder, names: list[str], limits: list[str]) -> dict[str, str
         write_video(folder / f"{name}.mp4", num_frames=20, fps=10)
     listing(folder, names)
     assert main(command(folder, *limits)) == extract.EXIT_SOME_FAILED
-    reasons = {row["video_id"]: row["reason"] for row in store.failures(str(folder / "features"))}
-    done = set(store.finished(str(folder / "features")))
+    reasons = {row["video_id"]: row["reason"] for row in read_failures(str(folder / "features"))}
+    done = set(read_finished(str(folder / "features")))
     assert done | set(reasons) == set(names)
     assert not done & set(reasons)
     assert done >= {name for name in names if name.startswith("good")}
@@ -224,8 +225,8 @@ def test_every_awkward_file_ends_in_one_place_with_a_reason_people_understand(tm
     entries = [VideoEntry(name, str(path), "train") for name, path in videos.items()]
     write_manifest(Manifest(tuple(entries), ()), str(tmp_path / "m.parquet"))
     assert main(command(tmp_path)) == extract.EXIT_SOME_FAILED
-    failures = {row["video_id"]: row["reason"] for row in store.failures(str(tmp_path / "features"))}
-    done = set(store.finished(str(tmp_path / "features")))
+    failures = {row["video_id"]: row["reason"] for row in read_failures(str(tmp_path / "features"))}
+    done = set(read_finished(str(tmp_path / "features")))
     assert done | set(failures) == set(videos)
     assert not done & set(failures)
     assert done >= {"one_frame", "odd"}

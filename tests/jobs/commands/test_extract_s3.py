@@ -12,7 +12,7 @@ import pytest
 
 from skipreel.features.backbones.backbone import load_backbone
 from skipreel.features.extraction.tasks import extract_video
-from skipreel.features.feature_set import store
+from skipreel.features.feature_set.ledger import read_failures
 from skipreel.features.feature_set.reader import FeatureSet
 from skipreel.jobs.cli import main
 from skipreel.pipeline.video.sampling import Sampling
@@ -75,7 +75,7 @@ def test_an_extraction_from_s3_to_s3_survives_a_rerun_with_a_changed_video(
     s3.write("clips/thing/0.mp4", write_video(tmp_path / "0.mp4", num_frames=9, fps=10).read_bytes())
     summary, code = command(*words)
     assert (summary["this_run"]["finished"], code) == (1, 3)
-    (failure,) = store.failures(features)
+    (failure,) = read_failures(features)
     assert failure["video_id"] == "thing/broken"
     assert s3.uri.partition("?")[0] in failure["reason"]
     backbone = load_backbone("random:0")

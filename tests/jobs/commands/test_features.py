@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from skipreel.features.feature_set import store
+from skipreel.features.feature_set.ledger import write_failures
 from skipreel.features.feature_set.reader import FeatureSet
 from skipreel.features.feature_set.schema import Failure
 from skipreel.jobs.cli import main
@@ -16,7 +16,7 @@ from tests.support.imported import modules_after
 @pytest.fixture
 def corpus(tmp_path: Path) -> tuple[str, str]:
     manifest, features = two_class_corpus(tmp_path)
-    store.write_failures(features, [Failure("video99", "/data/video99.mp4", "/data/video99.mp4 is empty")])
+    write_failures(features, [Failure("video99", "/data/video99.mp4", "/data/video99.mp4 is empty")])
     return manifest, features
 
 

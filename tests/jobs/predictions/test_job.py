@@ -17,12 +17,13 @@ import ray
 from scripts.drill import children
 from skipreel.features.errors import FeatureSetError
 from skipreel.features.extraction.tasks import VideoTask
-from skipreel.features.feature_set import store
+from skipreel.features.feature_set.card import locked
 from skipreel.jobs.closed_loop.single import predict
 from skipreel.jobs.predictions import store as prediction_store
 from skipreel.jobs.predictions import worker as prediction_worker
 from skipreel.jobs.predictions.job import JobSettings, run_job
 from skipreel.jobs.predictions.worker import PredictionSettings, PredictionWorker
+from skipreel.pipeline import storage
 from skipreel.pipeline.errors import InputError
 from skipreel.pipeline.video import Video
 from skipreel.pipeline.video.pyav.decoder import PyAVVideo
@@ -178,7 +179,7 @@ def test_a_wrong_setting_is_one_line_before_anything_is_made(tmp_path, flag, val
 
 def test_a_second_job_into_the_same_output_is_kept_out(tmp_path):
     with (
-        store.locked(str(tmp_path / "predictions")),
+        locked(str(tmp_path / "predictions")),
         pytest.raises(FeatureSetError, match="another prediction is writing to"),
     ):
         run(tmp_path, ["a"])
@@ -243,7 +244,7 @@ def test_what_changes_while_it_is_read_fails_and_what_has_not_changed_is_not_ope
         write_video(tmp_path / f"{name}.mp4", num_frames=20, fps=10)
     first = endings(worker, VideoTask("same", str(tmp_path / "same.mp4")))
     assert first == {"same": "predicted"}
-    digest = store.storage.sha256(str(tmp_path / "same.mp4"))
+    digest = storage.sha256(str(tmp_path / "same.mp4"))
     tasks = [
         VideoTask("same", str(tmp_path / "same.mp4"), known_digest=digest),
         VideoTask("rewritten", str(tmp_path / "rewritten.mp4")),

@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from skipreel.features.errors import FeatureSetError
-from skipreel.features.feature_set import store
+from skipreel.features.feature_set.card import PREDICTIONS_CARD, create_feature_set
+from skipreel.features.feature_set.ledger import read_state
 from skipreel.features.feature_set.schema import Failure, Source
 from skipreel.features.feature_set.shard_writer import ShardWriter
 from skipreel.jobs.closed_loop.prediction import Prediction, Seconds
@@ -136,7 +137,7 @@ def test_a_new_prediction_takes_the_place_of_an_old_one_and_of_a_failure(uri):
         add(writer, name, prediction(name))
     writer.fail(Failure("c", "c.mp4", "broken", SOURCE.stamp))
     writer.flush()
-    known = store.known(uri, has_segments=False).to_pylist()
+    known = read_state(uri, has_segments=False).to_pylist()
     assert {row["video_id"]: row["source_digest"] for row in known} == {"a": "digest", "b": "digest", "c": None}
     files = {row["video_id"]: row["file"] for row in known}
     add(writer, "a", prediction("a", length=9), replaces=files["a"])
@@ -166,12 +167,12 @@ def test_the_id_follows_from_weights_gate_classes_and_features(uri):
 
 
 def test_features_and_predictions_do_not_mix(tmp_path):
-    store.create(str(tmp_path / "features"), feature_recipe(), about={})
+    create_feature_set(str(tmp_path / "features"), feature_recipe(), about={})
     with pytest.raises(FeatureSetError, match="holds features, not predictions"):
         make(str(tmp_path / "features"))
     make(str(tmp_path / "predictions"))
     with pytest.raises(FeatureSetError, match="holds predictions, not features"):
-        store.create(str(tmp_path / "predictions"), feature_recipe(), about={})
+        create_feature_set(str(tmp_path / "predictions"), feature_recipe(), about={})
 
 
 def test_what_is_damaged_is_one_clear_line(uri):
@@ -183,7 +184,7 @@ def test_what_is_damaged_is_one_clear_line(uri):
     shard.write_bytes(b"PAR1 no more")
     with pytest.raises(FeatureSetError, match=r"x\.parquet is damaged .* run skipreel predict again"):
         list(prediction_store.iterate_predictions(uri))
-    card = Path(uri, store.PREDICTIONS_CARD)
+    card = Path(uri, PREDICTIONS_CARD)
     card.write_text(json.dumps({**json.loads(card.read_text()), "dense": True}))
     with pytest.raises(FeatureSetError, match="does not follow from what it says"):
         prediction_store.read_card(uri)
@@ -208,7 +209,7 @@ def test_predictions_live_on_s3_too(s3: "S3Folder") -> None:
     for name in ("a", "b"):
         add(writer, name, prediction(name))
     writer.flush()
-    (file,) = set(store.known(uri, has_segments=False)["file"].to_pylist())
+    (file,) = set(read_state(uri, has_segments=False)["file"].to_pylist())
     writer.fail(Failure("a", "a.mp4", "broken now"), replaces=file)
     writer.flush()
     make(uri)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from skipreel.features.errors import FeatureSetError
-from skipreel.features.feature_set import store
+from skipreel.features.feature_set.ledger import write_failures
 from skipreel.features.feature_set.reader import FeatureSet
 from skipreel.features.feature_set.schema import Failure
 from skipreel.jobs.cli import main
@@ -43,7 +43,7 @@ class Data:
         names = [f"{split}-gone{number}" for number in range(failed + never)]
         entries = tuple(VideoEntry(name, "a.mp4", split, None, (Label(0),)) for name in names)
         write_manifest(Manifest(listing.entries + entries, listing.class_names), self.manifest)
-        store.write_failures(self.features, [Failure(name, "a.mp4", "broken") for name in names[:failed]])
+        write_failures(self.features, [Failure(name, "a.mp4", "broken") for name in names[:failed]])
 
     def rewrite(self, split: str, make) -> None:
         """Give the videos of a split other features: ``make(number)`` (T, D)."""
