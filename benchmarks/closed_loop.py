@@ -25,7 +25,7 @@ from benchmarks.backbone import write_resnet50
 from benchmarks.clips import write_clip
 from benchmarks.closed_loop_ways import CORES, Setup, extracted, fixed_share, looked_at, subsampled
 from benchmarks.timing import Row, machine, write_json
-from skipreel.features.backbones.backbone import load_backbone
+from skipreel.features.backbones.loading import load_backbone
 from skipreel.jobs.closed_loop.prediction import Prediction
 from skipreel.jobs.closed_loop.single import load_backbone_of
 from skipreel.jobs.trained.budget import with_budget

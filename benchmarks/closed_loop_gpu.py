@@ -12,7 +12,7 @@ import numpy as np
 
 from benchmarks.closed_loop_ways import CORES, fixed_share
 from benchmarks.timing import Row
-from skipreel.features.backbones.backbone import load_backbone
+from skipreel.features.backbones.loading import load_backbone
 from skipreel.jobs.closed_loop.prediction import Prediction
 from skipreel.jobs.closed_loop.scheduler import Scheduler
 from skipreel.jobs.closed_loop.session import Request

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from skipreel.features.backbones.backbone import Backbone
-from skipreel.features.extraction.tasks import encode
+from skipreel.features.extraction.steps import encode
 from skipreel.features.feature_set.spec import Recipe
 from skipreel.jobs.closed_loop.prediction import Prediction
 from skipreel.jobs.closed_loop.scheduler import Scheduler

@@ -30,7 +30,8 @@ from benchmarks.backbone import write_resnet50
 from benchmarks.clips import repeat, write_clip
 from benchmarks.memory import MEMORY_COLUMNS, PeakMemory
 from benchmarks.timing import Row, machine, write_json
-from skipreel.features.backbones.backbone import Backbone, load_backbone
+from skipreel.features.backbones.backbone import Backbone
+from skipreel.features.backbones.loading import load_backbone
 from skipreel.features.extraction.actors import BackboneSettings
 from skipreel.features.extraction.planner import Skipped, plan
 from skipreel.features.extraction.progress import Progress

@@ -1,12 +1,10 @@
-"""A small CNN for where no pretrained weights can be had: seeded random, or trained on the frames of a manifest.
+"""A small CNN for where no pretrained weights can be had: seeded random, or trained by the demo.
 
-Letters: N frames, H height, W width, D feature length, C classes.
+Letters: N frames, H height, W width.
 """
 
 import json
-from collections.abc import Callable
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
@@ -16,19 +14,11 @@ from torch.nn import functional
 from skipreel.features.errors import BackboneError
 from skipreel.pipeline import storage
 from skipreel.pipeline.errors import StorageError
-from skipreel.pipeline.manifest import Manifest
-from skipreel.pipeline.manifest.frame_labels import frame_targets
-from skipreel.pipeline.video import open_video
-from skipreel.pipeline.video.sampling import Sampling
 
 INPUT_SIZE = (96, 128)  # H, W
 CHANNELS = (16, 32, 64, 64)
 DIM = 2 * CHANNELS[-1]
 WEIGHTS, ABOUT = "small_cnn.safetensors", "small_cnn.json"
-
-TRAINING_RATE_HZ = 3.0
-BATCH = 64
-LEARNING_RATE = 3e-3
 
 
 class SmallCNN(nn.Module):
@@ -77,53 +67,7 @@ def load_small_cnn(directory: str) -> tuple[SmallCNN, str]:
     return network.eval(), about
 
 
-def train_small_cnn(
-    manifest: Manifest,
-    directory: str,
-    *,
-    split: str = "train",
-    epochs: int = 8,
-    seed: int = 0,
-    on_epoch: Callable[[int, float], None],
-) -> None:
-    """Train the network to name each frame's labels, and save it.
-
-    Args:
-        directory: receives small_cnn.safetensors and small_cnn.json.
-        on_epoch: called with the epoch (1, 2, …) and the mean loss of its batches.
-    """
-    images, targets = _labelled_frames(manifest.only(split))
-    torch.manual_seed(seed)
-    network = SmallCNN(seed=seed)
-    head = nn.Linear(DIM, targets.shape[1])
-    steps = epochs * -(-len(images) // BATCH)
-    optimizer = torch.optim.AdamW([*network.parameters(), *head.parameters()], lr=LEARNING_RATE)
-    warm_up = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
-    for epoch in range(1, epochs + 1):
-        losses = []
-        for batch in torch.split(torch.randperm(len(images)), BATCH):
-            pixels = normalise(images[batch])
-            if torch.rand(()) < 0.5:  # a mirrored scene shows the same actions
-                pixels = pixels.flip(3)
-            loss = functional.binary_cross_entropy_with_logits(head(network(pixels)), targets[batch])
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            warm_up.step()
-            losses.append(loss.item())
-        on_epoch(epoch, float(np.mean(losses)))
-    about = f"a small CNN trained for {epochs} epochs on {len(images)} frames of the split {split!r}"
+def save_small_cnn(network: SmallCNN, directory: str, *, about: str) -> None:
+    """Save a trained network as small_cnn.safetensors and small_cnn.json, for `load_small_cnn`."""
     storage.write_atomic(storage.join(directory, WEIGHTS), save(network.state_dict()))
     storage.write_atomic(storage.join(directory, ABOUT), json.dumps({"about": about}).encode())
-
-
-def _labelled_frames(manifest: Manifest) -> tuple[Tensor, Tensor]:
-    """(N, 3, 96, 128) uint8 and (N, C) float32: frames are kept at the network's own size, 36 kB each."""
-    images, targets = [], []
-    for entry in manifest.entries:
-        with open_video(entry.uri) as video:
-            index = Sampling(rate_hz=TRAINING_RATE_HZ).select(video.pts_seconds)
-            images.append(resize(torch.from_numpy(np.stack(list(video.read_many(index.tolist()))))))
-            labels = frame_targets(entry.labels, video.pts_seconds[index], num_classes=len(manifest.class_names))
-            targets.append(torch.from_numpy(labels))
-    return torch.cat(images), torch.cat(targets)

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from skipreel.features.extraction.tasks import Block, Ending, FrameSettings, Part, VideoTask, decode, encode
+from skipreel.features.extraction.steps import decode, encode
+from skipreel.features.extraction.tasks import Block, Ending, FrameSettings, Part, VideoTask
 from skipreel.pipeline.video import Frame
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class BackboneSettings:
 
     def load(self) -> "Backbone":
         """Load it in this process."""
-        from skipreel.features.backbones.backbone import load_backbone
+        from skipreel.features.backbones.loading import load_backbone
 
         return load_backbone(self.name, device=self.device, layer=self.layer, dtype=self.dtype, compile=self.compile)
 

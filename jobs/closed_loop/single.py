@@ -2,7 +2,8 @@
 
 from functools import partial
 
-from skipreel.features.backbones.backbone import Backbone, load_backbone, runs_code
+from skipreel.features.backbones.backbone import Backbone
+from skipreel.features.backbones.loading import load_backbone, runs_code
 from skipreel.features.errors import BackboneError
 from skipreel.jobs.closed_loop.prediction import Prediction
 from skipreel.jobs.closed_loop.scheduler import Scheduler

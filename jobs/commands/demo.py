@@ -13,13 +13,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from skipreel.features.backbones.small_cnn import train_small_cnn
 from skipreel.jobs.cli import parse
 from skipreel.jobs.commands import extract, manifest, report, sweep
 from skipreel.jobs.runtime.mlflow_runs import runs_page
 from skipreel.jobs.runtime.ray_cluster import ray_cluster
 from skipreel.jobs.runtime.terminal import console, progress_bar, track
 from skipreel.jobs.training.runs import EXIT_INCOMPLETE
+from skipreel.jobs.training.small_cnn import train_small_cnn
 from skipreel.pipeline.manifest import read_manifest
 from skipreel.pipeline.synthetic import CorpusConfig, plan_corpus, write_annotations, write_video
 

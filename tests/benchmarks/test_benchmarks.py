@@ -17,7 +17,7 @@ from benchmarks import backbone, closed_loop, closed_loop_gpu, extract, gpu, lay
 from benchmarks.clips import write_clip
 from benchmarks.closed_loop_ways import Setup, fixed_share, looked_at
 from benchmarks.workloads import Cell, Mode, Size
-from skipreel.features.backbones.backbone import load_backbone
+from skipreel.features.backbones.loading import load_backbone
 from skipreel.jobs.closed_loop.prediction import Prediction
 from skipreel.jobs.training.evaluation import TrainedModel
 from skipreel.models.recurrence import event

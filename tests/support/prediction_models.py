@@ -2,7 +2,7 @@
 
 import torch
 
-from skipreel.features.backbones.backbone import load_backbone
+from skipreel.features.backbones.loading import load_backbone
 from skipreel.features.feature_set.spec import Recipe
 from skipreel.jobs.training.evaluation import TrainedModel
 from skipreel.models import LearnedGate, Recognizer, RecognizerConfig

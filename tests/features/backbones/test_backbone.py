@@ -7,15 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from skipreel.features.backbones.backbone import load_backbone
+from skipreel.features.backbones.loading import load_backbone
 from skipreel.features.backbones.preprocessing import Preprocessing
-from skipreel.features.backbones.small_cnn import load_small_cnn, train_small_cnn
 from skipreel.features.errors import BackboneError
 from skipreel.features.feature_set.spec import Recipe
-from skipreel.pipeline.manifest import Label, Manifest, VideoEntry
 from skipreel.pipeline.video.sampling import Sampling
 from tests.support.backbone_models import frames, saved_models  # noqa: F401
-from tests.support.videos import write_video
 
 TRAINED = Path(__file__).parents[4] / "shared" / "data" / "weights" / "mobilenet_v1_0.75_224"
 BFLOAT16_TOLERANCE = 0.05  # a share of the features' norm: 8 bits of mantissa, through a few layers
@@ -71,22 +68,6 @@ def test_images_prepared_to_different_sizes_are_batches_of_their_own():
     assert shapes == [(3, 3, 16, 32), (1, 3, 16, 16)]
     alone = np.concatenate([replace(backbone, prepare=prepare).encode([frame]) for frame in mixed])
     np.testing.assert_allclose(alone.astype(float), together.astype(float), rtol=2e-3, atol=1e-3)
-
-
-def test_a_trained_small_cnn_is_saved_and_learns_its_frames(tmp_path):
-    write_video(tmp_path / "a.mp4", num_frames=40, fps=10)
-    labels = (Label(0, 0.0, 1.9), Label(1, 2.0, 4.0))
-    manifest = Manifest((VideoEntry("a", str(tmp_path / "a.mp4"), "train", 4.0, labels),), ("first", "second"))
-    losses = []
-    for name in ("one", "two"):
-        train_small_cnn(manifest, str(tmp_path / name), epochs=6, on_epoch=lambda _, loss: losses.append(loss))
-    assert losses[5] < 0.7 * losses[0]
-    assert losses[:6] == losses[6:]
-    network, about = load_small_cnn(str(tmp_path / "one"))
-    assert "6 epochs on 12 frames" in about
-    first, again = (load_backbone(f"small:{tmp_path / name}") for name in ("one", "two"))
-    assert first.weights_digest == again.weights_digest
-    assert not network.training
 
 
 @pytest.mark.parametrize("family", ["ResNet", "ViT"])

@@ -18,7 +18,7 @@ from transformers import (
     ViTMAEModel,
 )
 
-from skipreel.features.backbones.backbone import load_backbone
+from skipreel.features.backbones.loading import load_backbone
 from skipreel.features.backbones.preprocessing import Preprocessing
 from skipreel.features.errors import BackboneError
 from skipreel.pipeline.video.sampling import Sampling

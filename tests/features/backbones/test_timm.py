@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from skipreel.features.backbones.backbone import load_backbone
+from skipreel.features.backbones.loading import load_backbone
 from skipreel.features.backbones.preprocessing import Preprocessing
 from skipreel.features.errors import BackboneError
 from tests.support.backbone_models import assert_close, frames

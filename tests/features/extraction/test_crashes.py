@@ -10,7 +10,8 @@ import pytest
 
 from skipreel.features.extraction.planner import Skipped, plan
 from skipreel.features.extraction.progress import Progress
-from skipreel.features.extraction.tasks import Ending, FrameSettings, decode
+from skipreel.features.extraction.steps import decode
+from skipreel.features.extraction.tasks import Ending, FrameSettings
 from skipreel.features.extraction.tracker import Bookkeeping
 from skipreel.features.feature_set.card import CARD, create_feature_set, read_card
 from skipreel.features.feature_set.ledger import read_failures, read_state

@@ -4,19 +4,11 @@ import duckdb
 import numpy as np
 import pytest
 
-from skipreel.features.backbones.backbone import load_backbone
+from skipreel.features.backbones.loading import load_backbone
 from skipreel.features.batching.buckets import BatchPlan
 from skipreel.features.batching.collate import load_examples, stream_batches
-from skipreel.features.extraction.tasks import (
-    Block,
-    Ending,
-    FrameSettings,
-    Part,
-    VideoTask,
-    decode,
-    encode,
-    extract_video,
-)
+from skipreel.features.extraction.steps import decode, encode, extract_video
+from skipreel.features.extraction.tasks import Block, Ending, FrameSettings, Part, VideoTask
 from skipreel.features.feature_set.card import create_feature_set
 from skipreel.features.feature_set.reader import FeatureSet
 from skipreel.features.feature_set.shard_writer import ShardWriter, VideoRows

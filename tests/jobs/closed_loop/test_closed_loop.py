@@ -108,7 +108,7 @@ def test_a_video_that_cannot_be_decoded_says_why(tmp_path):
 def code_backbone(tmp_path, monkeypatch) -> str:
     """The name of a backbone that is code: random:0 again, from a module that leaves a file when it is imported."""
     (tmp_path / "planted.py").write_text(
-        "from pathlib import Path\nfrom skipreel.features.backbones.backbone import SMALL_INPUT\n"
+        "from pathlib import Path\nfrom skipreel.features.backbones.loading import SMALL_INPUT\n"
         "from skipreel.features.backbones.small_cnn import SmallCNN\n"
         f"Path({str(tmp_path / 'was_run')!r}).touch()\ndef backbone():\n    return SmallCNN(seed=0), SMALL_INPUT\n"
     )

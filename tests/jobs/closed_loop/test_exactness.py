@@ -11,8 +11,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from skipreel.features.backbones.backbone import Backbone, load_backbone
-from skipreel.features.extraction.tasks import extract_video
+from skipreel.features.backbones.backbone import Backbone
+from skipreel.features.backbones.loading import load_backbone
+from skipreel.features.extraction.steps import extract_video
 from skipreel.jobs.closed_loop.prediction import Prediction
 from skipreel.jobs.closed_loop.scheduler import Scheduler
 from skipreel.jobs.closed_loop.session import Request

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from skipreel.features.backbones.backbone import load_backbone
-from skipreel.features.extraction.tasks import extract_video
+from skipreel.features.backbones.loading import load_backbone
+from skipreel.features.extraction.steps import extract_video
 from skipreel.features.feature_set.ledger import read_failures
 from skipreel.features.feature_set.reader import FeatureSet
 from skipreel.jobs.cli import main
