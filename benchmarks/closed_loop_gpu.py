@@ -17,7 +17,7 @@ from skipreel.jobs.closed_loop.prediction import Prediction
 from skipreel.jobs.closed_loop.scheduler import Scheduler
 from skipreel.jobs.closed_loop.session import Request
 from skipreel.models import Cost
-from skipreel.pipeline.video import Frame, Video
+from skipreel.pipeline.video import Frame, VideoDecoder
 from skipreel.pipeline.video.sampling import Sampling
 
 FRAME = (480, 854, 3)
@@ -26,7 +26,7 @@ SHARES = (1.0, 0.25, 0.1)
 BUSY_TARGET, IDEAL_TARGET = 0.9, 0.8
 
 
-class Remembered(Video):
+class Remembered(VideoDecoder):
     """Frames of noise, of which there are eight; the URI says how many the video has."""
 
     frames: Sequence[Frame] = ()
@@ -41,7 +41,7 @@ class Remembered(Video):
     def num_decoded(self) -> int:
         return self._num_read
 
-    def read(self, index: int) -> Frame:
+    def get_frame_at(self, index: int) -> Frame:
         self._num_read += 1
         return self.frames[index % len(self.frames)]
 

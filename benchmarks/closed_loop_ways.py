@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from skipreel.features.backbones.backbone import Backbone
 from skipreel.features.extraction.steps import encode
-from skipreel.features.feature_set.spec import Recipe
+from skipreel.features.feature_set.spec import FeatureSpec
 from skipreel.jobs.closed_loop.prediction import Prediction
 from skipreel.jobs.closed_loop.scheduler import Scheduler
 from skipreel.jobs.closed_loop.session import Request
@@ -56,9 +56,9 @@ def fixed_share(backbone: Backbone, share: float, sampling: Sampling) -> Trained
     # The accumulated probability passes a half at the period's last step, and not before (eq. 5).
     probability = torch.tensor(min(0.5 / (period - 0.5), 0.99))
     torch.nn.init.constant_(recognizer.recurrent.update_bias, float(torch.logit(probability)))
-    recipe = Recipe(backbone.name, backbone.weights_digest, backbone.preprocessing, sampling, backbone.dim)
+    spec = FeatureSpec(backbone.name, backbone.weights_digest, backbone.preprocessing, sampling, backbone.dim)
     names = tuple(f"class {number}" for number in range(10))
-    return TrainedModel(recognizer.eval(), names, recipe.feature_set_id, recipe, {})
+    return TrainedModel(recognizer.eval(), names, spec.feature_set_id, spec, {})
 
 
 def looked_at(setup: Setup, model: TrainedModel, *, dense: bool = False) -> list[Prediction]:
@@ -79,7 +79,7 @@ def extracted(setup: Setup, model: TrainedModel, folder: Path) -> list[NDArray[n
 
     def extract(file: str) -> None:
         with open_video(file) as video:
-            frames = list(video.read_many(model.recipe.sampling.select(video.pts_seconds).tolist()))
+            frames = list(video.iter_frames_at(model.spec.sampling.select(video.pts_seconds).tolist()))
         np.save(folder / f"{Path(file).stem}.npy", encode(setup.backbone, frames))
 
     def recognise(file: str) -> NDArray[np.float32]:
@@ -95,9 +95,9 @@ def subsampled(setup: Setup, model: TrainedModel, counts: dict[str, int]) -> lis
 
     def recognise(file: str) -> NDArray[np.float32]:
         with open_video(file) as video:
-            index = model.recipe.sampling.select(video.pts_seconds)
+            index = model.spec.sampling.select(video.pts_seconds)
             count = counts[file]
-            frames = list(video.read_many(index[np.arange(count) * len(index) // count].tolist()))
+            frames = list(video.iter_frames_at(index[np.arange(count) * len(index) // count].tolist()))
         return _scores(model, encode(setup.backbone, frames))
 
     return setup.each(recognise)

@@ -20,7 +20,7 @@ import tyro
 
 from benchmarks.clips import write_clip
 from benchmarks.timing import Row, machine, write_json
-from skipreel.pipeline.video.pyav.decoder import PyAVVideo
+from skipreel.pipeline.video.pyav.decoder import PyAVDecoder
 from skipreel.pipeline.video.pyav.frame_index import Key
 from skipreel.pipeline.video.pyav.seek_cost import Costs, Wanted
 from skipreel.pipeline.video.sampling import Sampling
@@ -41,7 +41,7 @@ class Settings:
     json: Path | None = None
 
 
-class Measured(PyAVVideo):
+class Measured(PyAVDecoder):
     """Notes what each read cost; with `always_seek`, goes one way wherever both are open."""
 
     def __init__(self, uri: str, *, always_seek: bool | None = None) -> None:
@@ -56,7 +56,7 @@ class Measured(PyAVVideo):
     def cost(self, index: int) -> float:
         """Seconds of reading a frame."""
         start = time.process_time()
-        self.read(index)
+        self.get_frame_at(index)
         return time.process_time() - start
 
 
@@ -73,7 +73,7 @@ def samplings(grid: Sequence[int], shares: Sequence[float]) -> Iterator[tuple[st
 def reads(path: Path, wanted: Sequence[int], grid: Sequence[int], *, always_seek: bool | None) -> list[float]:
     """Seconds of each read."""
     with Measured(str(path), always_seek=always_seek) as video:
-        video.expect(grid)
+        video.set_candidates(grid)
         return [video.cost(index) for index in wanted]
 
 
@@ -108,16 +108,18 @@ def compare(name: str, paths: Sequence[Path], rounds: int, shares: Sequence[floa
 
 
 def _grid(path: Path) -> list[int]:
-    with PyAVVideo(str(path)) as video:
+    with PyAVDecoder(str(path)) as video:
         grid: list[int] = Sampling(rate_hz=6.0).select(video.pts_seconds).tolist()
     return grid
 
 
 def _frames(path: Path, wanted: Sequence[int], grid: Sequence[int]) -> tuple[int, int, int]:
     """How many frames reading one by one decodes and converts, and how many are decoded where all are known ahead."""
-    with PyAVVideo(str(path)) as video, PyAVVideo(str(path)) as ahead:
-        video.expect(grid)
-        for index, picture, known in zip(wanted, map(video.read, wanted), ahead.read_many(wanted), strict=True):
+    with PyAVDecoder(str(path)) as video, PyAVDecoder(str(path)) as ahead:
+        video.set_candidates(grid)
+        for index, picture, known in zip(
+            wanted, map(video.get_frame_at, wanted), ahead.iter_frames_at(wanted), strict=True
+        ):
             if not np.array_equal(picture, known):
                 raise SystemExit(f"{path.name}: frame {index} differs when it is read alone: nothing is timed")
         return video.num_decoded, video.num_converted, ahead.num_decoded
@@ -140,7 +142,7 @@ def _costs(path: Path) -> list[float]:
     """Median seconds of a seek, means of a key frame, another decoded frame and a dropped one, in one file."""
     seeks: list[float] = []
     kinds: dict[str, list[float]] = {"key": [], "frame": [], "dropped": []}
-    with PyAVVideo(str(path)) as video:
+    with PyAVDecoder(str(path)) as video:
         index = video._index
         for wanted in (Wanted((), len(index.seconds)), Wanted(range(len(index.seconds)), 0)):
             for key in index.keys * 5:
@@ -151,7 +153,7 @@ def _costs(path: Path) -> list[float]:
                 video._wanted = wanted
                 for place in range(key.place, min(key.place + 24, len(index.order))):
                     frame = index.order[place]
-                    dropped = frame in index.spare and wanted.spares(frame)
+                    dropped = frame in index.droppable and wanted.spares(frame)
                     start = time.process_time()
                     video._feed(packet)
                     spent = time.process_time() - start

@@ -124,7 +124,7 @@ def read(path: Path, wanted: Sequence[int], decoder: str) -> None:
             video[index].asnumpy()
     else:
         with open_video(str(path), decoder) as ours:
-            for _ in ours.read_many(wanted):
+            for _ in ours.iter_frames_at(wanted):
                 pass
 
 
@@ -153,7 +153,7 @@ def usable(clip: Clip, path: Path) -> tuple[list[str], list[str]]:
     for decoder in DECODERS:
         try:
             with open_video(str(path), decoder) as video:
-                frames = list(video.read_many(chosen))
+                frames = list(video.iter_frames_at(chosen))
         except VideoError as error:
             refusals.append(str(error).replace(f"{path.parent}/", ""))
             continue

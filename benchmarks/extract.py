@@ -35,7 +35,7 @@ from skipreel.features.backbones.loading import load_backbone
 from skipreel.features.extraction.actors import BackboneSettings
 from skipreel.features.extraction.planner import Skipped, plan
 from skipreel.features.extraction.progress import Progress
-from skipreel.features.extraction.ray_executor import Extraction, Pools
+from skipreel.features.extraction.ray_executor import Extraction, PoolConfig
 from skipreel.features.extraction.tasks import BLOCK_BYTES, PART_BYTES, FrameSettings
 from skipreel.features.feature_set.card import create_feature_set
 from skipreel.features.feature_set.ledger import read_state
@@ -188,7 +188,7 @@ def _load(name: str) -> None:
 def _encode_ready(file: Path, seconds: float) -> int:
     backbone: Backbone = _loaded["backbone"]
     with open_video(str(file)) as video:
-        frame = video.read(0)
+        frame = video.get_frame_at(0)
     images = backbone.prepare(torch.from_numpy(np.stack([frame] * backbone.batch_size)))
     count, started = 0, time.perf_counter()
     with torch.inference_mode():
@@ -211,7 +211,7 @@ def backbone_alone(name: str, file: Path, seconds: float = 5.0) -> Measured:
 def _decode(sampling: Sampling, file: Path) -> int:
     with open_video(str(file)) as video:
         wanted = sampling.select(video.pts_seconds).tolist()
-        return sum(1 for _ in video.read_many(wanted))
+        return sum(1 for _ in video.iter_frames_at(wanted))
 
 
 def decoder_alone(files: Sequence[Path], sampling: Sampling) -> Measured:
@@ -236,7 +236,7 @@ def plain_loop(case: Case, output: Path) -> Measured:
     ready, count = time.perf_counter(), 0
     for file in case.files:
         with open_video(str(file)) as video:
-            frames = list(video.read_many(Sampling(case.rate_hz).select(video.pts_seconds).tolist()))
+            frames = list(video.iter_frames_at(Sampling(case.rate_hz).select(video.pts_seconds).tolist()))
         batches = [frames[first : first + 32] for first in range(0, len(frames), 32)]
         np.save(output / f"{file.stem}.npy", np.concatenate([backbone.encode(batch) for batch in batches]))
         count += len(frames)
@@ -285,7 +285,7 @@ def extract(
     name: str, videos: Sequence[tuple[str, str]], output: str, sampling: Sampling, *, num_encoders: int = 0
 ) -> Progress:
     backbone = load_backbone(name)
-    create_feature_set(output, backbone.recipe(sampling), about={})
+    create_feature_set(output, backbone.spec(sampling), about={})
     batch = pa.record_batch({"video_id": [video[0] for video in videos], "uri": [video[1] for video in videos]})
     planned = plan([batch], read_state(output), retry_failed=False, skipped=Skipped())
     with redirect_stdout(StringIO()), ray_cluster():
@@ -294,7 +294,7 @@ def extract(
             writer=ShardWriter(output, shard_bytes=64 << 20),
             frames=FrameSettings(sampling, backbone.batch_size),
             backbone=BackboneSettings(name),
-            pools=Pools(CORES, num_encoders, cpus_per_process=0.5),
+            pools=PoolConfig(CORES, num_encoders, cpus_per_process=0.5),
             on_failure=_refuse,
         )
         extraction.run(lambda: None)

@@ -24,8 +24,8 @@ from skipreel.features.feature_set.card import create_feature_set
 from skipreel.features.feature_set.reader import FeatureSet
 from skipreel.features.feature_set.schema import Segment, Source, shard_table
 from skipreel.features.feature_set.shard_file import write_shard
-from skipreel.features.feature_set.spec import Recipe
-from skipreel.pipeline.storage import FileStamp
+from skipreel.features.feature_set.spec import FeatureSpec
+from skipreel.pipeline.storage import FileStat
 from skipreel.pipeline.video.sampling import Sampling
 
 SHARD_BYTES: Final = 64 << 20
@@ -75,7 +75,7 @@ def make_corpus(folder: Path, *, dim: int, megabytes: int) -> Corpus:
     noise = rng.normal(size=1 << 21).astype(np.float16)
     corpus = Corpus(folder, {})
     uri = str(folder / "set")
-    create_feature_set(uri, Recipe("noise", "0" * 64, {}, Sampling(6.0), dim), about={})
+    create_feature_set(uri, FeatureSpec("noise", "0" * 64, {}, Sampling(6.0), dim), about={})
     waiting: list[str] = []
     while corpus.num_bytes < megabytes * 1e6:
         video_id, length = f"v{len(corpus.videos):05d}", int(rng.integers(*LENGTHS))
@@ -92,7 +92,7 @@ def make_corpus(folder: Path, *, dim: int, megabytes: int) -> Corpus:
 
 
 def write_noise(uri: str, corpus: Corpus, video_ids: list[str]) -> None:
-    source = Source("0" * 64, FileStamp(0, 0))
+    source = Source("0" * 64, FileStat(0, 0))
     tables = []
     for video_id in video_ids:
         features = corpus.videos[video_id]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from skipreel.features.backbones.network import Prepare
 from skipreel.features.errors import BackboneError
-from skipreel.features.feature_set.spec import Dtype, Recipe
+from skipreel.features.feature_set.spec import Dtype, FeatureSpec
 from skipreel.pipeline.video.sampling import Sampling
 
 Frames = Sequence[NDArray[np.uint8]]
@@ -55,9 +55,9 @@ class Backbone:
         """Frames to encode at once."""
         return batch_size_on(self.device.type)
 
-    def recipe(self, sampling: Sampling) -> Recipe:
+    def spec(self, sampling: Sampling) -> FeatureSpec:
         """What makes the features of frames that are sampled so."""
-        return Recipe(
+        return FeatureSpec(
             self.name, self.weights_digest, self.preprocessing, sampling, self.dim, layer=self.layer, dtype=self.dtype
         )
 

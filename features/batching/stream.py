@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from skipreel.features.batching.buckets import BatchPlan
-from skipreel.features.feature_set.index import Catalogue, VideoReader, for_each
+from skipreel.features.feature_set.index import VideoIndex, VideoReader, for_each
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class PaddedFeatures:
 
 
 def stream(
-    catalogue: Catalogue,
+    catalogue: VideoIndex,
     plan: BatchPlan,
     positions: NDArray[np.int64] | None,
     *,
@@ -52,7 +52,7 @@ def stream(
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    catalogue: Catalogue
+    catalogue: VideoIndex
     reader: VideoReader
     num_frames: NDArray[np.int64]
     dim: int

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skipreel.features.extraction.steps import decode, encode
-from skipreel.features.extraction.tasks import Block, Ending, FrameSettings, Part, VideoTask
+from skipreel.features.extraction.tasks import FrameBlock, FrameChunk, FrameSettings, VideoJob, VideoOutcome
 from skipreel.pipeline.video import Frame
 
 if TYPE_CHECKING:
@@ -55,8 +55,8 @@ class Decoded:
         results: from a worker, what came of each part, such as `Features`; no frames travel then.
     """
 
-    parts: list[Part]
-    endings: list[Ending]
+    parts: list[FrameChunk]
+    endings: list[VideoOutcome]
     decode_s: float
     encode_s: float = 0.0
     results: list[Result] | None = None
@@ -72,24 +72,24 @@ class Decoder:
 
     def __init__(self, settings: FrameSettings, *, memory_bytes: int, import_path: Sequence[str] = ()) -> None:
         self._settings, self._memory_bytes = settings, memory_bytes
-        self._tasks: deque[VideoTask] = deque()
-        self._pieces: Iterator[tuple[Part, list[Frame]] | Ending] = iter(())
-        import_from(import_path)
+        self._tasks: deque[VideoJob] = deque()
+        self._pieces: Iterator[tuple[FrameChunk, list[Frame]] | VideoOutcome] = iter(())
+        extend_sys_path(import_path)
 
     def ready(self) -> None:
         """Return once the process is up."""
         limit_memory(self._memory_bytes)
 
-    def next_block(self, tasks: Sequence[VideoTask]) -> tuple[Decoded, list[Frame]]:
+    def next_block(self, tasks: Sequence[VideoJob]) -> tuple[Decoded, list[Frame]]:
         """Take more videos and go on until a block is full or all are done; an empty block says that they are."""
         started = time.perf_counter()
         self._tasks.extend(tasks)
-        block = Block()
+        block = FrameBlock()
         while not block.is_full and (piece := self._next_piece()) is not None:
             block.add(piece)
         return Decoded(block.parts, block.endings, time.perf_counter() - started), block.frames
 
-    def _next_piece(self) -> tuple[Part, list[Frame]] | Ending | None:
+    def _next_piece(self) -> tuple[FrameChunk, list[Frame]] | VideoOutcome | None:
         while (piece := next(self._pieces, None)) is None and self._tasks:
             self._pieces = decode(self._tasks.popleft(), self._settings)
         return piece
@@ -101,7 +101,7 @@ class Encoder:
     def __init__(self, settings: BackboneSettings, *, num_threads: int, import_path: Sequence[str] = ()) -> None:
         self._settings, self._num_threads = settings, num_threads
         self._backbone: Backbone | None = None
-        import_from(import_path)
+        extend_sys_path(import_path)
 
     def ready(self) -> None:
         """Load the model.
@@ -161,11 +161,11 @@ class Worker(Decoder):
         self._encoder.ready()
         super().ready()
 
-    def next_block(self, tasks: Sequence[VideoTask]) -> tuple[Decoded, list[Frame]]:
+    def next_block(self, tasks: Sequence[VideoJob]) -> tuple[Decoded, list[Frame]]:
         """Take more videos and go on for a second or until all are done; an empty block says that they are."""
         started, encode_s = time.perf_counter(), 0.0
         self._tasks.extend(tasks)
-        block, results = Block(), list[Features]()
+        block, results = FrameBlock(), list[Features]()
         while time.perf_counter() - started < BLOCK_S and (piece := self._next_piece()) is not None:
             block.add(piece)
             if block.frames:
@@ -177,7 +177,7 @@ class Worker(Decoder):
         return Decoded(block.parts, block.endings, decode_s, encode_s, results), []
 
 
-def import_from(places: Sequence[str]) -> None:
+def extend_sys_path(places: Sequence[str]) -> None:
     """Look for modules in these places too, after all others."""
     sys.path += [place for place in places if place not in sys.path]
 

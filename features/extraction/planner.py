@@ -8,10 +8,10 @@ from itertools import chain
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from skipreel.features.extraction.tasks import VideoTask
+from skipreel.features.extraction.tasks import VideoJob
 from skipreel.features.feature_set.schema import time_of
 from skipreel.pipeline import storage
-from skipreel.pipeline.storage import FileStamp
+from skipreel.pipeline.storage import FileStat
 
 # Files whose size and time are asked for together.
 ROWS_AT_ONCE = 1024
@@ -26,14 +26,14 @@ class Planned:
         replaces: the file of the feature set that holds its old rows or failure; "" for a new video.
     """
 
-    task: VideoTask
-    stamp: FileStamp | None
+    task: VideoJob
+    file_stat: FileStat | None
     replaces: str
 
     @property
     def num_bytes(self) -> int:
         """The file's size, 0 where it cannot be seen."""
-        return self.stamp.num_bytes if self.stamp else 0
+        return self.file_stat.num_bytes if self.file_stat else 0
 
 
 @dataclass(slots=True)
@@ -78,20 +78,20 @@ def _plan_part(
     part: pa.RecordBatch, noted_rows: pa.Table, *, retry_failed: bool, skipped: Skipped
 ) -> Iterator[Planned]:
     uris = part["uri"].to_pylist()
-    rows = zip(part["video_id"].to_pylist(), uris, storage.stamps(uris), noted_rows.to_pylist(), strict=True)
-    for video_id, uri, stamp, noted in rows:
+    rows = zip(part["video_id"].to_pylist(), uris, storage.file_stats(uris), noted_rows.to_pylist(), strict=True)
+    for video_id, uri, file_stat, noted in rows:
         if noted["video_id"] is None:
-            yield Planned(VideoTask(video_id, uri), stamp, "")
+            yield Planned(VideoJob(video_id, uri), file_stat, "")
             continue
         digest = noted["source_digest"]
-        is_same = (noted["source_bytes"], noted["source_modified"]) == _as_noted(stamp)
-        if digest is not None and (is_same or stamp is None):
+        is_same = (noted["source_bytes"], noted["source_modified"]) == _as_noted(file_stat)
+        if digest is not None and (is_same or file_stat is None):
             skipped.finished += 1
         elif digest is None and is_same and not retry_failed:
             skipped.failed += 1
         else:
-            yield Planned(VideoTask(video_id, uri, known_digest=digest or ""), stamp, noted["file"])
+            yield Planned(VideoJob(video_id, uri, known_digest=digest or ""), file_stat, noted["file"])
 
 
-def _as_noted(stamp: FileStamp | None) -> tuple[int | None, datetime | None]:
-    return (stamp.num_bytes, time_of(stamp)) if stamp else (None, None)
+def _as_noted(file_stat: FileStat | None) -> tuple[int | None, datetime | None]:
+    return (file_stat.num_bytes, time_of(file_stat)) if file_stat else (None, None)

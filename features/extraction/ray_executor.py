@@ -22,7 +22,7 @@ from skipreel.features.extraction.actors import BackboneSettings, Decoded, Decod
 from skipreel.features.extraction.planner import Planned
 from skipreel.features.extraction.progress import Progress
 from skipreel.features.extraction.tasks import FrameSettings
-from skipreel.features.extraction.tracker import BYTES_IN_HAND, MAX_DEATHS, VIDEOS_IN_HAND, Bookkeeping, NewRows
+from skipreel.features.extraction.tracker import BYTES_IN_HAND, MAX_DEATHS, VIDEOS_IN_HAND, NewRows, VideoTracker
 from skipreel.features.feature_set.schema import Failure
 from skipreel.features.feature_set.shard_writer import ShardWriter, VideoRows
 from skipreel.pipeline.errors import InputError
@@ -33,7 +33,7 @@ TICK_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
-class Pools:
+class PoolConfig:
     """How many processes, and what each may take.
 
     Attributes:
@@ -92,7 +92,7 @@ class _DecoderSlot(_Slot):
     waiting_since: float = 0.0
 
 
-class Stages:
+class RayExecutor:
     """One pass over videos on a connected cluster; `run` it once.
 
     Args:
@@ -113,12 +113,12 @@ class Stages:
         writer: ShardWriter,
         decoder: Process,
         encoder: Process | None = None,
-        pools: Pools,
+        pools: PoolConfig,
         on_failure: Callable[[Failure], None],
         new_rows: NewRows = VideoRows,
     ) -> None:
         self.progress = Progress(pools.num_decoders, pools.num_encoders or pools.num_decoders)
-        self._books = Bookkeeping(
+        self._books = VideoTracker(
             planned,
             writer=writer,
             progress=self.progress,
@@ -241,7 +241,7 @@ class Stages:
             self.progress.count(decode_s=header.decode_s, encode_s=seconds)
         for part, result in zip(header.parts, results, strict=True):
             if isinstance(result, str):
-                self._books.fail(part.task, result, part.source.stamp)
+                self._books.fail(part.task, result, part.source.file_stat)
             else:
                 self._books.receive(part, deepcopy(result))  # the copy lets go of the object store
 
@@ -305,7 +305,7 @@ class Stages:
         if works[0].deaths == MAX_DEATHS:
             for part in works.pop(0).header.parts:
                 died = f"{part.task.uri}: the process that encoded its frames died {MAX_DEATHS} times"
-                self._books.fail(part.task, died, part.source.stamp)
+                self._books.fail(part.task, died, part.source.file_stat)
         self._blocks.extendleft(reversed(works))
         self._start_encoder(slot)
 
@@ -317,7 +317,7 @@ class Stages:
         self.progress.restarts += 1
 
 
-class Extraction(Stages):
+class Extraction(RayExecutor):
     """Videos into features: by decoders and encoders or, without encoders, by workers that do both."""
 
     def __init__(
@@ -327,7 +327,7 @@ class Extraction(Stages):
         writer: ShardWriter,
         frames: FrameSettings,
         backbone: BackboneSettings,
-        pools: Pools,
+        pools: PoolConfig,
         on_failure: Callable[[Failure], None],
     ) -> None:
         decoding = {"settings": frames, "memory_bytes": pools.decoder_memory_bytes, "import_path": sys.path}

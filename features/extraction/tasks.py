@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skipreel.features.feature_set.schema import Source
-from skipreel.pipeline.storage import FileStamp
+from skipreel.pipeline.storage import FileStat
 from skipreel.pipeline.video import Frame
 from skipreel.pipeline.video.sampling import Sampling
 
@@ -25,7 +25,7 @@ BLOCK_BYTES, BLOCK_FRAMES = 16 << 20, 64
 
 
 @dataclass(frozen=True, slots=True)
-class VideoTask:
+class VideoJob:
     """A video to be decoded; with ``known_digest``, only if its content has another SHA-256."""
 
     video_id: str
@@ -55,7 +55,7 @@ class FrameSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class FrameChunk:
     """Consecutive sampled frames of one video.
 
     Attributes:
@@ -64,7 +64,7 @@ class Part:
         pts_s: (T,) float64, presentation times in seconds from the video's first frame on.
     """
 
-    task: VideoTask
+    task: VideoJob
     source: Source
     first: int
     frame_index: NDArray[np.int32]
@@ -72,7 +72,7 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
-class Ending:
+class VideoOutcome:
     """What became of one video in the decoder.
 
     Attributes:
@@ -83,8 +83,8 @@ class Ending:
         unchanged: its content still has the known digest, so nothing was decoded.
     """
 
-    task: VideoTask
-    stamp: FileStamp | None
+    task: VideoJob
+    file_stat: FileStat | None
     num_frames: int = 0
     duration_s: float = 0.0
     reason: str = ""
@@ -92,11 +92,11 @@ class Ending:
 
 
 @dataclass(slots=True)
-class Block:
+class FrameBlock:
     """What a decoder hands on at once: parts and endings of one or more videos, and all frames of the parts."""
 
-    parts: list[Part] = field(default_factory=list)
-    endings: list[Ending] = field(default_factory=list)
+    parts: list[FrameChunk] = field(default_factory=list)
+    endings: list[VideoOutcome] = field(default_factory=list)
     frames: list[Frame] = field(default_factory=list)
 
     @property
@@ -104,9 +104,9 @@ class Block:
         """Whether it is worth sending."""
         return len(self.frames) >= BLOCK_FRAMES or sum(frame.nbytes for frame in self.frames) >= BLOCK_BYTES
 
-    def add(self, piece: "tuple[Part, list[Frame]] | Ending") -> None:
+    def add(self, piece: "tuple[FrameChunk, list[Frame]] | VideoOutcome") -> None:
         """Append what `decode` yields."""
-        if isinstance(piece, Ending):
+        if isinstance(piece, VideoOutcome):
             self.endings.append(piece)
         else:
             self.parts.append(piece[0])

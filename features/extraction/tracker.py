@@ -10,10 +10,10 @@ from typing import Any
 
 from skipreel.features.extraction.planner import Planned
 from skipreel.features.extraction.progress import Progress
-from skipreel.features.extraction.tasks import Ending, Part, VideoTask
+from skipreel.features.extraction.tasks import FrameChunk, VideoJob, VideoOutcome
 from skipreel.features.feature_set.schema import Failure, Source
 from skipreel.features.feature_set.shard_writer import Rows, ShardWriter, VideoRows
-from skipreel.pipeline.storage import FileStamp
+from skipreel.pipeline.storage import FileStat
 
 # Videos that a decoder is given at once, and has in hand: enough not to wait, few enough to share the last ones out.
 VIDEOS_AT_ONCE, VIDEOS_IN_HAND, BYTES_IN_HAND = 8, 16, 2 << 20
@@ -28,11 +28,11 @@ class _Unfinished:
 
     def __init__(self, new_rows: NewRows) -> None:
         self.rows: Rows | None = None
-        self.ending: Ending | None = None
+        self.ending: VideoOutcome | None = None
         self._new_rows = new_rows
-        self._early: dict[int, tuple[Part, Any]] = {}
+        self._early: dict[int, tuple[FrameChunk, Any]] = {}
 
-    def receive(self, part: Part, values: Any) -> None:
+    def receive(self, part: FrameChunk, values: Any) -> None:
         if self.rows is None:
             self.rows = self._new_rows(part.task.video_id, part.source)
         self._early[part.first] = (part, values)
@@ -41,7 +41,7 @@ class _Unfinished:
             self.rows.append(part.frame_index, part.pts_s, values)
 
 
-class Bookkeeping:
+class VideoTracker:
     """Owes each planned video one end: rows or a failure, given to ``writer`` once.
 
     Args:
@@ -102,18 +102,18 @@ class Bookkeeping:
         self.plan_paused = planned is None
         return planned
 
-    def is_current(self, task: VideoTask) -> bool:
+    def is_current(self, task: VideoJob) -> bool:
         """Whether this is the latest attempt at a video that has not come to its end."""
         planned = self._under_way.get(task.video_id)
         return planned is not None and planned.task.attempt == task.attempt
 
-    def end(self, ending: Ending) -> None:
+    def end(self, ending: VideoOutcome) -> None:
         """A decoder is through with a video."""
         task = ending.task
         if not self.is_current(task):
             return
         if ending.reason:
-            self.fail(task, ending.reason, ending.stamp)
+            self.fail(task, ending.reason, ending.file_stat)
         elif ending.unchanged:
             self._forget(task.video_id)
             self._progress.unchanged += 1
@@ -121,31 +121,31 @@ class Bookkeeping:
             self._video(task).ending = ending
             self._finish_if_whole(task)
 
-    def receive(self, part: Part, values: Any) -> None:
+    def receive(self, part: FrameChunk, values: Any) -> None:
         """What came of a part, such as features (T, D)."""
         if self.is_current(part.task):
             self._progress.frames += len(part.frame_index)
             self._video(part.task).receive(part, values)
             self._finish_if_whole(part.task)
 
-    def fail(self, task: VideoTask, reason: str, stamp: FileStamp | None) -> None:
+    def fail(self, task: VideoJob, reason: str, file_stat: FileStat | None) -> None:
         """Send a video to the failure ledger, unless it has come to its end already."""
         if not self.is_current(task):
             return
-        failure = Failure(task.video_id, task.uri, reason, stamp)
+        failure = Failure(task.video_id, task.uri, reason, file_stat)
         self._writer.fail(failure, replaces=self._under_way[task.video_id].replaces)
         self._progress.failed += 1
         self._on_failure(failure)
         self._forget(task.video_id)
 
-    def retry(self, task: VideoTask) -> None:
+    def retry(self, task: VideoJob) -> None:
         """Start a video over; it did nothing wrong."""
         if not self.is_current(task):
             return
         planned = self._under_way[task.video_id]
         if task.attempt == MAX_RETRIES:
             lost = f"{task.uri}: processes or machines that worked on it were lost {MAX_RETRIES + 1} times"
-            self.fail(task, lost, planned.stamp)
+            self.fail(task, lost, planned.file_stat)
             return
         self._discard(task.video_id)
         again = replace(planned, task=replace(task, attempt=task.attempt + 1))
@@ -165,17 +165,17 @@ class Bookkeeping:
             self._deaths[task.video_id] = self._deaths.get(task.video_id, 0) + alone
             if alone and hung_s is not None:
                 late = f"its next frames did not come within {hung_s:g} seconds (--time-limit-s)"
-                self.fail(task, f"{task.uri}: {late}", planned.stamp)
+                self.fail(task, f"{task.uri}: {late}", planned.file_stat)
             elif self._deaths[task.video_id] == MAX_DEATHS:
                 died = f"the process that decoded it died {MAX_DEATHS} times, by a crash or for want of memory"
-                self.fail(task, f"{task.uri}: {died}", planned.stamp)
+                self.fail(task, f"{task.uri}: {died}", planned.file_stat)
             else:
                 self.retry(task)
 
-    def _video(self, task: VideoTask) -> _Unfinished:
+    def _video(self, task: VideoJob) -> _Unfinished:
         return self._unfinished.setdefault(task.video_id, _Unfinished(self._new_rows))
 
-    def _finish_if_whole(self, task: VideoTask) -> None:
+    def _finish_if_whole(self, task: VideoJob) -> None:
         video = self._video(task)
         if video.ending is None or video.rows is None or video.rows.num_frames < video.ending.num_frames:
             return

@@ -12,13 +12,13 @@ from typing import Any
 from skipreel.features.errors import FeatureSetError
 from skipreel.features.feature_set import shard_list
 from skipreel.features.feature_set.schema import FAILURES, SHARDS, TIMES
-from skipreel.features.feature_set.spec import Recipe
+from skipreel.features.feature_set.spec import FeatureSpec
 from skipreel.pipeline import storage
 
 CARD, PREDICTIONS_CARD = "feature_set.json", "predictions.json"
 
 
-def create_feature_set(uri: str, recipe: Recipe, *, about: Mapping[str, Any]) -> None:
+def create_feature_set(uri: str, spec: FeatureSpec, *, about: Mapping[str, Any]) -> None:
     """Write the data card of a new feature set, or go on with an existing one of the same recipe.
 
     What a killed writer left is tidied up (`clean_up`): hold `locked` while calling.
@@ -33,15 +33,15 @@ def create_feature_set(uri: str, recipe: Recipe, *, about: Mapping[str, Any]) ->
         raise FeatureSetError(f"{uri} holds predictions, not features: choose another --output")
     if storage.exists(storage.join(uri, CARD)):
         existing = read_card(uri)
-        if existing["id"] != recipe.feature_set_id:
+        if existing["id"] != spec.feature_set_id:
             raise FeatureSetError(
                 f"{uri} holds features of another recipe (id {existing['id']}, backbone "
-                f"{existing['recipe']['backbone']}; asked for id {recipe.feature_set_id}, backbone {recipe.backbone}): "
+                f"{existing['recipe']['backbone']}; asked for id {spec.feature_set_id}, backbone {spec.backbone}): "
                 "choose another --output"
             )
         clean_up(uri)
         return
-    write_card(uri, {"id": recipe.feature_set_id, "recipe": recipe.to_json(), "about": dict(about), **TIMES})
+    write_card(uri, {"id": spec.feature_set_id, "recipe": spec.to_json(), "about": dict(about), **TIMES})
 
 
 def clean_up(uri: str) -> None:
@@ -62,9 +62,9 @@ def read_card(uri: str) -> dict[str, Any]:
         raise FeatureSetError(f"{uri} is not a feature set (no {CARD}): make one with skipreel extract")
     try:
         card: dict[str, Any] = json.loads(storage.read_bytes(card_uri))
-        recipe = Recipe.from_json(card["recipe"])
-        if card["id"] != recipe.feature_set_id:
-            raise ValueError(f"its id {card['id']} does not follow from its recipe ({recipe.feature_set_id})")
+        spec = FeatureSpec.from_json(card["recipe"])
+        if card["id"] != spec.feature_set_id:
+            raise ValueError(f"its id {card['id']} does not follow from its recipe ({spec.feature_set_id})")
     except (ValueError, KeyError, TypeError) as error:
         raise FeatureSetError(f"{card_uri} is damaged: {error}") from error
     return card

@@ -18,7 +18,7 @@ from skipreel.features.feature_set.ledger import read_finished
 from skipreel.features.feature_set.schema import MAX_SEGMENT_FRAMES, Source
 from skipreel.features.feature_set.shard_list import name_of
 from skipreel.features.feature_set.shard_writer import ShardWriter, VideoRows
-from skipreel.features.feature_set.spec import Recipe
+from skipreel.features.feature_set.spec import FeatureSpec
 from skipreel.pipeline import storage
 from skipreel.pipeline.manifest import Label, Manifest, VideoEntry
 from skipreel.pipeline.video.sampling import Sampling
@@ -73,9 +73,9 @@ def build_from_arrays(
     names = tuple(str(number) for number in range(highest + 1)) if class_names is None else tuple(class_names)
     manifest = Manifest(entries, names)
     whole = hashlib.sha256("".join(sorted(digests.values())).encode()).hexdigest()
-    recipe = Recipe(BACKBONE, whole, {}, Sampling(rate_hz), dims[0], layer="values")
+    spec = FeatureSpec(BACKBONE, whole, {}, Sampling(rate_hz), dims[0], layer="values")
     with locked(output):
-        create_feature_set(output, recipe, about={"files": {name_of(file): digests[file] for file in files}})
+        create_feature_set(output, spec, about={"files": {name_of(file): digests[file] for file in files}})
         _write(files, digests, output=output, rate_hz=rate_hz, shard_bytes=shard_bytes, watch=watch)
     return manifest
 
@@ -140,8 +140,8 @@ def _write(
     done = read_finished(output)
     writer = ShardWriter(output, shard_bytes=shard_bytes)
     for file in watch(files, "writing sequences"):
-        (stamp,) = storage.stamps([file])
-        source = Source(digests[file], stamp or storage.FileStamp(0, 0))
+        (file_stat,) = storage.file_stats([file])
+        source = Source(digests[file], file_stat or storage.FileStat(0, 0))
         for sequence in read_sequences(file):
             if sequence.sequence_id in done:
                 continue

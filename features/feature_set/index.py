@@ -29,7 +29,7 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
-class Catalogue:
+class VideoIndex:
     """The videos of a feature set at one instant.
 
     Attributes:
@@ -66,7 +66,7 @@ class Catalogue:
 class VideoReader:
     """Reads the videos of a catalogue by their rows there; opens shards as they are needed, some at a time."""
 
-    def __init__(self, catalogue: Catalogue) -> None:
+    def __init__(self, catalogue: VideoIndex) -> None:
         self._shards = catalogue.shards
         self._first_rows = catalogue.videos["first_row"].to_numpy()
         self._num_rows = catalogue.videos["num_segments"].to_numpy()
@@ -95,7 +95,7 @@ class VideoReader:
         return shard.read_list(column, int(self._first_rows[position]), int(self._num_rows[position]))
 
 
-def read_catalogue(uri: str, *, dim: int) -> Catalogue:
+def read_index(uri: str, *, dim: int) -> VideoIndex:
     """The videos of the feature set at ``uri``, whose features are of length ``dim``.
 
     Raises:
@@ -124,7 +124,7 @@ def read_catalogue(uri: str, *, dim: int) -> Catalogue:
     table = pa.concat_tables([empty, *videos]).combine_chunks()
     table = table.add_column(1, "shard", pa.DictionaryArray.from_arrays(pa.array(numbers), names))
     _check_unique(uri, table["video_id"])
-    return Catalogue(uri, table, numbers, tuple(layout for layout, _ in found))
+    return VideoIndex(uri, table, numbers, tuple(layout for layout, _ in found))
 
 
 def for_each(function: Callable[[Item], Result], items: Iterable[Item], *, uri: str) -> list[Result]:

@@ -12,8 +12,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from skipreel.features.feature_set.card import read_card
-from skipreel.features.feature_set.index import Catalogue, VideoReader, for_each, read_catalogue
-from skipreel.features.feature_set.spec import Recipe
+from skipreel.features.feature_set.index import VideoIndex, VideoReader, for_each, read_index
+from skipreel.features.feature_set.spec import FeatureSpec
 
 if TYPE_CHECKING:  # whoever only lists or loads does without torch
     from skipreel.features.batching.buckets import BatchPlan
@@ -48,23 +48,23 @@ class FeatureSet:
         self.uri = uri
         self.id: str = card["id"]
         self.about: dict[str, Any] = card["about"]
-        self.recipe = Recipe.from_json(card["recipe"])
-        self._catalogue: Catalogue | None = None
+        self.spec = FeatureSpec.from_json(card["recipe"])
+        self._catalogue: VideoIndex | None = None
 
     @property
     def dim(self) -> int:
         """D, the length of one feature vector."""
-        return self.recipe.dim
+        return self.spec.dim
 
     @property
-    def catalogue(self) -> Catalogue:
+    def catalogue(self) -> VideoIndex:
         """The videos and where they lie, read once.
 
         Raises:
             FeatureSetError: when a shard is damaged, or a video is there twice or with gaps.
         """
         if self._catalogue is None:
-            self._catalogue = read_catalogue(self.uri, dim=self.dim)
+            self._catalogue = read_index(self.uri, dim=self.dim)
         return self._catalogue
 
     def index(self) -> pa.Table:

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from skipreel.pipeline.storage import FileStamp
+from skipreel.pipeline.storage import FileStat
 
 MAX_SEGMENT_FRAMES = 1024
 # Small enough for a reader to take one video without much of its neighbours, large enough for a scan.
@@ -90,7 +90,7 @@ class Source:
     """
 
     digest: str
-    stamp: FileStamp
+    file_stat: FileStat
     start_s: float = 0.0
 
 
@@ -101,7 +101,7 @@ class Failure:
     video_id: str
     uri: str
     reason: str
-    stamp: FileStamp | None = None
+    file_stat: FileStat | None = None
 
 
 def shard_table(video_id: str, source: Source, segments: Sequence[Segment]) -> pa.Table:
@@ -116,8 +116,8 @@ def shard_table(video_id: str, source: Source, segments: Sequence[Segment]) -> p
         pa.array([segment.features.shape[1] for segment in segments], pa.int32()),
         pa.array([source.start_s] * count, pa.float64()),
         pa.array([source.digest] * count),
-        pa.array([source.stamp.num_bytes] * count, pa.int64()),
-        pa.array([time_of(source.stamp)] * count, SHARD_SCHEMA.field("source_modified").type),
+        pa.array([source.file_stat.num_bytes] * count, pa.int64()),
+        pa.array([time_of(source.file_stat)] * count, SHARD_SCHEMA.field("source_modified").type),
     ]
     return pa.Table.from_arrays(columns, schema=SHARD_SCHEMA)
 
@@ -144,8 +144,8 @@ def failure_table(failures: Sequence[Failure]) -> pa.Table:
             "video_id": failure.video_id,
             "uri": failure.uri,
             "reason": failure.reason,
-            "source_bytes": failure.stamp.num_bytes if failure.stamp else None,
-            "source_modified": time_of(failure.stamp) if failure.stamp else None,
+            "source_bytes": failure.file_stat.num_bytes if failure.file_stat else None,
+            "source_modified": time_of(failure.file_stat) if failure.file_stat else None,
         }
         for failure in failures
     ]
@@ -181,6 +181,6 @@ def _lists(name: str, arrays: Sequence[NDArray[np.generic]]) -> pa.Array:
     )
 
 
-def time_of(stamp: FileStamp) -> datetime:
+def time_of(file_stat: FileStat) -> datetime:
     """The time of change as the column source_modified has it."""
-    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=stamp.modified_us)
+    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=file_stat.modified_us)

@@ -15,7 +15,7 @@ Dtype = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
+class FeatureSpec:
     """Everything that decides a feature's value.
 
     Attributes:
@@ -51,7 +51,7 @@ class Recipe:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, content: dict[str, Any]) -> "Recipe":
+    def from_json(cls, content: dict[str, Any]) -> "FeatureSpec":
         """Inverse of ``to_json``.
 
         Raises:

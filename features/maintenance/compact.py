@@ -54,8 +54,8 @@ def _groups(shards: Sequence[str], shard_bytes: int) -> list[Group]:
     """Small shards, each group together as large as allowed."""
     groups: list[list[str]] = [[]]
     total = 0
-    for shard, stamp in zip(shards, storage.stamps(shards), strict=True):
-        size = stamp.num_bytes if stamp else shard_bytes
+    for shard, file_stat in zip(shards, storage.file_stats(shards), strict=True):
+        size = file_stat.num_bytes if file_stat else shard_bytes
         if size >= shard_bytes / 2:
             continue
         if total + size > shard_bytes:

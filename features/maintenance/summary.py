@@ -60,7 +60,7 @@ def summarise(uri: str, *, num_named: int = 3) -> Summary:
         num_frames=int(num_frames.sum()),
         video_hours=sum(_seconds(shard) for shard in shards) / 3600,
         num_shards=len(shards),
-        num_bytes=sum(stamp.num_bytes for stamp in storage.stamps(shards) if stamp),
+        num_bytes=sum(file_stat.num_bytes for file_stat in storage.file_stats(shards) if file_stat),
         num_failed=sum(group.num_videos for group in groups),
         failures=groups,
     )

@@ -12,7 +12,7 @@ from skipreel.features.feature_set.ledger import read_state
 from skipreel.features.feature_set.schema import FAILURE_SCHEMA, FAILURES
 from skipreel.features.feature_set.shard_file import shard_schema
 from skipreel.features.feature_set.shard_reader import open_parquet
-from skipreel.features.feature_set.spec import Recipe
+from skipreel.features.feature_set.spec import FeatureSpec
 from skipreel.features.maintenance.verify_shard import check_shard
 from skipreel.pipeline import storage
 from skipreel.pipeline.errors import StorageError
@@ -33,7 +33,7 @@ def verify(uri: str, *, watch: Watch = lambda items, _: items) -> Iterator[str]:
     Raises:
         FeatureSetError: when there is no feature set, or its data card is damaged.
     """
-    dim, schema = Recipe.from_json(read_card(uri)["recipe"]).dim, shard_schema(uri)
+    dim, schema = FeatureSpec.from_json(read_card(uri)["recipe"]).dim, shard_schema(uri)
     yield from _leftovers(uri)
     found: dict[str, pa.ChunkedArray] = {}  # by file: the videos that it holds
     for shard in watch(shard_list.shard_uris(uri), "checking shards"):

@@ -51,7 +51,7 @@ class Watch(Closeable):
     def __init__(self, live: Live, model: TrainedModel, backbone: Backbone, threshold: float) -> None:
         self.source = live.name
         self._live, self._threshold = live, threshold
-        self._sampling = model.recipe.sampling
+        self._sampling = model.spec.sampling
         self._recognizer = OnlineRecognizer(model, backbone, key=video_id_of(live.name))
         self._num_sampled = 0
 

@@ -44,7 +44,7 @@ class OnlineRecognizer:
     seconds: Seconds
 
     def __init__(self, model: TrainedModel, backbone: Backbone, *, key: str | None = None) -> None:
-        self.rate_hz = model.recipe.sampling.rate_hz
+        self.rate_hz = model.spec.sampling.rate_hz
         self._model, self._backbone = model, backbone
         self.reset(key=key)
 

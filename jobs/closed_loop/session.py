@@ -18,7 +18,7 @@ from skipreel.jobs.closed_loop.prediction import Prediction, Seconds
 from skipreel.jobs.predictions.inputs import video_id_of
 from skipreel.jobs.training.evaluation import TrainedModel
 from skipreel.models import Cost, LearnedGate, SkipState, rows_of, stack_states
-from skipreel.pipeline.video import Frame, Video
+from skipreel.pipeline.video import Frame, VideoDecoder
 
 Steps = NDArray[np.int64]
 
@@ -62,10 +62,10 @@ class Viewing(ABC):
     repeated, since it changes nothing that is read before the second, `commit`, which only assigns.
     """
 
-    def __init__(self, request: Request, video: Video, model: TrainedModel, seconds: Seconds) -> None:
+    def __init__(self, request: Request, video: VideoDecoder, model: TrainedModel, seconds: Seconds) -> None:
         self.request, self.video, self.model, self.seconds = request, video, model, seconds
-        self.frame_index = model.recipe.sampling.select(video.pts_seconds)
-        video.expect(self.frame_index.tolist())
+        self.frame_index = model.spec.sampling.select(video.pts_seconds)
+        video.set_candidates(self.frame_index.tolist())
         self.used = np.zeros(len(self.frame_index), np.bool_)
         self.num_encoded = 0
         # For whoever runs it: a decoder is at work, which nobody may close; it has an outcome already.
@@ -79,7 +79,7 @@ class Viewing(ABC):
         """
         index = self.frame_index[steps].tolist()
         with self.seconds.measure("decode"):
-            return [self.video.read(index[0])] if len(index) == 1 else list(self.video.read_many(index))
+            return [self.video.get_frame_at(index[0])] if len(index) == 1 else list(self.video.iter_frames_at(index))
 
     @abstractmethod
     def wanted(self) -> Steps:
@@ -128,7 +128,7 @@ class Viewing(ABC):
 class ClosedLoop(Viewing):
     """The gate says after each look which frame is wanted next (eq. 6)."""
 
-    def __init__(self, request: Request, video: Video, model: TrainedModel, seconds: Seconds) -> None:
+    def __init__(self, request: Request, video: VideoDecoder, model: TrainedModel, seconds: Seconds) -> None:
         super().__init__(request, video, model, seconds)
         self.state: SkipState | None = None
         self._due = 0  # the next look
@@ -170,7 +170,14 @@ class Reading(Viewing):
     """All wanted frames are known from the start: every one for a dense pass, a schedule's for a control."""
 
     def __init__(
-        self, request: Request, video: Video, model: TrainedModel, seconds: Seconds, *, dense: bool, part_frames: int
+        self,
+        request: Request,
+        video: VideoDecoder,
+        model: TrainedModel,
+        seconds: Seconds,
+        *,
+        dense: bool,
+        part_frames: int,
     ) -> None:
         super().__init__(request, video, model, seconds)
         self._part_frames = part_frames
@@ -219,7 +226,7 @@ class DecodedFrames:
 
 
 def view(
-    request: Request, video: Video, model: TrainedModel, seconds: Seconds, *, dense: bool, part_frames: int
+    request: Request, video: VideoDecoder, model: TrainedModel, seconds: Seconds, *, dense: bool, part_frames: int
 ) -> Viewing:
     """Begin with a video: in the closed loop where the model has a learned gate, unless ``dense``.
 

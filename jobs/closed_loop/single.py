@@ -22,22 +22,22 @@ def load_backbone_of(model: TrainedModel, *, name: str | None = None, device: st
     Raises:
         BackboneError: when it cannot be loaded or is another.
     """
-    recipe = model.recipe
-    if name is None and runs_code(recipe.backbone):
+    spec = model.spec
+    if name is None and runs_code(spec.backbone):
         raise BackboneError(
-            f"the model was trained with backbone {recipe.backbone}, which is code and is run only when it is asked "
-            f"for: give --backbone {recipe.backbone} (in Python, the argument backbone)"
+            f"the model was trained with backbone {spec.backbone}, which is code and is run only when it is asked "
+            f"for: give --backbone {spec.backbone} (in Python, the argument backbone)"
         )
-    backbone = load_backbone(name or recipe.backbone, device=device, layer=recipe.layer, dtype=recipe.dtype)
-    if backbone.weights_digest != recipe.weights_digest:
+    backbone = load_backbone(name or spec.backbone, device=device, layer=spec.layer, dtype=spec.dtype)
+    if backbone.weights_digest != spec.weights_digest:
         raise BackboneError(
             f"backbone {backbone.name} has other weights than the one the model was trained with "
-            f"({backbone.weights_digest[:12]} against {recipe.weights_digest[:12]}): give it with --backbone"
+            f"({backbone.weights_digest[:12]} against {spec.weights_digest[:12]}): give it with --backbone"
         )
-    if backbone.preprocessing != recipe.preprocessing:
+    if backbone.preprocessing != spec.preprocessing:
         raise BackboneError(
             f"backbone {backbone.name} prepares frames otherwise than the one the model was trained with "
-            f"({backbone.preprocessing} against {recipe.preprocessing}): give it with --backbone"
+            f"({backbone.preprocessing} against {spec.preprocessing}): give it with --backbone"
         )
     return backbone
 

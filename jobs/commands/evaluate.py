@@ -7,7 +7,7 @@ from skipreel.features.batching.collate import check_labelled, load_examples
 from skipreel.features.feature_set.reader import FeatureSet
 from skipreel.jobs.trained.budget import with_budget
 from skipreel.jobs.trained.location import local_model
-from skipreel.jobs.training.evaluation import check_same_recipe, evaluate, load_model
+from skipreel.jobs.training.evaluation import check_same_spec, evaluate, load_model
 from skipreel.pipeline.errors import InputError
 from skipreel.pipeline.manifest import read_manifest
 
@@ -42,7 +42,7 @@ def run(settings: Settings) -> int:
     if settings.budget is not None:
         model = with_budget(model, settings.budget)
     feature_set, manifest = FeatureSet(settings.features), read_manifest(settings.manifest)
-    check_same_recipe(model, feature_set)
+    check_same_spec(model, feature_set)
     if manifest.class_names != model.class_names:
         raise InputError(
             f"the model knows the classes {', '.join(model.class_names)}; "

@@ -23,7 +23,7 @@ from skipreel.features.feature_set.card import create_feature_set, locked, read_
 from skipreel.features.feature_set.ledger import read_state
 from skipreel.features.feature_set.schema import Failure
 from skipreel.features.feature_set.shard_writer import ShardWriter
-from skipreel.features.feature_set.spec import Recipe
+from skipreel.features.feature_set.spec import FeatureSpec
 from skipreel.jobs.runtime.ray_cluster import num_cpus, num_gpus, ray_cluster, require_gpus, waiting_is_told
 from skipreel.jobs.runtime.terminal import console, progress_bar
 from skipreel.pipeline import storage
@@ -101,9 +101,9 @@ def run(settings: Settings) -> int:
     """Extract what is missing and print what became of the videos."""
     num_videos = manifest_size(settings.manifest)
     output = storage.absolute(settings.output)
-    recipe, about, frames = _describe(settings)
+    spec, about, frames = _describe(settings)
     with locked(output):
-        create_feature_set(output, recipe, about=about)
+        create_feature_set(output, spec, about=about)
         skipped = Skipped()
         known = read_state(output)
         planned = plan(
@@ -124,13 +124,13 @@ def run(settings: Settings) -> int:
     return EXIT_SOME_FAILED if summary["failed"] else 0
 
 
-def _describe(settings: Settings) -> tuple[Recipe, dict[str, str], FrameSettings]:
+def _describe(settings: Settings) -> tuple[FeatureSpec, dict[str, str], FrameSettings]:
     """What a feature set of this will say of itself; the backbone is loaded for it and let go of again."""
     backbone = BackboneSettings(settings.backbone, layer=settings.layer, dtype=settings.dtype).load()
     console.print(f"backbone: {backbone.about}, {backbone.dim} features a frame")
     sampling = Sampling(rate_hz=settings.rate_hz)
     frames = FrameSettings(sampling, batch_size_on(settings.device), settings.decoder)
-    return backbone.recipe(sampling), {"backbone": backbone.about, "decoder": settings.decoder}, frames
+    return backbone.spec(sampling), {"backbone": backbone.about, "decoder": settings.decoder}, frames
 
 
 def _extract(
@@ -173,7 +173,7 @@ def _extract(
 
 
 def _pools(settings: Settings) -> Any:
-    from skipreel.features.extraction.ray_executor import Pools
+    from skipreel.features.extraction.ray_executor import PoolConfig
 
     cpus = num_cpus()
     on_gpu = settings.device == "cuda"
@@ -183,7 +183,7 @@ def _pools(settings: Settings) -> Any:
         decoders = settings.decoders or max(1, cpus - encoders)
     else:
         encoders, decoders = settings.encoders, settings.decoders or cpus
-    return Pools(
+    return PoolConfig(
         decoders,
         encoders,
         # Decoders and encoders that share a CPU take turns by themselves: whoever is ahead waits.

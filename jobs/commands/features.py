@@ -160,12 +160,12 @@ def _watch(items: Sequence[Any], description: str) -> Iterator[Any]:
 
 
 def _as_text(uri: str, summary: Summary) -> str:
-    recipe = summary.card["recipe"]
+    spec = summary.card["recipe"]
     lines = [
         f"{uri}: feature set {summary.card['id']}",
-        f"  backbone   {recipe['backbone']}, layer {recipe['layer']}, {recipe['dtype']}, {recipe['dim']} features each",
-        f"  weights    {recipe['weights_digest']}",
-        f"  sampling   {recipe['sampling']['rate_hz']:g} frames per second",
+        f"  backbone   {spec['backbone']}, layer {spec['layer']}, {spec['dtype']}, {spec['dim']} features each",
+        f"  weights    {spec['weights_digest']}",
+        f"  sampling   {spec['sampling']['rate_hz']:g} frames per second",
         *(f"  {key:<10} {value}" for key, value in summary.card["about"].items()),
         f"  videos     {summary.num_videos:,}, {summary.num_frames:,} frames, {summary.video_hours:.2f} hours",
         f"  shards     {summary.num_shards:,}, {summary.num_bytes / 1e6:,.1f} MB",

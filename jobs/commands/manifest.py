@@ -13,7 +13,7 @@ from skipreel.pipeline.annotations.class_folders import build_folder
 from skipreel.pipeline.annotations.table import build_table
 from skipreel.pipeline.annotations.ucf101 import build_ucf101
 from skipreel.pipeline.errors import ManifestError
-from skipreel.pipeline.manifest import Built, RowProblem, VideoEntry, write_rows
+from skipreel.pipeline.manifest import AnnotationProblem, ManifestBuild, VideoEntry, write_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class Folder:
     seed: int = 0
     skip_bad: bool = False
 
-    def build(self) -> Built:
+    def build(self) -> ManifestBuild:
         """Read the folder."""
         return build_folder(self.root, splits=self.splits, test_fraction=self.test_fraction, seed=self.seed)
 
@@ -61,7 +61,7 @@ class Charades:
     output: str = "manifest.parquet"
     skip_bad: bool = False
 
-    def build(self) -> Built:
+    def build(self) -> ManifestBuild:
         """Read the annotations."""
         return build_charades(self.train, self.test, self.classes, self.videos)
 
@@ -84,7 +84,7 @@ class Ucf101:
     output: str = "manifest.parquet"
     skip_bad: bool = False
 
-    def build(self) -> Built:
+    def build(self) -> ManifestBuild:
         """Read the lists."""
         return build_ucf101(self.root, self.splits, self.split_number)
 
@@ -105,7 +105,7 @@ class Table:
     classes: str | None = None
     skip_bad: bool = False
 
-    def build(self) -> Built:
+    def build(self) -> ManifestBuild:
         """Read the file."""
         return build_table(self.path, classes_file=self.classes)
 
@@ -137,11 +137,11 @@ def run(settings: Settings) -> int:
     return 0
 
 
-def _good(built: Built, skip_bad: bool, sizes: Counter[str]) -> Iterator[VideoEntry]:
+def _good(built: ManifestBuild, skip_bad: bool, sizes: Counter[str]) -> Iterator[VideoEntry]:
     """The usable videos, counted by split; problems are printed as they come, and end it after the last one."""
     num_problems = 0
     for row in built.rows:
-        if isinstance(row, RowProblem):
+        if isinstance(row, AnnotationProblem):
             num_problems += 1
             console.print(str(row), markup=False)
         else:

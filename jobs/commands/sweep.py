@@ -126,7 +126,7 @@ def _data(settings: Settings) -> CheckedData:
     if all(len(example.sequence.features) == 1 for example in data.examples):
         raise InputError(
             f"every video of split {settings.test_split!r} has a single sampled frame, which no network can skip: "
-            f"extract features at a higher --rate-hz than {data.feature_set.recipe.sampling.rate_hz:g}"
+            f"extract features at a higher --rate-hz than {data.feature_set.spec.sampling.rate_hz:g}"
         )
     return data
 
@@ -224,8 +224,8 @@ def _facts(settings: Settings, data: CheckedData) -> dict[str, str]:
     schedule, feature_set = settings.schedule, data.feature_set
     return {
         "feature set": feature_set.id,
-        "backbone": str(feature_set.about.get("backbone", feature_set.recipe.backbone)),
-        "sampling": f"{feature_set.recipe.sampling.rate_hz:g} frames a second",
+        "backbone": str(feature_set.about.get("backbone", feature_set.spec.backbone)),
+        "sampling": f"{feature_set.spec.sampling.rate_hz:g} frames a second",
         "videos": str(data),
         "training": f"{schedule.epochs} epochs, {schedule.batch_size} videos a step, Adam {schedule.learning_rate:g}, "
         f"{settings.workers.num_workers} workers, {settings.num_seeds} seed(s)",

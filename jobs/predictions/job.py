@@ -26,7 +26,7 @@ from skipreel.features.feature_set.schema import Failure
 from skipreel.features.feature_set.shard_writer import ShardWriter
 from skipreel.jobs.closed_loop.single import load_backbone_of
 from skipreel.jobs.predictions import store as prediction_store
-from skipreel.jobs.predictions.store import PredictionRecipe, PredictionRows
+from skipreel.jobs.predictions.store import PredictionRows, PredictionSpec
 from skipreel.jobs.runtime.ray_cluster import num_cpus, num_gpus, ray_cluster, require_gpus, waiting_is_told
 from skipreel.jobs.runtime.terminal import console, progress_bar
 from skipreel.jobs.training.evaluation import TrainedModel
@@ -106,9 +106,9 @@ def run_job(
     # Loaded once here, so that a wrong one is a line before anything is made.
     about = load_backbone_of(model, name=settings.backbone).about
     output = storage.absolute(settings.output)
-    recipe = PredictionRecipe.of(model, dense=settings.dense)
+    spec = PredictionSpec.of(model, dense=settings.dense)
     with locked(output, job="prediction"):
-        prediction_store.create(output, recipe, model=settings.model, features=model.recipe.to_json(), about=about)
+        prediction_store.create(output, spec, model=settings.model, features=model.spec.to_json(), about=about)
         skipped, known = Skipped(), read_state(output, has_segments=False)
         planned = plan(_batches(videos), known, retry_failed=settings.retry_failed, skipped=skipped)
         missing = first_planned(planned)
@@ -138,10 +138,10 @@ def _predict(
     num_videos: int,
     skipped: Skipped,
 ) -> Progress:
-    from skipreel.features.extraction.ray_executor import Stages
+    from skipreel.features.extraction.ray_executor import RayExecutor
 
     decoder, pools = _processes(settings, model, num_videos)
-    stages = Stages(
+    stages = RayExecutor(
         planned,
         writer=ShardWriter(output, shard_bytes=int(settings.shard_mb * 1e6)),
         decoder=decoder,
@@ -169,8 +169,8 @@ def _predict(
 
 
 def _processes(settings: JobSettings, model: TrainedModel, num_videos: int) -> tuple[Any, Any]:
-    """The `Process` that looks at videos, and the `Pools` of how many there are."""
-    from skipreel.features.extraction.ray_executor import Pools, Process
+    """The `Process` that looks at videos, and the `PoolConfig` of how many there are."""
+    from skipreel.features.extraction.ray_executor import PoolConfig, Process
     from skipreel.jobs.predictions.worker import PredictionSettings, PredictionWorker
 
     cpus, on_gpu = num_cpus(), settings.device == "cuda"
@@ -187,7 +187,7 @@ def _processes(settings: JobSettings, model: TrainedModel, num_videos: int) -> t
     )
     memory_bytes = threads * settings.decoder_memory_mb << 20
     arguments = {"model": model, "settings": looking, "memory_bytes": memory_bytes, "import_path": sys.path}
-    pools = Pools(
+    pools = PoolConfig(
         workers,
         0,
         cpus_per_process=1 / math.ceil(workers / cpus),

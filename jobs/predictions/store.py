@@ -53,7 +53,7 @@ SHARD_SCHEMA = pa.schema(
 
 
 @dataclass(frozen=True, slots=True)
-class PredictionRecipe:
+class PredictionSpec:
     """Everything that decides a prediction's value.
 
     Attributes:
@@ -75,7 +75,7 @@ class PredictionRecipe:
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.recognizer.state_dict().items()}
         digest = hashlib.sha256(safetensors.torch.save(state)).hexdigest()
         config = model.recognizer.config.to_json()
-        return cls(digest, config, model.class_names, model.recipe.feature_set_id, dense)
+        return cls(digest, config, model.class_names, model.spec.feature_set_id, dense)
 
     @property
     def prediction_id(self) -> str:
@@ -100,8 +100,8 @@ class PredictionRows:
         row = {
             **prediction_parquet.row_of(self.video_id, prediction, self._task),
             "source_digest": self._source.digest,
-            "source_bytes": self._source.stamp.num_bytes,
-            "source_modified": schema.time_of(self._source.stamp),
+            "source_bytes": self._source.file_stat.num_bytes,
+            "source_modified": schema.time_of(self._source.file_stat),
         }
         self._tables.append(pa.table({field.name: [row[field.name]] for field in SHARD_SCHEMA}, schema=SHARD_SCHEMA))
 
@@ -114,7 +114,7 @@ class PredictionRows:
         self._tables = []
 
 
-def create(uri: str, recipe: PredictionRecipe, *, model: str, features: Mapping[str, Any], about: str) -> None:
+def create(uri: str, spec: PredictionSpec, *, model: str, features: Mapping[str, Any], about: str) -> None:
     """Write the data card of new predictions, or go on with those of the same recipe; hold `locked`.
 
     Args:
@@ -129,19 +129,19 @@ def create(uri: str, recipe: PredictionRecipe, *, model: str, features: Mapping[
         raise FeatureSetError(f"{uri} holds features, not predictions: choose another --output")
     if storage.exists(storage.join(uri, PREDICTIONS_CARD)):
         existing = read_card(uri)
-        if existing["id"] != recipe.prediction_id:
+        if existing["id"] != spec.prediction_id:
             raise FeatureSetError(
                 f"{uri} holds predictions of another model or another way to look (id {existing['id']}, model "
-                f"{existing['model']}, dense {existing['dense']}; asked for id {recipe.prediction_id}, model {model}, "
-                f"dense {recipe.dense}): choose another --output"
+                f"{existing['model']}, dense {existing['dense']}; asked for id {spec.prediction_id}, model {model}, "
+                f"dense {spec.dense}): choose another --output"
             )
         clean_up(uri)
         return
     card = {
-        "id": recipe.prediction_id,
+        "id": spec.prediction_id,
         "model": model,
-        "task": recipe.config["task"],
-        **asdict(recipe),
+        "task": spec.config["task"],
+        **asdict(spec),
         "recipe": dict(features),
         "about": {"backbone": about},
         **schema.TIMES,
@@ -162,10 +162,10 @@ def read_card(uri: str) -> dict[str, Any]:
         )
     try:
         card: dict[str, Any] = json.loads(storage.read_bytes(card_uri))
-        fields = {name: card[name] for name in PredictionRecipe.__dataclass_fields__}
-        recipe = PredictionRecipe(**{**fields, "class_names": tuple(fields["class_names"])})
-        if card["id"] != recipe.prediction_id or card["task"] != recipe.config["task"]:
-            raise ValueError(f"its id {card['id']} does not follow from what it says ({recipe.prediction_id})")
+        fields = {name: card[name] for name in PredictionSpec.__dataclass_fields__}
+        spec = PredictionSpec(**{**fields, "class_names": tuple(fields["class_names"])})
+        if card["id"] != spec.prediction_id or card["task"] != spec.config["task"]:
+            raise ValueError(f"its id {card['id']} does not follow from what it says ({spec.prediction_id})")
         card["model"]
     except (ValueError, KeyError, TypeError) as error:
         raise FeatureSetError(f"{card_uri} is damaged: {error}") from error

@@ -12,8 +12,8 @@ from typing import Literal
 
 import numpy as np
 
-from skipreel.features.extraction.actors import BLOCK_S, Decoded, import_from, limit_memory
-from skipreel.features.extraction.tasks import Ending, Part, VideoTask
+from skipreel.features.extraction.actors import BLOCK_S, Decoded, extend_sys_path, limit_memory
+from skipreel.features.extraction.tasks import FrameChunk, VideoJob, VideoOutcome
 from skipreel.features.feature_set.schema import Source
 from skipreel.jobs.closed_loop.prediction import Prediction
 from skipreel.jobs.closed_loop.scheduler import Outcome, Scheduler
@@ -47,7 +47,7 @@ class PredictionSettings:
 class _Open:
     """A video that the scheduler has; ``files`` holds the copy of it."""
 
-    task: VideoTask
+    task: VideoJob
     copy: LocalCopy
     files: ExitStack
     is_alone: bool
@@ -70,12 +70,12 @@ class PredictionWorker:
         import_path: Sequence[str] = (),
     ) -> None:
         self._model, self._settings, self._memory_bytes = model, settings, memory_bytes
-        self._tasks: deque[VideoTask] = deque()
-        self._retries: deque[VideoTask] = deque()  # each to be tried again alone
+        self._tasks: deque[VideoJob] = deque()
+        self._retries: deque[VideoJob] = deque()  # each to be tried again alone
         self._open: dict[str, _Open] = {}
         self._scheduler: Scheduler | None = None
         self._worked_s = 0.0
-        import_from(import_path)
+        extend_sys_path(import_path)
 
     def ready(self) -> None:
         """Load the backbone.
@@ -95,7 +95,7 @@ class PredictionWorker:
             in_flight=settings.in_flight,
         )
 
-    def next_block(self, tasks: Sequence[VideoTask]) -> tuple[Decoded, list[Frame]]:
+    def next_block(self, tasks: Sequence[VideoJob]) -> tuple[Decoded, list[Frame]]:
         """Take more videos, and go on until one ends; after a second, return all the same if frames were encoded.
 
         While none are it does not return, so that whoever waits for it notices a decoder that hangs. An empty block
@@ -130,24 +130,24 @@ class PredictionWorker:
             return True
         return False
 
-    def _begin(self, task: VideoTask, block: Decoded, *, is_alone: bool) -> None:
+    def _begin(self, task: VideoJob, block: Decoded, *, is_alone: bool) -> None:
         assert self._scheduler is not None
         files = ExitStack()
         try:
             copy = files.enter_context(storage.local_copy(task.uri))
         except InputError as error:
-            block.endings.append(Ending(task, None, reason=" ".join(str(error).split())))
+            block.endings.append(VideoOutcome(task, None, reason=" ".join(str(error).split())))
             return
         if copy.sha256 == task.known_digest:
             files.close()
-            block.endings.append(Ending(task, copy.stamp, unchanged=True))
+            block.endings.append(VideoOutcome(task, copy.file_stat, unchanged=True))
             return
         self._open[task.video_id] = _Open(task, copy, files, is_alone)
         self._scheduler.add([Request(task.video_id, task.uri, copy.path)])
 
     def _finish(self, outcome: Outcome, block: Decoded) -> None:
         video = self._open.pop(outcome.request.key)
-        task, stamp, prediction = video.task, video.copy.stamp, outcome.prediction
+        task, file_stat, prediction = video.task, video.copy.file_stat, outcome.prediction
         with video.files:
             reason = outcome.reason or _wrong_with(prediction, video)
         if any(words in reason.lower() for words in _WANT_OF_MEMORY):
@@ -156,13 +156,13 @@ class PredictionWorker:
                 return
             reason = f"{task.uri} needs more memory than a decoder may take; give more with --decoder-memory-mb"
         if prediction is None or reason:
-            block.endings.append(Ending(task, stamp, reason=reason))
+            block.endings.append(VideoOutcome(task, file_stat, reason=reason))
             return
         assert block.results is not None
-        source, index = Source(video.copy.sha256, stamp), prediction.frame_index.astype(np.int32)
-        block.parts.append(Part(task, source, 0, index, prediction.pts_s))
+        source, index = Source(video.copy.sha256, file_stat), prediction.frame_index.astype(np.int32)
+        block.parts.append(FrameChunk(task, source, 0, index, prediction.pts_s))
         block.results.append(prediction)
-        block.endings.append(Ending(task, stamp, len(index), prediction.duration_s))
+        block.endings.append(VideoOutcome(task, file_stat, len(index), prediction.duration_s))
 
 
 def _wrong_with(prediction: Prediction | None, video: _Open) -> str:
@@ -170,7 +170,7 @@ def _wrong_with(prediction: Prediction | None, video: _Open) -> str:
     if prediction is not None and not np.isfinite(prediction.scores).all():
         return f"scores of {uri} are not finite numbers: the model is damaged, train it again"
     try:
-        (now,) = storage.stamps([uri])
+        (now,) = storage.file_stats([uri])
     except InputError as error:
         return " ".join(str(error).split())
-    return "" if now in (None, video.copy.stamp) else f"{uri} changed while it was read; run the prediction again"
+    return "" if now in (None, video.copy.file_stat) else f"{uri} changed while it was read; run the prediction again"

@@ -120,7 +120,7 @@ def _shown(used: NDArray[np.bool_], frames_per_cell: int) -> list[int]:
 def _thumbnails(prediction: Prediction, steps: Sequence[int], decoder: str) -> NDArray[np.uint8]:
     """(n, h, w, 3) uint8 RGB."""
     with open_video(prediction.uri, decoder) as video:
-        return np.stack([_thumbnail(frame) for frame in video.read_many(prediction.frame_index[steps].tolist())])
+        return np.stack([_thumbnail(frame) for frame in video.iter_frames_at(prediction.frame_index[steps].tolist())])
 
 
 def _thumbnail(frame: Frame) -> Frame:

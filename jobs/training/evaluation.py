@@ -14,7 +14,7 @@ from torch import Tensor
 from skipreel.features.batching.collate import Batch, Example, Task, collate
 from skipreel.features.errors import FeatureSetError
 from skipreel.features.feature_set.reader import FeatureSet
-from skipreel.features.feature_set.spec import Recipe
+from skipreel.features.feature_set.spec import FeatureSpec
 from skipreel.jobs.predictions.inputs import video_id_of
 from skipreel.models import (
     CheckpointError,
@@ -44,7 +44,7 @@ class TrainedModel:
     recognizer: Recognizer
     class_names: tuple[str, ...]
     feature_set_id: str
-    recipe: Recipe
+    spec: FeatureSpec
     settings: dict[str, Any]
     budget_curve: tuple[tuple[float, float], ...] | None = None
     schedule: Mapping[str, Any] = field(default_factory=dict)
@@ -90,7 +90,7 @@ def load_model(directory: str | Path) -> TrainedModel:
             recognizer=recognizer.eval(),
             class_names=tuple(metadata["class_names"]),
             feature_set_id=metadata["feature_set_id"],
-            recipe=Recipe.from_json(metadata["recipe"]),
+            spec=FeatureSpec.from_json(metadata["recipe"]),
             settings=metadata["settings"],
             budget_curve=_curve(metadata.get("budget_curve")),
             schedule=metadata.get("schedule", {}),
@@ -103,7 +103,7 @@ def _curve(pairs: Sequence[Sequence[float]] | None) -> tuple[tuple[float, float]
     return None if pairs is None else tuple((float(delta), float(share)) for delta, share in pairs)
 
 
-def check_same_recipe(model: TrainedModel, feature_set: FeatureSet) -> None:
+def check_same_spec(model: TrainedModel, feature_set: FeatureSet) -> None:
     """Refuse to run a model on features made another way.
 
     Raises:
@@ -111,9 +111,9 @@ def check_same_recipe(model: TrainedModel, feature_set: FeatureSet) -> None:
     """
     if model.feature_set_id != feature_set.id:
         raise FeatureSetError(
-            f"the model was trained on features {model.feature_set_id} (length {model.recipe.dim}, backbone "
-            f"{model.recipe.backbone}), {feature_set.uri} holds {feature_set.id} (length {feature_set.dim}, backbone "
-            f"{feature_set.recipe.backbone}): extract with the model's backbone, or train on these features"
+            f"the model was trained on features {model.feature_set_id} (length {model.spec.dim}, backbone "
+            f"{model.spec.backbone}), {feature_set.uri} holds {feature_set.id} (length {feature_set.dim}, backbone "
+            f"{feature_set.spec.backbone}): extract with the model's backbone, or train on these features"
         )
 
 

@@ -198,7 +198,7 @@ def _train_worker(config: dict[str, Any]) -> None:
                 "schedule": asdict(config["schedule"]),
                 "class_names": list(manifest.class_names),
                 "feature_set_id": feature_set.id,
-                "recipe": feature_set.recipe.to_json(),
+                "recipe": feature_set.spec.to_json(),
             }
             if has_dial(recognizer):
                 metadata["budget_curve"] = measure_curve(recognizer, calibration)

@@ -66,7 +66,7 @@ def _labelled_frames(manifest: Manifest) -> tuple[Tensor, Tensor]:
     for entry in manifest.entries:
         with open_video(entry.uri) as video:
             index = Sampling(rate_hz=TRAINING_RATE_HZ).select(video.pts_seconds)
-            images.append(resize(torch.from_numpy(np.stack(list(video.read_many(index.tolist()))))))
+            images.append(resize(torch.from_numpy(np.stack(list(video.iter_frames_at(index.tolist()))))))
             labels = frame_targets(entry.labels, video.pts_seconds[index], num_classes=len(manifest.class_names))
             targets.append(torch.from_numpy(labels))
     return torch.cat(images), torch.cat(targets)

@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from skipreel.pipeline import storage
 from skipreel.pipeline.annotations.rows import ClassList, duration, read_classes, read_csv, seconds
 from skipreel.pipeline.errors import ManifestError
-from skipreel.pipeline.manifest import Built, Label, RowProblem, VideoEntry
+from skipreel.pipeline.manifest import AnnotationProblem, Label, ManifestBuild, VideoEntry
 
 _COLUMNS = ("id", "actions", "length")
 
 
-def build_charades(train_csv: str, test_csv: str, classes_file: str, videos_dir: str) -> Built:
+def build_charades(train_csv: str, test_csv: str, classes_file: str, videos_dir: str) -> ManifestBuild:
     """Splits "train" and "test" from the two CSV files, with videos `<videos_dir>/<id>.mp4`.
 
     A bad row (repeated id, missing video, unreadable length) is left out whole, of a bad action only that action; both
@@ -26,7 +26,7 @@ def build_charades(train_csv: str, test_csv: str, classes_file: str, videos_dir:
     if not videos:
         raise ManifestError(f"no .mp4 file in {videos_dir}; give the folder that holds the Charades videos")
     files = {split: (file, read_csv(file, _COLUMNS)) for split, file in (("train", train_csv), ("test", test_csv))}
-    return Built(classes.names, _outcomes(files, classes, folder, videos))
+    return ManifestBuild(classes.names, _outcomes(files, classes, folder, videos))
 
 
 def _outcomes(
@@ -34,21 +34,21 @@ def _outcomes(
     classes: ClassList,
     folder: str,
     videos: set[str],
-) -> Iterator[VideoEntry | RowProblem]:
+) -> Iterator[VideoEntry | AnnotationProblem]:
     seen = set()
     for split, (file, rows) in files.items():
         for line, row in rows:
             video_id, length_s = row["id"], duration(row["length"])
             if video_id in seen:
-                yield RowProblem(file, line, f"id {video_id!r} is there already; ids must be unique")
+                yield AnnotationProblem(file, line, f"id {video_id!r} is there already; ids must be unique")
             elif f"{video_id}.mp4" not in videos:
-                yield RowProblem(file, line, f"no video {video_id}.mp4 in {folder}")
+                yield AnnotationProblem(file, line, f"no video {video_id}.mp4 in {folder}")
             elif length_s is None:
-                yield RowProblem(file, line, f"length {row['length']!r} is not a positive number of seconds")
+                yield AnnotationProblem(file, line, f"length {row['length']!r} is not a positive number of seconds")
             else:
                 seen.add(video_id)
                 outcomes = list(_labels(row["actions"], classes))
-                yield from (RowProblem(file, line, reason) for reason in outcomes if isinstance(reason, str))
+                yield from (AnnotationProblem(file, line, reason) for reason in outcomes if isinstance(reason, str))
                 labels = tuple(label for label in outcomes if isinstance(label, Label))
                 yield VideoEntry(video_id, storage.join(folder, f"{video_id}.mp4"), split, length_s, labels)
 

@@ -9,12 +9,12 @@ from pathlib import PurePosixPath
 from skipreel.pipeline import storage
 from skipreel.pipeline.annotations.rows import read_csv
 from skipreel.pipeline.errors import ManifestError
-from skipreel.pipeline.manifest import Built, Label, RowProblem, VideoEntry
+from skipreel.pipeline.manifest import AnnotationProblem, Label, ManifestBuild, VideoEntry
 
 SUFFIXES = (".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v", ".mpg")
 
 
-def build_folder(root: str, splits: str | None = None, test_fraction: float = 0.3, seed: int = 0) -> Built:
+def build_folder(root: str, splits: str | None = None, test_fraction: float = 0.3, seed: int = 0) -> ManifestBuild:
     """Videos below the subfolders of `root`, each labelled as a whole with its subfolder's name (classes sorted).
 
     A video's id is its path relative to `root` without the suffix. `splits` is a CSV with the columns `file` (relative
@@ -32,24 +32,26 @@ def build_folder(root: str, splits: str | None = None, test_fraction: float = 0.
         split_of, found = _read_splits(splits, set(files.values()))
         problems += found
     names = sorted({_class_of(file) for file in files.values()})
-    return Built(tuple(names), chain(problems, _entries(storage.absolute(root), files, split_of, names, splits)))
+    return ManifestBuild(
+        tuple(names), chain(problems, _entries(storage.absolute(root), files, split_of, names, splits))
+    )
 
 
 def _entries(
     root: str, files: dict[str, str], split_of: dict[str, str], names: list[str], splits: str | None
-) -> Iterator[VideoEntry | RowProblem]:
+) -> Iterator[VideoEntry | AnnotationProblem]:
     for video_id, file in files.items():
         uri = storage.join(root, file)
         if file not in split_of:
-            yield RowProblem(uri, 0, f"this video is not in {splits}")
+            yield AnnotationProblem(uri, 0, f"this video is not in {splits}")
             continue
         try:
             yield VideoEntry(video_id, uri, split_of[file], labels=(Label(names.index(_class_of(file))),))
         except ManifestError as error:  # a file name that makes no id
-            yield RowProblem(uri, 0, str(error))
+            yield AnnotationProblem(uri, 0, str(error))
 
 
-def _videos(root: str) -> tuple[dict[str, str], list[RowProblem]]:
+def _videos(root: str) -> tuple[dict[str, str], list[AnnotationProblem]]:
     """Relative path by video id, sorted, and the files whose id is taken."""
     files: dict[str, str] = {}
     problems = []
@@ -60,7 +62,7 @@ def _videos(root: str) -> tuple[dict[str, str], list[RowProblem]]:
         video_id = str(path.with_suffix(""))
         if video_id in files:
             reason = f"its id {video_id!r} is that of {files[video_id]} too; rename one of them"
-            problems.append(RowProblem(storage.join(root, file), 0, reason))
+            problems.append(AnnotationProblem(storage.join(root, file), 0, reason))
         else:
             files[video_id] = file
     if not files:
@@ -89,17 +91,17 @@ def _stratified(files: dict[str, str], test_fraction: float, seed: int) -> dict[
     return split_of
 
 
-def _read_splits(splits: str, files: set[str]) -> tuple[dict[str, str], list[RowProblem]]:
+def _read_splits(splits: str, files: set[str]) -> tuple[dict[str, str], list[AnnotationProblem]]:
     split_of: dict[str, str] = {}
     problems = []
     for line, row in read_csv(splits, ("file", "split")):
         file = str(PurePosixPath(row["file"]))
         if file not in files:
-            problems.append(RowProblem(splits, line, f"no video {row['file']!r} in a class folder"))
+            problems.append(AnnotationProblem(splits, line, f"no video {row['file']!r} in a class folder"))
         elif file in split_of:
-            problems.append(RowProblem(splits, line, f"file {row['file']!r} is there already"))
+            problems.append(AnnotationProblem(splits, line, f"file {row['file']!r} is there already"))
         elif not row["split"]:
-            problems.append(RowProblem(splits, line, f"file {row['file']!r} has no split"))
+            problems.append(AnnotationProblem(splits, line, f"file {row['file']!r} has no split"))
         else:
             split_of[file] = row["split"]
     return split_of, problems

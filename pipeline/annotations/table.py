@@ -17,7 +17,7 @@ from typing import Any
 from skipreel.pipeline import storage
 from skipreel.pipeline.annotations.rows import ClassList, Rows, duration, read_classes, read_rows, seconds
 from skipreel.pipeline.errors import InputError, ManifestError
-from skipreel.pipeline.manifest import Built, Label, RowProblem, VideoEntry
+from skipreel.pipeline.manifest import AnnotationProblem, Label, ManifestBuild, VideoEntry
 
 _CHUNK_ROWS = 4096
 _COLUMNS = ("uri", "labels", "video_id", "split", "duration_s")
@@ -50,7 +50,7 @@ class _Video:
     spans: tuple[_Span, ...]
 
 
-def build_table(path: str, classes_file: str | None = None) -> Built:
+def build_table(path: str, classes_file: str | None = None) -> ManifestBuild:
     """The videos of a .csv, .jsonl or .parquet table (whose problems are listed by row number), read in pieces.
 
     Classes come from `classes_file` (one per line; in a line such as `c000 Text` both count as names) or else are the
@@ -62,10 +62,10 @@ def build_table(path: str, classes_file: str | None = None) -> Built:
     rows = read_rows(path, _COLUMNS)
     if classes_file is not None:
         classes = read_classes(classes_file)
-        return Built(classes.names, _outcomes(path, rows, classes, declared=classes))
+        return ManifestBuild(classes.names, _outcomes(path, rows, classes, declared=classes))
     names = sorted(_names(rows))
     classes = ClassList(tuple(names), {name: number for number, name in enumerate(names)})
-    return Built(classes.names, _outcomes(path, read_rows(path, _COLUMNS), classes, declared=None))
+    return ManifestBuild(classes.names, _outcomes(path, read_rows(path, _COLUMNS), classes, declared=None))
 
 
 def _names(rows: Rows) -> set[str]:
@@ -79,42 +79,44 @@ def _names(rows: Rows) -> set[str]:
 
 def _outcomes(
     path: str, rows: Rows, classes: ClassList, *, declared: ClassList | None
-) -> Iterator[VideoEntry | RowProblem]:
+) -> Iterator[VideoEntry | AnnotationProblem]:
     folder, seen = storage.parent(path), set[str]()
     while chunk := list(islice(rows, _CHUNK_ROWS)):
         read = [_read(path, folder, line, row, declared) for line, row in chunk]
-        stamps = iter(storage.stamps([video.uri for video in read if isinstance(video, _Video)]))
+        file_stats = iter(storage.file_stats([video.uri for video in read if isinstance(video, _Video)]))
         for video in read:
-            if isinstance(video, RowProblem):
+            if isinstance(video, AnnotationProblem):
                 yield video
-            elif next(stamps) is None:
-                yield RowProblem(path, video.line, f"no video {video.written!r} (looked for {video.uri})")
+            elif next(file_stats) is None:
+                yield AnnotationProblem(path, video.line, f"no video {video.written!r} (looked for {video.uri})")
             elif video.video_id in seen:
                 reason = f"video_id {video.video_id!r} is there already; ids must be unique"
-                yield RowProblem(path, video.line, reason)
+                yield AnnotationProblem(path, video.line, reason)
             else:
                 seen.add(video.video_id)
                 yield from _labelled(path, video, classes)
 
 
-def _labelled(path: str, video: _Video, classes: ClassList) -> Iterator[VideoEntry | RowProblem]:
+def _labelled(path: str, video: _Video, classes: ClassList) -> Iterator[VideoEntry | AnnotationProblem]:
     labels = []
     for span in video.spans:
         if span.problem:
-            yield RowProblem(path, video.line, span.problem)
+            yield AnnotationProblem(path, video.line, span.problem)
         elif span.name not in classes.ids:
-            yield RowProblem(path, video.line, f"label {span.name!r} has a class that is not in the classes file")
+            yield AnnotationProblem(
+                path, video.line, f"label {span.name!r} has a class that is not in the classes file"
+            )
         else:
             labels.append(Label(classes.ids[span.name], span.start_s, span.end_s))
     try:
         yield VideoEntry(video.video_id, video.uri, video.split, video.duration_s, tuple(labels))
     except ManifestError as error:  # an id that would escape
-        yield RowProblem(path, video.line, str(error))
+        yield AnnotationProblem(path, video.line, str(error))
 
 
 def _read(
     path: str, folder: str, line: int, row: dict[str, Any] | str, declared: ClassList | None
-) -> _Video | RowProblem:
+) -> _Video | AnnotationProblem:
     try:
         if isinstance(row, str):
             raise _BadRowError(f"not a JSON object: {row.strip()[:60]!r}")
@@ -129,7 +131,7 @@ def _read(
         video_id, split = _text(row, "video_id") or _default_id(written), _text(row, "split") or "train"
         return _Video(line, video_id, _absolute(folder, written), written, split, duration_s, spans)
     except InputError as error:
-        return RowProblem(path, line, str(error))
+        return AnnotationProblem(path, line, str(error))
 
 
 def _spans(labels: Any, declared: ClassList | None) -> Iterator[_Span]:

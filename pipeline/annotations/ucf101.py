@@ -12,12 +12,12 @@ from skipreel.pipeline import storage
 from skipreel.pipeline.annotations.class_folders import SUFFIXES
 from skipreel.pipeline.annotations.rows import read_lines
 from skipreel.pipeline.errors import ManifestError
-from skipreel.pipeline.manifest import Built, Label, RowProblem, VideoEntry
+from skipreel.pipeline.manifest import AnnotationProblem, Label, ManifestBuild, VideoEntry
 
 _CLASSES = "classInd.txt"
 
 
-def build_ucf101(root: str, splits: str, split_number: int = 1) -> Built:
+def build_ucf101(root: str, splits: str, split_number: int = 1) -> ManifestBuild:
     """Splits "train" and "test" from the lists numbered `split_number` (1 to 3) in folder `splits`.
 
     Classes keep the order of `classInd.txt`. Left out and listed as problems: lines that are no video and class number,
@@ -31,7 +31,7 @@ def build_ucf101(root: str, splits: str, split_number: int = 1) -> Built:
         raise ManifestError(f"no video in {root}; give the folder that holds UCF-101's class folders")
     lists = {split: storage.join(splits, f"{split}list{split_number:02}.txt") for split in ("train", "test")}
     lines = [(split, uri, *line) for split, uri in lists.items() for line in read_lines(uri)]
-    return Built(tuple(names), _outcomes(lines, names, folder, videos))
+    return ManifestBuild(tuple(names), _outcomes(lines, names, folder, videos))
 
 
 def _class_names(uri: str) -> dict[str, int]:
@@ -47,7 +47,7 @@ def _class_names(uri: str) -> dict[str, int]:
 
 def _outcomes(
     lines: list[tuple[str, str, int, str]], names: dict[str, int], folder: str, videos: set[str]
-) -> Iterator[VideoEntry | RowProblem]:
+) -> Iterator[VideoEntry | AnnotationProblem]:
     listed: dict[str, str] = {}
     for split, uri, line, text in lines:
         file, _ = _parsed(text)
@@ -58,14 +58,14 @@ def _outcomes(
         elif reason is None and file not in videos:
             reason = f"no video {file!r} in {folder}"
         if reason is not None:
-            yield RowProblem(uri, line, reason)
+            yield AnnotationProblem(uri, line, reason)
         else:
             label = Label(names[file.partition("/")[0]] - 1)
             yield VideoEntry(
                 str(PurePosixPath(file).with_suffix("")), storage.join(folder, file), split, labels=(label,)
             )
     for file in sorted(videos - listed.keys()):
-        yield RowProblem(storage.join(folder, file), 0, "this video is in neither list")
+        yield AnnotationProblem(storage.join(folder, file), 0, "this video is in neither list")
 
 
 def _parsed(text: str) -> tuple[str, int | None]:

@@ -11,15 +11,15 @@ from skipreel.pipeline.manifest.parquet import (
     write_manifest,
     write_rows,
 )
-from skipreel.pipeline.manifest.types import Built, Label, Manifest, RowProblem, VideoEntry
+from skipreel.pipeline.manifest.types import AnnotationProblem, Label, Manifest, ManifestBuild, VideoEntry
 
 __all__ = [
     "ROWS_PER_GROUP",
     "SCHEMA",
-    "Built",
+    "AnnotationProblem",
     "Label",
     "Manifest",
-    "RowProblem",
+    "ManifestBuild",
     "VideoEntry",
     "from_table",
     "iterate_manifest",

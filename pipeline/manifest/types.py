@@ -86,7 +86,7 @@ class Manifest:
 
 
 @dataclass(frozen=True, slots=True)
-class RowProblem:
+class AnnotationProblem:
     """Something left out while a manifest was built: `file`, `line` (from 1; 0 where the file has no lines) and why."""
 
     file: str
@@ -98,7 +98,7 @@ class RowProblem:
 
 
 @dataclass(frozen=True)
-class Built:
+class ManifestBuild:
     """What a builder found: the classes, and video by video an entry, or what is wrong in the annotations.
 
     `rows` is read once, by `write_rows` in bounded memory or by `manifest` and `problems`, which hold everything. The
@@ -106,7 +106,7 @@ class Built:
     """
 
     class_names: tuple[str, ...]
-    rows: Iterable[VideoEntry | RowProblem]
+    rows: Iterable[VideoEntry | AnnotationProblem]
 
     @property
     def manifest(self) -> Manifest:
@@ -114,12 +114,12 @@ class Built:
         return Manifest(tuple(row for row in self._all if isinstance(row, VideoEntry)), self.class_names)
 
     @property
-    def problems(self) -> tuple[RowProblem, ...]:
+    def problems(self) -> tuple[AnnotationProblem, ...]:
         """What was left out."""
-        return tuple(row for row in self._all if isinstance(row, RowProblem))
+        return tuple(row for row in self._all if isinstance(row, AnnotationProblem))
 
     @cached_property
-    def _all(self) -> list[VideoEntry | RowProblem]:
+    def _all(self) -> list[VideoEntry | AnnotationProblem]:
         return list(self.rows)
 
 

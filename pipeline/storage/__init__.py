@@ -1,6 +1,6 @@
 """Files by URI, local or on an object store: nothing else in the package opens them."""
 
-from skipreel.pipeline.storage.file_stat import FileStamp, stamps
+from skipreel.pipeline.storage.file_stat import FileStat, file_stats
 from skipreel.pipeline.storage.files import (
     delete,
     exists,
@@ -18,11 +18,12 @@ from skipreel.pipeline.storage.local_copy import LocalCopy, local_copy
 from skipreel.pipeline.storage.uris import absolute, join, local_path, parent, resolve
 
 __all__ = [
-    "FileStamp",
+    "FileStat",
     "LocalCopy",
     "absolute",
     "delete",
     "exists",
+    "file_stats",
     "join",
     "list_files",
     "list_tree",
@@ -35,7 +36,6 @@ __all__ = [
     "remove_temporaries",
     "resolve",
     "sha256",
-    "stamps",
     "write_atomic",
     "write_table_atomic",
 ]

@@ -16,7 +16,7 @@ _NUM_REQUESTS = 32
 
 
 @dataclass(frozen=True, slots=True)
-class FileStamp:
+class FileStat:
     """Tells a changed file without reading it: size in bytes and time of change in microseconds since 1970.
 
     The time is 0 where the file system keeps none; object stores round it to seconds.
@@ -26,7 +26,7 @@ class FileStamp:
     modified_us: int
 
 
-def stamps(uris: Sequence[str]) -> list[FileStamp | None]:
+def file_stats(uris: Sequence[str]) -> list[FileStat | None]:
     """The stamp of each URI, or None where no file can be had there; remote ones are asked in parallel.
 
     None stands for a missing file, a folder, a dangling link, a pipe or device, one that may not be looked at, and a
@@ -35,22 +35,22 @@ def stamps(uris: Sequence[str]) -> list[FileStamp | None]:
     """
     with ThreadPoolExecutor(_NUM_REQUESTS) as pool:
         remote = [uri for uri in uris if has_scheme(uri) and local_path(uri) is None]
-        answers = dict(zip(remote, pool.map(_remote_stamp, remote), strict=True))
+        answers = dict(zip(remote, pool.map(_remote_file_stat, remote), strict=True))
     failed = [answer for answer in answers.values() if isinstance(answer, StorageError)]
     if failed and len(failed) == len(set(uris)):
         raise failed[0]
-    found: list[FileStamp | None] = []
+    found: list[FileStat | None] = []
     for uri in uris:
-        answer = answers[uri] if uri in answers else _local_stamp(uri)
+        answer = answers[uri] if uri in answers else _local_file_stat(uri)
         found.append(None if isinstance(answer, StorageError) else answer)
     return found
 
 
-def stamp_of(status: os.stat_result) -> FileStamp:
-    return FileStamp(status.st_size, status.st_mtime_ns // 1000)
+def stamp_of(status: os.stat_result) -> FileStat:
+    return FileStat(status.st_size, status.st_mtime_ns // 1000)
 
 
-def _local_stamp(uri: str) -> FileStamp | None:
+def _local_file_stat(uri: str) -> FileStat | None:
     path = str(local_path(uri)) if has_scheme(uri) else uri
     try:
         status = os.stat(path)  # noqa: PTH116 - a Path takes longer to make than the question
@@ -59,7 +59,7 @@ def _local_stamp(uri: str) -> FileStamp | None:
     return stamp_of(status) if stat.S_ISREG(status.st_mode) else None
 
 
-def _remote_stamp(uri: str) -> FileStamp | StorageError | None:
+def _remote_file_stat(uri: str) -> FileStat | StorageError | None:
     """The error where the place does not answer."""
     try:
         with explained("look for", uri):
@@ -70,5 +70,5 @@ def _remote_stamp(uri: str) -> FileStamp | StorageError | None:
     return stamp_of_info(info) if info.type == pafs.FileType.File else None
 
 
-def stamp_of_info(info: Any) -> FileStamp:
-    return FileStamp(info.size or 0, (info.mtime_ns or 0) // 1000)
+def stamp_of_info(info: Any) -> FileStat:
+    return FileStat(info.size or 0, (info.mtime_ns or 0) // 1000)

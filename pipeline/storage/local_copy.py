@@ -13,7 +13,7 @@ from typing import BinaryIO, cast
 import pyarrow.fs as pafs
 
 from skipreel.pipeline.errors import StorageError
-from skipreel.pipeline.storage.file_stat import FileStamp, stamp_of, stamp_of_info
+from skipreel.pipeline.storage.file_stat import FileStat, stamp_of, stamp_of_info
 from skipreel.pipeline.storage.files import PIECE_BYTES, open_regular
 from skipreel.pipeline.storage.uris import explained, local_path, resolve
 
@@ -24,7 +24,7 @@ class LocalCopy:
 
     path: str
     sha256: str
-    stamp: FileStamp
+    file_stat: FileStat
 
 
 @contextmanager
@@ -36,19 +36,19 @@ def local_copy(uri: str) -> Iterator[LocalCopy]:
     path = local_path(uri)
     if path is not None:
         with explained("read", uri), open_regular(path, uri) as stream:
-            stamp = stamp_of(os.fstat(stream.fileno()))
+            file_stat = stamp_of(os.fstat(stream.fileno()))
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        yield LocalCopy(str(path), digest, stamp)
+        yield LocalCopy(str(path), digest, file_stat)
         return
     with explained("copy", uri):
         target = tempfile.NamedTemporaryFile(prefix="skipreel-", suffix=PurePosixPath(resolve(uri)[1]).suffix)  # noqa: SIM115
     with target:
         with explained("copy", uri):
-            stamp, digest = _download(uri, cast(BinaryIO, target))
-        yield LocalCopy(target.name, digest, stamp)
+            file_stat, digest = _download(uri, cast(BinaryIO, target))
+        yield LocalCopy(target.name, digest, file_stat)
 
 
-def _download(uri: str, target: BinaryIO) -> tuple[FileStamp, str]:
+def _download(uri: str, target: BinaryIO) -> tuple[FileStat, str]:
     filesystem, path = resolve(uri)
     info = filesystem.get_file_info(path)
     if info.type == pafs.FileType.NotFound:

@@ -1,12 +1,12 @@
 """Frames out of video files, by whichever decoder is named."""
 
-from skipreel.pipeline.video.decoder import Frame, Video, from_first_frame
+from skipreel.pipeline.video.decoder import Frame, VideoDecoder, from_first_frame
 from skipreel.pipeline.video.registry import DECODERS, find_decoder, open_video
 
 __all__ = [
     "DECODERS",
     "Frame",
-    "Video",
+    "VideoDecoder",
     "find_decoder",
     "from_first_frame",
     "open_video",

@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 
 from skipreel.pipeline import storage
 from skipreel.pipeline.errors import VideoError
-from skipreel.pipeline.video.decoder import Frame, Video
-from skipreel.pipeline.video.pyav.container import Opened, open_container
+from skipreel.pipeline.video.decoder import Frame, VideoDecoder
+from skipreel.pipeline.video.pyav.container import OpenContainer, open_container
 from skipreel.pipeline.video.pyav.frame_index import FrameIndex, index_by_demuxing
 
 _FORMATS = {"mp4", "matroska"}
@@ -20,7 +20,7 @@ _FORMATS = {"mp4", "matroska"}
 _PIXEL_FORMATS = {"yuv420p", "yuvj420p"}
 
 
-class PlainVideo(Video):
+class ConstrainedDecoder(VideoDecoder):
     """A local file read on one thread; VideoError where it cannot be opened or is not plain.
 
     Attributes:
@@ -53,15 +53,15 @@ class PlainVideo(Video):
 
     @abstractmethod
     def _decode(self, index: int) -> Frame | None:
-        """Frame `index` as `Video.read` returns it, or None where the decoder reports an error."""
+        """Frame `index` as `VideoDecoder.read` returns it, or None where the decoder reports an error."""
 
     @property
     def num_decoded(self) -> int:
         """Counted by the decoders' rule, as they do not tell: all from the last frame read or the nearer key frame."""
         return self._num_decoded
 
-    def read(self, index: int) -> Frame:
-        """See `Video.read`."""
+    def get_frame_at(self, index: int) -> Frame:
+        """See `VideoDecoder.read`."""
         index = self._checked(index)
         if self._reader is None:
             raise ValueError(f"{self._uri} is closed")
@@ -80,7 +80,7 @@ class PlainVideo(Video):
         return image
 
     def close(self) -> None:
-        """See `Video.close`."""
+        """See `VideoDecoder.close`."""
         self._reader = None
 
     def _inspect(self) -> FrameIndex:
@@ -105,7 +105,7 @@ class PlainVideo(Video):
         return VideoError(f"{self._uri} is refused with decoder {self._decoder}: {why}; use decoder pyav")
 
 
-def _first_frame(uri: str, opened: Opened, index: FrameIndex) -> Any:
+def _first_frame(uri: str, opened: OpenContainer, index: FrameIndex) -> Any:
     import av
 
     try:

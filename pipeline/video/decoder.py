@@ -14,7 +14,7 @@ from skipreel.pipeline.closeable import Closeable
 Frame = NDArray[np.uint8]
 
 
-class Video(Closeable):
+class VideoDecoder(Closeable):
     """An opened video; use it as a context manager or call `close`.
 
     Attributes:
@@ -39,18 +39,18 @@ class Video(Closeable):
         return self.num_decoded
 
     @abstractmethod
-    def read(self, index: int) -> Frame:
+    def get_frame_at(self, index: int) -> Frame:
         """Frame `index`, counted from 0 in presentation order, as (H, W, 3) uint8 RGB, contiguous and upright.
 
         Any order works; ascending is cheap. VideoError where the frame cannot be decoded, IndexError outside
         0 to N - 1.
         """
 
-    def read_many(self, indices: Iterable[int]) -> Iterator[Frame]:
+    def iter_frames_at(self, indices: Iterable[int]) -> Iterator[Frame]:
         """The frames `indices` one by one, in their order, each as `read` returns it; cheaper than single reads."""
-        return map(self.read, indices)
+        return map(self.get_frame_at, indices)
 
-    def expect(self, indices: Iterable[int]) -> None:
+    def set_candidates(self, indices: Iterable[int]) -> None:
         """Say that from now on no other frames will be read, in whatever order: a decoder may drop all others for good.
 
         Any frame can still be read, exactly; a dropped one costs a start at the key frame before it.

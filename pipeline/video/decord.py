@@ -8,11 +8,11 @@ whose size changes midway, as VP9 allows, miscounts the colours of narrow pictur
 from pathlib import Path
 from typing import Any
 
-from skipreel.pipeline.video.constrained import PlainVideo
+from skipreel.pipeline.video.constrained import ConstrainedDecoder
 from skipreel.pipeline.video.decoder import Frame
 
 
-class DecordVideo(PlainVideo):
+class DecordDecoder(ConstrainedDecoder):
     """A video read with decord on one thread; VideoError where it cannot be opened or decord would be wrong on it."""
 
     _decoder = "decord"

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from skipreel.pipeline.errors import VideoError
 from skipreel.pipeline.user_code import import_function, is_function_name
-from skipreel.pipeline.video.decoder import Video, from_first_frame
+from skipreel.pipeline.video.decoder import VideoDecoder, from_first_frame
 
 DECODERS = {
     "pyav": "skipreel.pipeline.video.pyav.decoder:PyAVVideo",
@@ -14,14 +14,14 @@ DECODERS = {
 """Each decoder's name and the class or function that opens a video by its URI."""
 
 
-def open_video(uri: str, decoder: str = "pyav") -> Video:
+def open_video(uri: str, decoder: str = "pyav") -> VideoDecoder:
     """Open the video at `uri` and list its frames.
 
     `decoder` is a name in `DECODERS`, or `module:function` for one of your own, called with the URI and returning a
-    `Video`, whose times may also be those of the file's own clock: they are counted from the first frame here. pyav
-    reads everything FFmpeg reads, exactly and skipping what is not wanted; decord and torchcodec (an extra) read plain
-    local MP4 and MKV files only and do not notice all damaged frames. VideoError, with a reason, where the file cannot
-    be opened, has no frames, or `decoder` is unknown or refuses it.
+    `VideoDecoder`, whose times may also be those of the file's own clock: they are counted from the first frame here.
+    pyav reads everything FFmpeg reads, exactly and skipping what is not wanted; decord and torchcodec (an extra) read
+    plain local MP4 and MKV files only and do not notice all damaged frames. VideoError, with a reason, where the file
+    cannot be opened, has no frames, or `decoder` is unknown or refuses it.
     """
     video = find_decoder(decoder)(uri)
     if len(video.pts_seconds) == 0:
@@ -33,13 +33,13 @@ def open_video(uri: str, decoder: str = "pyav") -> Video:
     return video
 
 
-def find_decoder(decoder: str) -> Callable[[str], Video]:
+def find_decoder(decoder: str) -> Callable[[str], VideoDecoder]:
     """What opens a video by that name, as `open_video` takes it; VideoError where there is nothing of the name."""
     place = DECODERS.get(decoder, decoder)
     if not is_function_name(place):
         raise VideoError(f"no decoder {decoder!r}; allowed: {', '.join(DECODERS)} or module:function of your own")
     try:
-        function: Callable[[str], Video] = import_function(place)
+        function: Callable[[str], VideoDecoder] = import_function(place)
     except (ImportError, AttributeError) as error:
         raise VideoError(f"decoder {decoder!r} cannot be imported: {error}; check both names and PYTHONPATH") from error
     if not callable(function):

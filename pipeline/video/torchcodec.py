@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from skipreel.pipeline.errors import VideoError
-from skipreel.pipeline.video.constrained import PlainVideo
+from skipreel.pipeline.video.constrained import ConstrainedDecoder
 from skipreel.pipeline.video.decoder import Frame
 
 
-class TorchcodecVideo(PlainVideo):
+class TorchcodecDecoder(ConstrainedDecoder):
     """A video read with torchcodec on one thread; VideoError where that is not installed or errs on the file."""
 
     _decoder = "torchcodec"

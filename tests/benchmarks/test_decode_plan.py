@@ -45,13 +45,13 @@ def test_both_ways_are_gone_where_both_are_open(path: Path) -> None:
 
 
 def test_nothing_is_timed_where_frames_differ(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class OneBrighter(decode_plan.PyAVVideo):
-        def read(self, index: int) -> Frame:
-            image = super().read(index)
+    class OneBrighter(decode_plan.PyAVDecoder):
+        def get_frame_at(self, index: int) -> Frame:
+            image = super().get_frame_at(index)
             image[3, 4, 1] ^= index == 40
             return image
 
-    monkeypatch.setattr(decode_plan, "PyAVVideo", OneBrighter)
+    monkeypatch.setattr(decode_plan, "PyAVDecoder", OneBrighter)
     with pytest.raises(SystemExit, match="frame 40 differs"):
         decode_plan.compare("wrong", [path], 1, [1.0])
 

@@ -8,19 +8,19 @@ import pytest
 
 from benchmarks import decoding
 from skipreel.pipeline.video import DECODERS, Frame
-from skipreel.pipeline.video.pyav.decoder import PyAVVideo
+from skipreel.pipeline.video.pyav.decoder import PyAVDecoder
 
 TINY = decoding.Clip((64, 48), seconds=2)
 
 
-class OneBrighter(PyAVVideo):
+class OneBrighter(PyAVDecoder):
     """Wrong by one in one pixel of one frame."""
 
-    def read_many(self, indices):
-        return map(self.read, indices)
+    def iter_frames_at(self, indices):
+        return map(self.get_frame_at, indices)
 
-    def read(self, index: int) -> Frame:
-        image = super().read(index)
+    def get_frame_at(self, index: int) -> Frame:
+        image = super().get_frame_at(index)
         image[3, 4, 1] ^= index == 7
         return image
 
@@ -54,7 +54,7 @@ def test_clips_differ_in_what_is_varied(tmp_path: Path) -> None:
     assert {clip.size for clip in varied} == set(decoding.SIZES)
     assert {clip.key_distance for clip in varied} == set(decoding.KEY_DISTANCES)
     path = decoding.Clip((64, 48), "mpeg4", key_distance=12, seconds=1).write(tmp_path)
-    with PyAVVideo(str(path)) as video:
+    with PyAVDecoder(str(path)) as video:
         assert len(video.pts_seconds) == 30
-        assert np.ptp(video.read(29)) > 50  # a picture, not a blank
+        assert np.ptp(video.get_frame_at(29)) > 50  # a picture, not a blank
     assert decoding.samplings(30)["6 fps"] == [0, 5, 10, 15, 20, 25]

@@ -13,7 +13,7 @@ from skipreel.features.feature_set.ledger import write_failures
 from skipreel.features.feature_set.reader import FeatureSet
 from skipreel.features.feature_set.schema import SHARD_SCHEMA, Failure
 from skipreel.pipeline.manifest import read_manifest
-from tests.support.feature_sets import recipe, write_sequence
+from tests.support.feature_sets import spec, write_sequence
 
 PAGE = (Path(__file__).parents[2] / "docs" / "features.md").read_text()
 BLOCKS = re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
@@ -38,7 +38,7 @@ def features_of(video_id: str) -> np.ndarray:
 def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("guide")
     uri = str(folder / "features")
-    create_feature_set(uri, recipe(DIM), about={})
+    create_feature_set(uri, spec(DIM), about={})
     for video_id in LENGTHS:
         write_sequence(uri, video_id, features_of(video_id))
     failures = [("a", "is empty"), ("b", "is empty"), ("c", "has no video")]
@@ -138,7 +138,7 @@ def test_batches_for_torch(run, text):
 
 
 def test_the_card(run):
-    assert run("card = json")["card"]["id"] == recipe(DIM).feature_set_id
+    assert run("card = json")["card"]["id"] == spec(DIM).feature_set_id
 
 
 def test_sequences_that_are_not_video(run, folder):

@@ -7,15 +7,15 @@ import numpy as np
 from skipreel.features.feature_set.card import create_feature_set
 from skipreel.features.feature_set.schema import Segment, Source, shard_table
 from skipreel.features.feature_set.shard_file import write_shard
-from skipreel.features.feature_set.spec import Recipe
+from skipreel.features.feature_set.spec import FeatureSpec
 from skipreel.pipeline.manifest import Label, Manifest, VideoEntry, write_manifest
-from skipreel.pipeline.storage import FileStamp
+from skipreel.pipeline.storage import FileStat
 from skipreel.pipeline.video.sampling import Sampling
 
 
-def recipe(dim: int = 5, *, weights: str = "ab" * 32) -> Recipe:
+def spec(dim: int = 5, *, weights: str = "ab" * 32) -> FeatureSpec:
     """A recipe of an imaginary backbone."""
-    return Recipe("random:0", weights, {"resize": [4, 4]}, Sampling(rate_hz=2.0), dim)
+    return FeatureSpec("random:0", weights, {"resize": [4, 4]}, Sampling(rate_hz=2.0), dim)
 
 
 def write_sequence(
@@ -31,7 +31,7 @@ def write_sequence(
         )
         for number, start in enumerate(range(0, len(features), segment_frames))
     ]
-    source = Source("digest of " + video_id, FileStamp(1000, 1_700_000_000_000_000), start_s)
+    source = Source("digest of " + video_id, FileStat(1000, 1_700_000_000_000_000), start_s)
     write_shard(uri, [shard_table(video_id, source, segments)], [video_id])
 
 
@@ -42,7 +42,7 @@ def two_class_corpus(folder: Path, *, num_train: int = 12, num_test: int = 6, di
         URIs of the manifest and of the feature set.
     """
     manifest, features = str(folder / "manifest.parquet"), str(folder / "features")
-    create_feature_set(features, recipe(dim), about={"backbone": "numbers"})
+    create_feature_set(features, spec(dim), about={"backbone": "numbers"})
     rng = np.random.default_rng(0)
     entries = []
     for number in range(num_train + num_test):

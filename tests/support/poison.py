@@ -4,11 +4,11 @@ import os
 import time
 from pathlib import Path
 
-from skipreel.pipeline.video import Video
-from skipreel.pipeline.video.pyav.decoder import PyAVVideo
+from skipreel.pipeline.video import VideoDecoder
+from skipreel.pipeline.video.pyav.decoder import PyAVDecoder
 
 
-def open_video(uri: str) -> Video:
+def open_video(uri: str) -> VideoDecoder:
     """Decode with PyAV, after what the file's name asks for."""
     name = Path(uri).stem
     if name.startswith("abort"):
@@ -26,4 +26,4 @@ def open_video(uri: str) -> Video:
         time.sleep(0.3)
     if name.startswith("vanish"):
         Path(uri).unlink()
-    return PyAVVideo(uri)
+    return PyAVDecoder(uri)

@@ -3,7 +3,7 @@
 import torch
 
 from skipreel.features.backbones.loading import load_backbone
-from skipreel.features.feature_set.spec import Recipe
+from skipreel.features.feature_set.spec import FeatureSpec
 from skipreel.jobs.training.evaluation import TrainedModel
 from skipreel.models import LearnedGate, Recognizer, RecognizerConfig
 from skipreel.models.recurrence.gates import Gate
@@ -13,7 +13,7 @@ BACKBONE = load_backbone("random:0")
 
 
 def untrained(
-    recipe: Recipe,
+    spec: FeatureSpec,
     *,
     task: str = "frames",
     cell: str = "gru",
@@ -27,13 +27,13 @@ def untrained(
     """A network of three classes on features of this recipe; how much it skips: by the gate's bias and its spread."""
     torch.manual_seed(seed)
     sizes = {"hidden_size": hidden_size, "num_layers": num_layers, "gate": gate or LearnedGate()}
-    recognizer = Recognizer(RecognizerConfig(cell, task, recipe.dim, 3, **sizes))
+    recognizer = Recognizer(RecognizerConfig(cell, task, spec.dim, 3, **sizes))
     assert recognizer.recurrent is not None
     torch.nn.init.constant_(recognizer.recurrent.update_bias, update_bias)
     torch.nn.init.normal_(recognizer.recurrent.update_weight, std=spread)
-    return TrainedModel(recognizer.eval(), ("a", "b", "c"), recipe.feature_set_id, recipe, {})
+    return TrainedModel(recognizer.eval(), ("a", "b", "c"), spec.feature_set_id, spec, {})
 
 
 def make_model(*, rate_hz: float = 10.0, **network) -> TrainedModel:
     """One for `BACKBONE`, by default one that looks at about every fourth of 10 frames a second; see `untrained`."""
-    return untrained(BACKBONE.recipe(Sampling(rate_hz)), **network)
+    return untrained(BACKBONE.spec(Sampling(rate_hz)), **network)

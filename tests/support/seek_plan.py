@@ -66,7 +66,7 @@ def advance(
             shown = index.order[fed]
             seconds += feeding_s(index, fed, wanted, costs)
             fed += 1
-            if shown in index.spare and wanted.spares(shown):
+            if shown in index.droppable and wanted.spares(shown):
                 dropped.add(shown)
                 continue
             heapq.heappush(inside, shown)
@@ -81,7 +81,7 @@ def advance(
 def plan(
     index: FrameIndex, frames: Iterable[int], costs: Costs, *, expected: Collection[int] | None = None
 ) -> list[Step]:
-    """The steps to frames that are known ahead, in their order, as `Video.read_many` takes them in a video just opened.
+    """The steps to frames that are known ahead, in their order, in a video just opened.
 
     Args:
         expected: as in `Wanted`.

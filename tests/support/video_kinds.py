@@ -126,7 +126,7 @@ def made(folder: Path, kind: str) -> Path:
 def assert_exact(path: Path, decoder: str, expected: list[Frame], order: list[int], *, one_by_one: bool) -> None:
     """The frames `order` come out of `decoder` as they stand in `expected`."""
     with open_video(str(path), decoder) as video:
-        frames = (video.read(index) for index in order) if one_by_one else video.read_many(order)
+        frames = (video.get_frame_at(index) for index in order) if one_by_one else video.iter_frames_at(order)
         for index, frame in zip(order, frames, strict=True):
             assert frame.dtype == np.uint8
             assert frame.flags.c_contiguous

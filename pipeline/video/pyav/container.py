@@ -15,7 +15,7 @@ _BULKY = {b"mdat", b"moov", b"moof", b"RIFF", _SEGMENT_ID}
 
 
 @dataclass
-class Opened:
+class OpenContainer:
     """An open container, its video stream, and the Python file under it for URIs that FFmpeg does not read itself."""
 
     container: Any
@@ -30,7 +30,7 @@ class Opened:
             self.file.close()
 
 
-def open_container(uri: str, *, quick: bool = False) -> Opened:
+def open_container(uri: str, *, quick: bool = False) -> OpenContainer:
     """Open a video file for one decoding thread; VideoError, with a reason a person understands, where it is none.
 
     FFmpeg decodes the first frames to learn what the header leaves out, which takes most of the time. `quick` forbids
@@ -67,7 +67,7 @@ def _checked_head(uri: str) -> bytes:
     return head
 
 
-def _open(uri: str, head: bytes, *, quick: bool) -> Opened:
+def _open(uri: str, head: bytes, *, quick: bool) -> OpenContainer:
     import av
 
     options = {"format_whitelist": _FORMATS}
@@ -81,7 +81,7 @@ def _open(uri: str, head: bytes, *, quick: bool) -> Opened:
         if file is not None:
             file.close()
         raise VideoError(f"{uri} {_why_unreadable(head)}") from error
-    return Opened(container, container.streams.best("video"), file, quick)
+    return OpenContainer(container, container.streams.best("video"), file, quick)
 
 
 def _why_unreadable(head: bytes) -> str:
@@ -90,7 +90,7 @@ def _why_unreadable(head: bytes) -> str:
     return "is not a video, or is damaged at its start; give a file such as MP4, MKV, AVI or MPEG"
 
 
-def _prepare(uri: str, opened: Opened) -> None:
+def _prepare(uri: str, opened: OpenContainer) -> None:
     import av
 
     stream = opened.stream

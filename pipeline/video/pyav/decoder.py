@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from skipreel.pipeline.errors import VideoError
-from skipreel.pipeline.video.decoder import Frame, Video
-from skipreel.pipeline.video.pyav.container import Opened, open_container
+from skipreel.pipeline.video.decoder import Frame, VideoDecoder
+from skipreel.pipeline.video.pyav.container import OpenContainer, open_container
 from skipreel.pipeline.video.pyav.frame_index import FrameIndex, Key, index_by_counting, index_by_demuxing
 from skipreel.pipeline.video.pyav.seek_cost import Wanted, costs_of, seek_pays
 
@@ -25,7 +25,7 @@ from skipreel.pipeline.video.pyav.seek_cost import Wanted, costs_of, seek_pays
 _LARGEST_KEPT_BYTES = (32 << 20) - (64 << 10)
 
 
-class PyAVVideo(Video):
+class PyAVDecoder(VideoDecoder):
     """A video read with PyAV on one thread; VideoError where it cannot be opened."""
 
     def __init__(self, uri: str) -> None:
@@ -45,7 +45,7 @@ class PyAVVideo(Video):
         self._is_dropping = False
         self._expected: Collection[int] | None = None
         self._wanted = Wanted((), -1)
-        self._opened: Opened = open_container(uri, quick=True)
+        self._opened: OpenContainer = open_container(uri, quick=True)
         try:
             self._index: FrameIndex = self._list_frames()
         except BaseException:
@@ -68,22 +68,22 @@ class PyAVVideo(Video):
         """Those that were returned: what is decoded for the sake of other frames is never converted."""
         return self._num_converted
 
-    def read(self, index: int) -> Frame:
-        """See `Video.read`."""
+    def get_frame_at(self, index: int) -> Frame:
+        """See `VideoDecoder.read`."""
         return self._read(self._checked(index), Wanted((index,), index, self._expected))
 
-    def read_many(self, indices: Iterable[int]) -> Iterator[Frame]:
-        """See `Video.read_many`; knowing what is wanted later allows to drop more."""
+    def iter_frames_at(self, indices: Iterable[int]) -> Iterator[Frame]:
+        """See `VideoDecoder.iter_frames_at`; knowing what is wanted later allows to drop more."""
         wanted = [self._checked(index) for index in indices]
         every = Wanted(frozenset(wanted), max(wanted, default=-1), self._expected)
         return (self._read(index, every) for index in wanted)
 
-    def expect(self, indices: Iterable[int]) -> None:
-        """See `Video.expect`."""
+    def set_candidates(self, indices: Iterable[int]) -> None:
+        """See `VideoDecoder.set_candidates`."""
         self._expected = frozenset(indices)
 
     def close(self) -> None:
-        """See `Video.close`."""
+        """See `VideoDecoder.close`."""
         if not self._closed:
             self._closed = True
             self._current = None
@@ -175,7 +175,7 @@ class PyAVVideo(Video):
 
     def _feed(self, packet: Any) -> None:
         slot = self._index.slots.get(packet.pts, -1)
-        drop = self._shortcuts and slot in self._index.spare and self._wanted.spares(slot)
+        drop = self._shortcuts and slot in self._index.droppable and self._wanted.spares(slot)
         if drop != self._is_dropping:
             self._is_dropping = drop
             self._opened.stream.codec_context.skip_frame = "NONREF" if drop else "DEFAULT"

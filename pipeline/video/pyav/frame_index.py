@@ -21,7 +21,7 @@ from skipreel.pipeline.video.pyav.bitstream import (
     picture_head,
     starts_afresh,
 )
-from skipreel.pipeline.video.pyav.container import Opened
+from skipreel.pipeline.video.pyav.container import OpenContainer
 
 # Containers whose packets state when their frame is presented. Elsewhere that holds only without B-frames.
 _EXACT_FORMATS = {"mov", "mp4", "matroska", "webm"}
@@ -63,7 +63,7 @@ class FrameIndex:
     slots: dict[int, int]
     keys: tuple[Key, ...] = ()
     order: tuple[int, ...] = ()
-    spare: frozenset[int] = frozenset()
+    droppable: frozenset[int] = frozenset()
     delay: int = 0
     plain: bool = False
     start_s: float = 0.0
@@ -91,10 +91,10 @@ class _Packet(NamedTuple):
     is_key: bool
     is_cut: bool  # decoded, but hidden by an edit list
     is_clean: bool  # a key packet after which nothing needs what came before it
-    is_spare: bool  # no other frame needs it
+    is_droppable: bool  # no other frame needs it
 
 
-def index_by_demuxing(uri: str, opened: Opened) -> FrameIndex | None:
+def index_by_demuxing(uri: str, opened: OpenContainer) -> FrameIndex | None:
     """List the frames from the packets alone, or None where those do not say what comes out of the decoder.
 
     VideoError where reading stops before the end, or there is no frame.
@@ -121,7 +121,7 @@ def index_by_demuxing(uri: str, opened: Opened) -> FrameIndex | None:
         slots,
         _keys(packets, pts),
         order=tuple(slots.get(packet.pts, -1) for packet in packets),
-        spare=frozenset(slots[packet.pts] for packet in packets if packet.is_spare and not packet.is_cut),
+        droppable=frozenset(slots[packet.pts] for packet in packets if packet.is_droppable and not packet.is_cut),
         delay=_delay(packets, every[0]),
         plain=len(pts) == len(every) and _has_closed_groups(packets),
         start_s=start_s,
@@ -144,7 +144,7 @@ def _delay(packets: Sequence[_Packet], first_pts: int) -> int:
     return next((at for at, packet in enumerate(packets) if packet.dts is not None and packet.dts >= first_pts), 0)
 
 
-def _demux(uri: str, opened: Opened) -> list[_Packet]:
+def _demux(uri: str, opened: OpenContainer) -> list[_Packet]:
     import av
 
     container, stream = opened.container, opened.stream
@@ -163,8 +163,8 @@ def _demux(uri: str, opened: Opened) -> list[_Packet]:
                 ends[packet.stream_index] = max(ends[packet.stream_index], pts + (length or 0))
             if packet.stream_index == number and not is_hidden(codec, packet):
                 head = picture_head(codec, packet, length_bytes)
-                is_clean, is_spare = is_key and starts_afresh(codec, head), is_spare_picture(codec, head)
-                packets.append(_Packet(pts, packet.dts, length, is_key, packet.is_discard, is_clean, is_spare))
+                is_clean, is_droppable = is_key and starts_afresh(codec, head), is_spare_picture(codec, head)
+                packets.append(_Packet(pts, packet.dts, length, is_key, packet.is_discard, is_clean, is_droppable))
     except (av.FFmpegError, OSError) as error:
         raise VideoError(f"{uri} cannot be read beyond frame {len(packets)}: it is damaged or cut off") from error
     declared_s = (container.duration or 0) / av.time_base
@@ -176,7 +176,7 @@ def _demux(uri: str, opened: Opened) -> list[_Packet]:
     return packets
 
 
-def index_by_counting(uri: str, opened: Opened, decoded_pts: Sequence[int | None]) -> FrameIndex:
+def index_by_counting(uri: str, opened: OpenContainer, decoded_pts: Sequence[int | None]) -> FrameIndex:
     """List the frames from the times they had when all were decoded once; VideoError where that tells nothing."""
     stream, num_frames = opened.stream, len(decoded_pts)
     if not num_frames:

@@ -67,6 +67,6 @@ def seek_pays(index: FrameIndex, key: Key | None, fed: int, wanted: Wanted, cost
 def feeding_s(index: FrameIndex, place: int, wanted: Wanted, costs: Costs) -> float:
     """Seconds that the packet at `place` in decoding order is taken to cost."""
     frame = index.order[place]
-    if frame in index.spare and wanted.spares(frame):
+    if frame in index.droppable and wanted.spares(frame):
         return costs.dropped_s
     return costs.key_s if place in index.key_places else costs.frame_s

@@ -10,7 +10,7 @@ import torch
 from skipreel.features.backbones.loading import load_backbone
 from skipreel.features.backbones.preprocessing import Preprocessing
 from skipreel.features.errors import BackboneError
-from skipreel.features.feature_set.spec import Recipe
+from skipreel.features.feature_set.spec import FeatureSpec
 from skipreel.pipeline.video.sampling import Sampling
 from tests.support.backbone_models import frames, saved_models  # noqa: F401
 
@@ -77,7 +77,7 @@ def test_bfloat16_is_close_and_another_recipe(family, saved):
     difference = np.linalg.norm(rounded.encode(frames(3)) - wanted) / np.linalg.norm(wanted)
     assert 1e-3 < difference < BFLOAT16_TOLERANCE  # float16 alone would be below a thousandth
     assert rounded.weights_digest == exact.weights_digest
-    recipes = [backbone.recipe(Sampling(rate_hz=2.0)) for backbone in (exact, rounded)]
+    recipes = [backbone.spec(Sampling(rate_hz=2.0)) for backbone in (exact, rounded)]
     assert recipes[0].feature_set_id != recipes[1].feature_set_id
 
 
@@ -88,15 +88,15 @@ def test_compiled_features_are_the_same(saved, monkeypatch):
     eager, compiled = (load_backbone(f"hf:{saved('ResNet')}", compile=compile) for compile in (False, True))
     np.testing.assert_allclose(compiled.encode(frames(3)), eager.encode(frames(3)), rtol=2e-3, atol=1e-3)
     assert graphs
-    assert compiled.recipe(Sampling(2.0)) == eager.recipe(Sampling(2.0))
+    assert compiled.spec(Sampling(2.0)) == eager.spec(Sampling(2.0))
 
 
 def test_a_layer_is_part_of_the_recipe_and_json_brings_it_back(saved):
     backbones = [load_backbone(f"hf:{saved('ViT')}", layer=layer) for layer in ("pooled", "cls")]
-    recipes = [backbone.recipe(Sampling(rate_hz=2.0)) for backbone in backbones]
+    recipes = [backbone.spec(Sampling(rate_hz=2.0)) for backbone in backbones]
     assert recipes[0].feature_set_id != recipes[1].feature_set_id
     assert recipes[1].layer == "cls"
-    assert [Recipe.from_json(json.loads(json.dumps(recipe.to_json()))) for recipe in recipes] == recipes
+    assert [FeatureSpec.from_json(json.loads(json.dumps(spec.to_json()))) for spec in recipes] == recipes
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,7 @@ def test_only_the_image_tower_is_loaded(saved, tmp_path):
     CLIPModel.from_pretrained(saved("CLIP")).vision_model.save_pretrained(tmp_path)
     shutil.copy(saved("CLIP") / "preprocessor_config.json", tmp_path)
     both, tower = (load_backbone(f"hf:{directory}") for directory in (saved("CLIP"), tmp_path))
-    assert both.recipe(Sampling(2.0)).feature_set_id == tower.recipe(Sampling(2.0)).feature_set_id
+    assert both.spec(Sampling(2.0)).feature_set_id == tower.spec(Sampling(2.0)).feature_set_id
     np.testing.assert_array_equal(both.encode(frames(2)), tower.encode(frames(2)))
 
 

@@ -11,7 +11,7 @@ from skipreel.features.errors import FeatureSetError
 from skipreel.features.feature_set.card import create_feature_set
 from skipreel.features.feature_set.reader import FeatureSet
 from skipreel.pipeline.manifest import read_manifest
-from tests.support.feature_sets import recipe, two_class_corpus, write_sequence
+from tests.support.feature_sets import spec, two_class_corpus, write_sequence
 
 DIM = 4
 
@@ -28,7 +28,7 @@ def values(number: int) -> np.ndarray:
 def feature_set(tmp_path_factory) -> FeatureSet:
     """Twenty videos in as many shards, segments of ten frames."""
     uri = str(tmp_path_factory.mktemp("set"))
-    create_feature_set(uri, recipe(DIM), about={})
+    create_feature_set(uri, spec(DIM), about={})
     for number in range(20):
         write_sequence(uri, f"v{number}", values(number), segment_frames=10)
     return FeatureSet(uri)
@@ -93,7 +93,7 @@ def test_a_stream_may_be_left_in_the_middle_and_started_again(feature_set):
 
 
 def test_damage_that_comes_while_streaming_is_raised_to_the_caller(tmp_path):
-    create_feature_set(str(tmp_path), recipe(DIM), about={})
+    create_feature_set(str(tmp_path), spec(DIM), about={})
     for number in range(3):
         write_sequence(str(tmp_path), f"v{number}", values(number))
     feature_set = FeatureSet(str(tmp_path))

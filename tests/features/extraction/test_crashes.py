@@ -11,13 +11,13 @@ import pytest
 from skipreel.features.extraction.planner import Skipped, plan
 from skipreel.features.extraction.progress import Progress
 from skipreel.features.extraction.steps import decode
-from skipreel.features.extraction.tasks import Ending, FrameSettings
-from skipreel.features.extraction.tracker import Bookkeeping
+from skipreel.features.extraction.tasks import FrameSettings, VideoOutcome
+from skipreel.features.extraction.tracker import VideoTracker
 from skipreel.features.feature_set.card import CARD, create_feature_set, read_card
 from skipreel.features.feature_set.ledger import read_failures, read_state
 from skipreel.features.feature_set.shard_writer import ShardWriter
 from skipreel.pipeline.video.sampling import Sampling
-from tests.support.feature_sets import recipe
+from tests.support.feature_sets import spec
 from tests.support.videos import write_video
 
 
@@ -47,16 +47,16 @@ def extract(folder: Path) -> None:
     """An extraction without processes: the frame's number is its feature."""
     output = str(folder / "features")
     names = ["new", "changed", "mended", "broken", "kept"]
-    create_feature_set(output, recipe(3), about={})
+    create_feature_set(output, spec(3), about={})
     batch = pa.record_batch({"video_id": names, "uri": [str(folder / f"{name}.mp4") for name in names]})
     planned = plan([batch], read_state(output), retry_failed=False, skipped=Skipped())
     writer = ShardWriter(output, shard_bytes=100)
-    books = Bookkeeping(planned, writer=writer, progress=Progress(1, 1), on_failure=lambda _: None)
+    books = VideoTracker(planned, writer=writer, progress=Progress(1, 1), on_failure=lambda _: None)
     while not books.is_done:
         books.plan_paused = False
         for item in books.more([]):
             for piece in decode(item.task, FrameSettings(Sampling(rate_hz=10), 4)):
-                if isinstance(piece, Ending):
+                if isinstance(piece, VideoOutcome):
                     books.end(piece)
                 else:
                     part, _ = piece
@@ -118,7 +118,7 @@ def test_a_card_is_there_whole_or_not_at_all(tmp_path, monkeypatch, steps):
     with monkeypatch.context() as patched:
         _Disk(patched, steps)
         with pytest.raises(_Killed):
-            create_feature_set(str(tmp_path), recipe(), about={})
+            create_feature_set(str(tmp_path), spec(), about={})
     assert not (tmp_path / CARD).exists()
-    create_feature_set(str(tmp_path), recipe(), about={})
-    assert read_card(str(tmp_path))["id"] == recipe().feature_set_id
+    create_feature_set(str(tmp_path), spec(), about={})
+    assert read_card(str(tmp_path))["id"] == spec().feature_set_id

@@ -21,12 +21,12 @@ def folder(tmp_path):
 def planned(folder, *, retry_failed: bool = False):
     names = ["new", "done", "gone", "changed", "failed", "mended", "never"]
     uris = {name: str(folder / f"{name}.mp4") for name in names}
-    stamps = dict(zip(names, storage.stamps(list(uris.values())), strict=True))
+    file_stats = dict(zip(names, storage.file_stats(list(uris.values())), strict=True))
     features = str(folder / "features")
     segment = Segment(0, np.zeros(1, np.int32), np.zeros(1), np.zeros((1, 2), np.float16))
     for name in ("done", "gone", "changed"):
-        write_shard(features, [shard_table(name, Source("d-" + name, stamps[name]), [segment])], [name])
-    failures = [Failure(name, uris[name], "bad", stamps[name]) for name in ("failed", "mended", "never")]
+        write_shard(features, [shard_table(name, Source("d-" + name, file_stats[name]), [segment])], [name])
+    failures = [Failure(name, uris[name], "bad", file_stats[name]) for name in ("failed", "mended", "never")]
     write_failures(features, failures)
     (folder / "gone.mp4").unlink()
     for name in ("changed", "mended"):

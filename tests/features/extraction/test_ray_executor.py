@@ -9,14 +9,14 @@ import pytest
 
 from skipreel.features.extraction.actors import Decoded
 from skipreel.features.extraction.planner import Planned
-from skipreel.features.extraction.ray_executor import Pools, Process, Stages
-from skipreel.features.extraction.tasks import Ending, Part, VideoTask
+from skipreel.features.extraction.ray_executor import PoolConfig, Process, RayExecutor
+from skipreel.features.extraction.tasks import FrameChunk, VideoJob, VideoOutcome
 from skipreel.features.feature_set.card import create_feature_set
 from skipreel.features.feature_set.ledger import read_finished
 from skipreel.features.feature_set.schema import Failure, Source
 from skipreel.features.feature_set.shard_writer import ShardWriter
-from skipreel.pipeline.storage import FileStamp
-from tests.support.feature_sets import recipe
+from skipreel.pipeline.storage import FileStat
+from tests.support.feature_sets import spec
 
 if TYPE_CHECKING:  # pytest rewrites a plugin's assertions only on its own import
     from tests.support.ray_stub import RayStub
@@ -25,7 +25,7 @@ pytest_plugins = ("tests.support.ray_stub",)
 
 LIMIT_S = 300.0
 # Larger than what a decoder is given at once: each has one video in hand.
-BIG = FileStamp(3 << 20, 1)
+BIG = FileStat(3 << 20, 1)
 
 
 def decoder(stub: "RayStub", *, encodes: bool = True) -> type:
@@ -35,14 +35,14 @@ def decoder(stub: "RayStub", *, encodes: bool = True) -> type:
         def ready(self) -> None:
             stub.sleep(2)
 
-        def next_block(self, tasks: list[VideoTask]) -> tuple[Decoded, list[str]]:
+        def next_block(self, tasks: list[VideoJob]) -> tuple[Decoded, list[str]]:
             parts, endings = [], []
             for task in tasks:
                 stub.sleep(math.inf if "hang" in task.video_id else 100 if "slow" in task.video_id else 1)
                 if "die" in task.video_id:
                     raise stub.ProcessDied
-                parts.append(Part(task, Source("digest", BIG), 0, np.zeros(1, np.int32), np.zeros(1)))
-                endings.append(Ending(task, BIG, num_frames=1, duration_s=1.0))
+                parts.append(FrameChunk(task, Source("digest", BIG), 0, np.zeros(1, np.int32), np.zeros(1)))
+                endings.append(VideoOutcome(task, BIG, num_frames=1, duration_s=1.0))
             results = [np.zeros((1, 5), np.float16) for _ in parts] if encodes else None
             return Decoded(parts, endings, 1.0, 0.0, results), [part.task.video_id for part in parts]
 
@@ -70,15 +70,15 @@ class Run:
 
     def __init__(self, stub: "RayStub", folder, planned, *, decoders=3, encoders=0) -> None:
         uri = str(folder / "features")
-        create_feature_set(uri, recipe(), about={})
+        create_feature_set(uri, spec(), about={})
         failures: list[Failure] = []
         self.num_ticks = 0
-        self.stages = Stages(
+        self.stages = RayExecutor(
             planned,
             writer=ShardWriter(uri, shard_bytes=1 << 20),
             decoder=Process(decoder(stub, encodes=not encoders), {}),
             encoder=Process(encoder(stub), {}) if encoders else None,
-            pools=Pools(decoders, encoders, time_limit_s=LIMIT_S),
+            pools=PoolConfig(decoders, encoders, time_limit_s=LIMIT_S),
             on_failure=failures.append,
         )
         self.stages.run(self._tick)
@@ -90,8 +90,8 @@ class Run:
         self.num_ticks += 1
 
 
-def videos(*names: str, stamp: FileStamp = BIG) -> Iterator[Planned]:
-    return iter([Planned(VideoTask(name, f"{name}.mp4"), stamp, "") for name in names])
+def videos(*names: str, file_stat: FileStat = BIG) -> Iterator[Planned]:
+    return iter([Planned(VideoJob(name, f"{name}.mp4"), file_stat, "") for name in names])
 
 
 def test_every_video_is_finished_once(ray_stub, tmp_path):
@@ -143,16 +143,16 @@ def test_a_hung_decoder_is_replaced_and_its_video_fails_alone(ray_stub, tmp_path
 
 
 def test_who_was_in_hand_beside_a_hung_video_is_not_blamed(ray_stub, tmp_path):
-    small = FileStamp(1000, 1)
-    run = Run(ray_stub, tmp_path, videos("a", "b", "hang", "c", "d", stamp=small), decoders=1)
+    small = FileStat(1000, 1)
+    run = Run(ray_stub, tmp_path, videos("a", "b", "hang", "c", "d", file_stat=small), decoders=1)
     assert run.finished == ["a", "b", "c", "d"]
     assert list(run.failed) == ["hang"]
     assert ray_stub.calls_to_the_dead == []
 
 
 def test_a_video_that_kills_its_decoder_three_times_fails_and_no_other(ray_stub, tmp_path):
-    small = FileStamp(1000, 1)
-    run = Run(ray_stub, tmp_path, videos("a", "die", "b", "c", stamp=small), decoders=2)
+    small = FileStat(1000, 1)
+    run = Run(ray_stub, tmp_path, videos("a", "die", "b", "c", file_stat=small), decoders=2)
     assert run.finished == ["a", "b", "c"]
     assert "died 3 times" in run.failed["die"]
 

@@ -8,16 +8,16 @@ from skipreel.features.backbones.loading import load_backbone
 from skipreel.features.batching.buckets import BatchPlan
 from skipreel.features.batching.collate import load_examples, stream_batches
 from skipreel.features.extraction.steps import decode, encode, extract_video
-from skipreel.features.extraction.tasks import Block, Ending, FrameSettings, Part, VideoTask
+from skipreel.features.extraction.tasks import FrameBlock, FrameChunk, FrameSettings, VideoJob, VideoOutcome
 from skipreel.features.feature_set.card import create_feature_set
 from skipreel.features.feature_set.reader import FeatureSet
 from skipreel.features.feature_set.shard_writer import ShardWriter, VideoRows
 from skipreel.pipeline.errors import VideoError
 from skipreel.pipeline.manifest import Label, Manifest, VideoEntry
 from skipreel.pipeline.video import open_video
-from skipreel.pipeline.video.pyav.decoder import PyAVVideo
+from skipreel.pipeline.video.pyav.decoder import PyAVDecoder
 from skipreel.pipeline.video.sampling import Sampling
-from tests.support.feature_sets import recipe
+from tests.support.feature_sets import spec
 from tests.support.videos import write_video
 
 
@@ -30,8 +30,8 @@ def settings(*, rate_hz: float = 25, batch_size: int = 4, decoder: str = "pyav")
     return FrameSettings(Sampling(rate_hz=rate_hz), batch_size, decoder)
 
 
-def endings(path: str, **changes) -> list[Ending]:
-    return [piece for piece in decode(VideoTask("a", path), settings(**changes)) if isinstance(piece, Ending)]
+def endings(path: str, **changes) -> list[VideoOutcome]:
+    return [piece for piece in decode(VideoJob("a", path), settings(**changes)) if isinstance(piece, VideoOutcome)]
 
 
 @pytest.mark.parametrize("decoder", ["pyav", "decord"])
@@ -41,11 +41,11 @@ def test_features_belong_to_the_frames_on_screen_at_the_sampled_times(path, deco
     assert part.frame_index.tolist() == list(range(0, 50, 5))
     np.testing.assert_allclose(part.pts_s, np.arange(10) / 5)
     with open_video(path) as video:
-        np.testing.assert_array_equal(features, encode(backbone, [video.read(i) for i in part.frame_index]))
+        np.testing.assert_array_equal(features, encode(backbone, [video.get_frame_at(i) for i in part.frame_index]))
 
 
 def test_parts_are_whole_batches_of_consecutive_frames(path):
-    *pieces, ending = decode(VideoTask("a", path), settings(batch_size=5))
+    *pieces, ending = decode(VideoJob("a", path), settings(batch_size=5))
     parts = [part for part, _ in pieces]
     assert [len(frames) for _, frames in pieces] == [15, 15, 15, 5]
     assert [part.first for part in parts] == [0, 15, 30, 45]
@@ -63,13 +63,13 @@ def test_a_part_of_large_frames_stays_small():
 
 def test_a_block_is_full_by_frames_and_by_bytes(path):
     frame = np.zeros((1080, 1920, 3), np.uint8)
-    (_, frames), *_ = decode(VideoTask("a", path), settings(batch_size=8))
-    block = Block(frames=[frame] * 2)
+    (_, frames), *_ = decode(VideoJob("a", path), settings(batch_size=8))
+    block = FrameBlock(frames=[frame] * 2)
     assert not block.is_full
     block.frames += [frame]
     assert block.is_full
-    assert Block(frames=frames * 4).is_full
-    assert not Block(frames=frames * 3).is_full
+    assert FrameBlock(frames=frames * 4).is_full
+    assert not FrameBlock(frames=frames * 3).is_full
 
 
 def test_a_file_that_is_no_video_is_a_video_error(tmp_path):
@@ -80,16 +80,16 @@ def test_a_file_that_is_no_video_is_a_video_error(tmp_path):
 
 
 def test_known_content_is_not_decoded_again(path):
-    (part, _), *_ = decode(VideoTask("a", path), settings())
-    (again,) = decode(VideoTask("a", path, known_digest=part.source.digest), settings())
-    assert isinstance(again, Ending)
+    (part, _), *_ = decode(VideoJob("a", path), settings())
+    (again,) = decode(VideoJob("a", path, known_digest=part.source.digest), settings())
+    assert isinstance(again, VideoOutcome)
     assert again.unchanged
-    assert len(list(decode(VideoTask("a", path, known_digest="0" * 64), settings()))) > 1
+    assert len(list(decode(VideoJob("a", path, known_digest="0" * 64), settings()))) > 1
 
 
 def test_a_file_that_changes_while_it_is_read_is_not_stored_under_the_old_digest(path):
-    pieces = decode(VideoTask("a", path), settings())
-    assert isinstance(next(pieces)[0], Part)
+    pieces = decode(VideoJob("a", path), settings())
+    assert isinstance(next(pieces)[0], FrameChunk)
     with open(path, "ab") as file:  # noqa: PTH123
         file.write(b"more")
     *_, ending = pieces
@@ -97,17 +97,17 @@ def test_a_file_that_changes_while_it_is_read_is_not_stored_under_the_old_digest
 
 
 def test_a_file_deleted_after_it_was_opened_is_still_whole(path, tmp_path):
-    pieces = decode(VideoTask("a", path), settings())
+    pieces = decode(VideoJob("a", path), settings())
     next(pieces)
     (tmp_path / "a.mp4").unlink()
     *_, ending = pieces
     assert (ending.num_frames, ending.reason) == (50, "")
 
 
-class _Raising(PyAVVideo):
+class _Raising(PyAVDecoder):
     error: Exception = ValueError("no such\nthing")
 
-    def read_many(self, *_):
+    def iter_frames_at(self, *_):
         raise self.error
 
 
@@ -123,13 +123,13 @@ def test_whatever_a_decoder_raises_becomes_the_reason(path, monkeypatch, error, 
     monkeypatch.setattr(_Raising, "error", error)
     (ending,) = endings(path, decoder=f"{__name__}:_Raising")
     assert re.search(words, ending.reason)
-    assert ending.stamp is not None
+    assert ending.file_stat is not None
 
 
 def test_a_missing_file_has_a_reason_and_no_stamp(tmp_path):
     (ending,) = endings(str(tmp_path / "nowhere.mp4"))
     assert "nowhere.mp4" in ending.reason
-    assert ending.stamp is None
+    assert ending.file_stat is None
 
 
 @pytest.mark.parametrize(("name", "first_ms"), [("a.mp4", 0), ("a.ts", 1400), ("a.mkv", 3_600_000)])
@@ -137,9 +137,9 @@ def test_labels_mark_the_same_frames_whatever_the_clock_of_the_file(tmp_path, na
     times_ms = [first_ms + 40 * number for number in range(100)]
     path = str(write_video(tmp_path / name, num_frames=100, fps=25, times_ms=times_ms, b_frames=0))
     uri = str(tmp_path / "features")
-    create_feature_set(uri, recipe(2), about={})
-    (part, _), *pieces = decode(VideoTask("a", path), settings(rate_hz=6, batch_size=64))
-    assert isinstance(pieces[-1], Ending)
+    create_feature_set(uri, spec(2), about={})
+    (part, _), *pieces = decode(VideoJob("a", path), settings(rate_hz=6, batch_size=64))
+    assert isinstance(pieces[-1], VideoOutcome)
     rows = VideoRows("a", part.source)
     rows.append(part.frame_index, part.pts_s, np.zeros((len(part.pts_s), 2), np.float16))
     writer = ShardWriter(uri, shard_bytes=1 << 20)

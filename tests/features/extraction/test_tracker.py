@@ -7,13 +7,13 @@ import pytest
 
 from skipreel.features.extraction.planner import Planned
 from skipreel.features.extraction.progress import Progress
-from skipreel.features.extraction.tasks import Ending, Part, VideoTask
-from skipreel.features.extraction.tracker import MAX_DEATHS, MAX_RETRIES, Bookkeeping
+from skipreel.features.extraction.tasks import FrameChunk, VideoJob, VideoOutcome
+from skipreel.features.extraction.tracker import MAX_DEATHS, MAX_RETRIES, VideoTracker
 from skipreel.features.feature_set.schema import Failure, Source
 from skipreel.features.feature_set.shard_writer import VideoRows
-from skipreel.pipeline.storage import FileStamp
+from skipreel.pipeline.storage import FileStat
 
-STAMP = FileStamp(1000, 1)
+STAMP = FileStat(1000, 1)
 
 
 class Writer:
@@ -34,16 +34,16 @@ class Writer:
         self.replaced.append(replaces)
 
 
-def books(*video_ids: str, replaces: str = "") -> tuple[Bookkeeping, Writer]:
+def books(*video_ids: str, replaces: str = "") -> tuple[VideoTracker, Writer]:
     writer = Writer()
-    planned = [Planned(VideoTask(video_id, f"{video_id}.mp4"), STAMP, replaces) for video_id in video_ids]
-    made = Bookkeeping(iter(planned), writer=writer, progress=Progress(1, 1), on_failure=lambda _: None)
+    planned = [Planned(VideoJob(video_id, f"{video_id}.mp4"), STAMP, replaces) for video_id in video_ids]
+    made = VideoTracker(iter(planned), writer=writer, progress=Progress(1, 1), on_failure=lambda _: None)
     return made, writer
 
 
-def part(task: VideoTask, first: int, count: int) -> tuple[Part, np.ndarray]:
+def part(task: VideoJob, first: int, count: int) -> tuple[FrameChunk, np.ndarray]:
     numbers = np.arange(first, first + count)
-    made = Part(task, Source("digest", STAMP), first, numbers.astype(np.int32), numbers / 2)
+    made = FrameChunk(task, Source("digest", STAMP), first, numbers.astype(np.int32), numbers / 2)
     return made, np.repeat(numbers[:, None], 3, axis=1).astype(np.float16)
 
 
@@ -51,7 +51,7 @@ def test_parts_and_ending_in_any_order_make_a_whole_video():
     made, writer = books("a", replaces="shards/x.parquet")
     (planned,) = made.more([])
     made.receive(*part(planned.task, 4, 3))
-    made.end(Ending(planned.task, STAMP, num_frames=7))
+    made.end(VideoOutcome(planned.task, STAMP, num_frames=7))
     assert not writer.frames
     made.receive(*part(planned.task, 0, 4))
     assert writer.frames == {"a": list(range(7))}
@@ -68,9 +68,9 @@ def test_what_a_given_up_attempt_still_says_does_not_count():
     (again,) = made.more([])
     assert again.task.attempt == 1
     made.receive(*part(planned.task, 4, 3))
-    made.end(Ending(planned.task, STAMP, reason="too late to matter"))
+    made.end(VideoOutcome(planned.task, STAMP, reason="too late to matter"))
     made.receive(*part(again.task, 0, 7))
-    made.end(Ending(again.task, STAMP, num_frames=7))
+    made.end(VideoOutcome(again.task, STAMP, num_frames=7))
     assert writer.frames == {"a": list(range(7))}
     assert not writer.failures
 
@@ -80,7 +80,7 @@ def test_a_failed_video_is_not_begun_again_by_its_late_features():
     (planned,) = made.more([])
     made.fail(planned.task, "bad", STAMP)
     made.receive(*part(planned.task, 0, 4))
-    made.end(Ending(planned.task, STAMP, num_frames=4))
+    made.end(VideoOutcome(planned.task, STAMP, num_frames=4))
     assert [failure.reason for failure in writer.failures] == ["bad"]
     assert not writer.frames
 
@@ -91,13 +91,13 @@ def test_a_video_alone_in_hand_is_blamed_at_the_third_death_and_others_never():
     made.decoder_died(in_hand, hung_s=None)
     (good,) = made.more([])
     made.receive(*part(good.task, 0, 1))
-    made.end(Ending(good.task, STAMP, num_frames=1))
+    made.end(VideoOutcome(good.task, STAMP, num_frames=1))
     for _ in range(MAX_DEATHS):
         assert not writer.failures
         (bad,) = made.more([])
         made.decoder_died([bad], hung_s=None)
     assert "bad.mp4: the process that decoded it died 3 times" in writer.failures[0].reason
-    assert writer.failures[0].stamp == STAMP
+    assert writer.failures[0].file_stat == STAMP
     assert made.is_done
 
 
@@ -127,9 +127,9 @@ def test_a_retried_video_goes_alone():
 
 
 def test_a_decoder_has_no_more_videos_in_hand_than_it_may():
-    planned = [Planned(VideoTask(f"v{number}", f"{number}.mp4"), STAMP, "") for number in range(9)]
+    planned = [Planned(VideoJob(f"v{number}", f"{number}.mp4"), STAMP, "") for number in range(9)]
     limits = {"videos_in_hand": 3, "bytes_in_hand": 10**9}
-    made = Bookkeeping(iter(planned), writer=Writer(), progress=Progress(1, 1), on_failure=lambda _: None, **limits)
+    made = VideoTracker(iter(planned), writer=Writer(), progress=Progress(1, 1), on_failure=lambda _: None, **limits)
     in_hand = list(made.more([]))
     assert len(in_hand) == 3
     assert not list(made.more(in_hand))
@@ -146,11 +146,11 @@ def test_rows_are_collected_by_what_the_job_says():
             return iter([pa.table({"frame_index": [[self.values]]})])
 
     writer = Writer()
-    planned = iter([Planned(VideoTask("a", "a.mp4"), STAMP, "")])
-    made = Bookkeeping(planned, writer=writer, progress=Progress(1, 1), on_failure=lambda _: None, new_rows=Sizes)
+    planned = iter([Planned(VideoJob("a", "a.mp4"), STAMP, "")])
+    made = VideoTracker(planned, writer=writer, progress=Progress(1, 1), on_failure=lambda _: None, new_rows=Sizes)
     (video,) = made.more([])
     made.receive(part(video.task, 0, 7)[0], 42)
-    made.end(Ending(video.task, STAMP, num_frames=7))
+    made.end(VideoOutcome(video.task, STAMP, num_frames=7))
     assert writer.frames == {"a": [42]}
 
 
@@ -162,7 +162,7 @@ def test_every_video_ends_once_and_whole_whatever_is_lost_on_the_way(seed):
     broken = {f"v{number}" for number in range(12) if dice.random() < 0.2}
     made, writer = books(*lengths)
     hands: list[deque[Planned]] = [deque(), deque()]
-    on_the_way: list[tuple[Part, np.ndarray]] = []
+    on_the_way: list[tuple[FrameChunk, np.ndarray]] = []
     deaths = 0
     while not made.is_done:
         hand = dice.choice(hands)
@@ -181,21 +181,21 @@ def test_every_video_ends_once_and_whole_whatever_is_lost_on_the_way(seed):
         elif hand:
             task = hand.popleft().task
             if task.video_id in broken:
-                made.end(Ending(task, STAMP, reason="broken"))
+                made.end(VideoOutcome(task, STAMP, reason="broken"))
                 continue
             length = lengths[task.video_id]
             cut = dice.randint(0, length)
             on_the_way += [part(task, first, last - first) for first, last in ((0, cut), (cut, length)) if last > first]
-            made.end(Ending(task, STAMP, num_frames=length))
+            made.end(VideoOutcome(task, STAMP, num_frames=length))
     assert {failure.video_id for failure in writer.failures} == broken
     assert len(writer.failures) == len(broken)
     assert writer.frames == {name: list(range(length)) for name, length in lengths.items() if name not in broken}
 
 
 def test_the_plan_goes_on_after_a_pause_only_when_it_is_told_to():
-    first, second = (Planned(VideoTask(name, f"{name}.mp4"), STAMP, "") for name in "ab")
+    first, second = (Planned(VideoJob(name, f"{name}.mp4"), STAMP, "") for name in "ab")
     planned = iter([None, first, None, second])
-    made = Bookkeeping(planned, writer=Writer(), progress=Progress(1, 1), on_failure=lambda _: None)
+    made = VideoTracker(planned, writer=Writer(), progress=Progress(1, 1), on_failure=lambda _: None)
     for expected in ([], [first], [second]):
         made.plan_paused = False
         assert list(made.more([])) == expected

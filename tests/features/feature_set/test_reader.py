@@ -9,7 +9,7 @@ from skipreel.features.errors import FeatureSetError
 from skipreel.features.feature_set import index
 from skipreel.features.feature_set.card import create_feature_set
 from skipreel.features.feature_set.reader import FeatureSet
-from tests.support.feature_sets import recipe, write_sequence
+from tests.support.feature_sets import spec, write_sequence
 
 LENGTHS = {"b": 30, "a": 4, "c": 11}
 
@@ -20,7 +20,7 @@ def values(video_id: str, length: int) -> np.ndarray:
 
 @pytest.fixture
 def uri(tmp_path: Path) -> str:
-    create_feature_set(str(tmp_path), recipe(), about={"backbone": "numbers"})
+    create_feature_set(str(tmp_path), spec(), about={"backbone": "numbers"})
     for video_id, length in LENGTHS.items():
         write_sequence(str(tmp_path), video_id, values(video_id, length), segment_frames=10)
     return str(tmp_path)
@@ -36,7 +36,7 @@ def test_the_index_has_a_row_for_each_video(uri):
 
 
 def test_an_empty_set_has_an_empty_index(tmp_path):
-    create_feature_set(str(tmp_path), recipe(), about={})
+    create_feature_set(str(tmp_path), spec(), about={})
     assert FeatureSet(str(tmp_path)).index().num_rows == 0
     assert FeatureSet(str(tmp_path)).video_ids() == frozenset()
     assert FeatureSet(str(tmp_path)).load([]) == []

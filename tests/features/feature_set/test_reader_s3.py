@@ -15,7 +15,7 @@ from skipreel.features.maintenance.summary import summarise
 from skipreel.features.maintenance.verify import verify
 from skipreel.pipeline import storage
 from skipreel.pipeline.errors import StorageError
-from tests.support.feature_sets import recipe, write_sequence
+from tests.support.feature_sets import spec, write_sequence
 
 if TYPE_CHECKING:
     from tests.support.s3 import S3Folder
@@ -32,7 +32,7 @@ def values(video_id: str) -> np.ndarray:
 @pytest.fixture
 def uri(s3: "S3Folder") -> str:
     uri = s3.join("set")
-    create_feature_set(uri, recipe(DIM), about={})
+    create_feature_set(uri, spec(DIM), about={})
     for video_id in LENGTHS:
         write_sequence(uri, video_id, values(video_id), segment_frames=500)
     return uri

@@ -16,11 +16,11 @@ from skipreel.features.feature_set.reader import FeatureSet
 from skipreel.features.feature_set.schema import Segment, Source, shard_table
 from skipreel.features.feature_set.shard_file import write_shard
 from skipreel.pipeline.errors import StorageError
-from skipreel.pipeline.storage import FileStamp
-from tests.support.feature_sets import recipe, write_sequence
+from skipreel.pipeline.storage import FileStat
+from tests.support.feature_sets import spec, write_sequence
 
 DIM = 5
-SOURCE = Source("digest", FileStamp(1, 1))
+SOURCE = Source("digest", FileStat(1, 1))
 NO_FRAME = Segment(0, np.empty(0, np.int32), np.empty(0), np.empty((0, DIM), np.float16))
 LENGTHS = {"a": 3, "b": 1, "c": 40}
 
@@ -39,7 +39,7 @@ def rows_of(video_id: str, features: np.ndarray, *, segment_frames: int = 15) ->
 @pytest.fixture
 def shard(tmp_path: Path) -> Path:
     """The one shard of a set of three videos, the last in three segments."""
-    create_feature_set(str(tmp_path), recipe(DIM), about={})
+    create_feature_set(str(tmp_path), spec(DIM), about={})
     write_shard(str(tmp_path), [rows_of(name, features_of(name)) for name in LENGTHS], LENGTHS)
     (path,) = (tmp_path / "shards").iterdir()
     return path
@@ -121,7 +121,7 @@ def test_a_shard_rewritten_by_duckdb_gives_the_same(shard):
 @given(st.lists(st.tuples(st.integers(1, 60), st.integers(1, 20)), min_size=1, max_size=6), st.integers(1, 9))
 def test_any_lengths_come_back(tmp_path_factory, videos, dim):
     uri = str(tmp_path_factory.mktemp("set"))
-    create_feature_set(uri, recipe(dim), about={})
+    create_feature_set(uri, spec(dim), about={})
     rng = np.random.default_rng(0)
     values = {f"v{n}": rng.normal(size=(frames, dim)).astype(np.float16) for n, (frames, _) in enumerate(videos)}
     tables = [rows_of(f"v{n}", values[f"v{n}"], segment_frames=size) for n, (_, size) in enumerate(videos)]
@@ -131,7 +131,7 @@ def test_any_lengths_come_back(tmp_path_factory, videos, dim):
 
 
 def test_nan_with_any_bits_comes_back_as_it_is(tmp_path):
-    create_feature_set(str(tmp_path), recipe(DIM), about={})
+    create_feature_set(str(tmp_path), spec(DIM), about={})
     bits = np.arange(0x7C00, 0x7C00 + 10 * DIM, dtype=np.uint16).reshape(10, DIM)
     write_sequence(str(tmp_path), "odd", bits.view(np.float16))
     (sequence,) = FeatureSet(str(tmp_path)).load(["odd"])

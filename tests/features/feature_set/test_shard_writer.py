@@ -10,16 +10,16 @@ from skipreel.features.feature_set.ledger import read_failures, read_finished, r
 from skipreel.features.feature_set.reader import FeatureSet
 from skipreel.features.feature_set.schema import Failure, Source
 from skipreel.features.feature_set.shard_writer import ShardWriter, VideoRows
-from skipreel.pipeline.storage import FileStamp
-from tests.support.feature_sets import recipe
+from skipreel.pipeline.storage import FileStat
+from tests.support.feature_sets import spec
 
-SOURCE = Source("digest", FileStamp(1000, 1_700_000_000_123_456))
+SOURCE = Source("digest", FileStat(1000, 1_700_000_000_123_456))
 
 
 @pytest.fixture
 def uri(tmp_path):
     uri = str(tmp_path / "features")
-    create_feature_set(uri, recipe(), about={})
+    create_feature_set(uri, spec(), about={})
     return uri
 
 
@@ -101,7 +101,7 @@ def test_old_rows_and_failures_go_when_new_ones_come(uri):
     out = ShardWriter(uri, shard_bytes=1 << 30)
     for name in ("a", "b"):
         out.add(rows(name, 4))
-    out.fail(Failure("c", "c.mp4", "broken", SOURCE.stamp))
+    out.fail(Failure("c", "c.mp4", "broken", SOURCE.file_stat))
     out.flush()
     files = dict(zip(*(read_state(uri)[name].to_pylist() for name in ("video_id", "file")), strict=True))
     out.add(rows("c", 2), replaces=files["c"])
@@ -149,5 +149,5 @@ def test_a_source_is_noted_to_the_microsecond(uri):
     out.add(rows("a", 2))
     out.flush()
     known = read_state(uri)
-    assert known["source_modified"][0].value == SOURCE.stamp.modified_us
+    assert known["source_modified"][0].value == SOURCE.file_stat.modified_us
     assert known["source_bytes"][0].as_py() == 1000

@@ -17,13 +17,13 @@ from skipreel.features.feature_set.shard_file import write_rows
 from skipreel.features.maintenance.compact import compact
 from skipreel.features.maintenance.verify import verify
 from skipreel.pipeline import storage
-from tests.support.feature_sets import recipe, write_sequence
+from tests.support.feature_sets import spec, write_sequence
 
 
 @pytest.fixture
 def uri(tmp_path):
     uri = str(tmp_path / "features")
-    create_feature_set(uri, recipe(), about={"backbone": "numbers"})
+    create_feature_set(uri, spec(), about={"backbone": "numbers"})
     return uri
 
 
@@ -75,24 +75,24 @@ def test_a_missing_video_is_named(uri):
 
 
 def test_another_recipe_is_refused_and_the_same_one_accepted(uri):
-    create_feature_set(uri, recipe(), about={})
+    create_feature_set(uri, spec(), about={})
     with pytest.raises(FeatureSetError, match="another recipe"):
-        create_feature_set(uri, recipe(weights="cd" * 32), about={})
+        create_feature_set(uri, spec(weights="cd" * 32), about={})
 
 
 def test_what_a_killed_writer_left_is_removed_and_nothing_else(uri, tmp_path):
     write_sequence(uri, "a", values(2))
     left = tmp_path / "features" / "shards" / ".x.parquet.1234abcd.tmp"
     left.write_bytes(b"PAR1")
-    create_feature_set(uri, recipe(), about={})
+    create_feature_set(uri, spec(), about={})
     assert not left.exists()
     assert FeatureSet(uri).video_ids() == {"a"}
 
 
 def test_id_follows_from_weights_not_from_where_they_lie():
-    moved = dataclasses.replace(recipe(), backbone="hf:elsewhere")
-    assert moved.feature_set_id == recipe().feature_set_id
-    assert recipe(dim=6).feature_set_id != recipe().feature_set_id
+    moved = dataclasses.replace(spec(), backbone="hf:elsewhere")
+    assert moved.feature_set_id == spec().feature_set_id
+    assert spec(dim=6).feature_set_id != spec().feature_set_id
 
 
 def test_a_damaged_card_is_one_clear_line(uri, tmp_path):
@@ -116,7 +116,7 @@ def test_a_folder_without_card_is_not_a_feature_set(tmp_path):
 def old(tmp_path):
     """A feature set of an earlier version: times by the clock of an MPEG-TS file, no `start_s`, no word of it."""
     uri = str(tmp_path / "old")
-    create_feature_set(uri, recipe(), about={})
+    create_feature_set(uri, spec(), about={})
     card = read_card(uri)
     del card["times"]
     write_card(uri, card)
@@ -146,7 +146,7 @@ def test_times_of_a_set_of_an_earlier_version_are_read_from_the_first_frame_on(o
 
 
 def test_a_set_of_an_earlier_version_is_gone_on_with_as_it_is(old):
-    create_feature_set(old, recipe(), about={})
+    create_feature_set(old, spec(), about={})
     write_sequence(old, "b", values(3), segment_frames=2, start_s=3600.0)
     stored = pq.read_table(Path(old) / "shards").to_pylist()
     assert all("start_s" not in row for row in stored)
@@ -169,4 +169,4 @@ def test_a_shard_of_an_earlier_version_in_a_new_set_is_found(uri, old):
 
 
 def test_what_says_how_times_count_does_not_enter_the_id(uri, old):
-    assert read_card(uri)["id"] == read_card(old)["id"] == recipe().feature_set_id
+    assert read_card(uri)["id"] == read_card(old)["id"] == spec().feature_set_id

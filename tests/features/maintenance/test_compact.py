@@ -20,7 +20,7 @@ from skipreel.features.maintenance import compact as compact_module
 from skipreel.features.maintenance.compact import compact
 from skipreel.features.maintenance.verify import verify
 from skipreel.pipeline import storage
-from tests.support.feature_sets import recipe, write_sequence
+from tests.support.feature_sets import spec, write_sequence
 
 NAMES = [f"v{number}" for number in range(6)]
 
@@ -34,7 +34,7 @@ def values(name: str) -> np.ndarray:
 @pytest.fixture
 def uri(tmp_path: Path) -> str:
     uri = str(tmp_path / "set")
-    create_feature_set(uri, recipe(), about={})
+    create_feature_set(uri, spec(), about={})
     for name in NAMES:
         write_sequence(uri, name, values(name))
     return uri
@@ -91,7 +91,7 @@ def test_only_small_shards_are_merged_and_none_becomes_larger_than_the_target(ur
 
 
 def test_shards_of_half_the_target_or_more_stay(tmp_path):
-    create_feature_set(str(tmp_path), recipe(64), about={})
+    create_feature_set(str(tmp_path), spec(64), about={})
     for name, num_frames in (("a", 800), ("b", 800), ("l3", 1100), ("c", 800), ("d", 800), ("e", 800)):
         write_sequence(str(tmp_path), name, np.zeros((num_frames, 64)))
     (large,) = (path for path in shards(str(tmp_path)) if path.stat().st_size > 130_000)

@@ -8,12 +8,12 @@ from skipreel.features.feature_set.card import create_feature_set, read_card
 from skipreel.features.feature_set.ledger import write_failures
 from skipreel.features.feature_set.schema import Failure
 from skipreel.features.maintenance.summary import FailureGroup, summarise
-from tests.support.feature_sets import recipe, write_sequence
+from tests.support.feature_sets import spec, write_sequence
 
 
 @pytest.fixture
 def uri(tmp_path: Path) -> str:
-    create_feature_set(str(tmp_path), recipe(), about={"backbone": "numbers"})
+    create_feature_set(str(tmp_path), spec(), about={"backbone": "numbers"})
     return str(tmp_path)
 
 

@@ -17,8 +17,8 @@ from skipreel.features.feature_set.reader import FeatureSet
 from skipreel.features.feature_set.schema import Failure, Segment, Source, shard_table, shard_writer
 from skipreel.features.maintenance.verify import changed_sources, missing_videos, verify
 from skipreel.pipeline.manifest import Manifest, VideoEntry, write_manifest
-from skipreel.pipeline.storage import FileStamp
-from tests.support.feature_sets import recipe
+from skipreel.pipeline.storage import FileStat
+from tests.support.feature_sets import spec
 
 DIM = 5
 
@@ -37,7 +37,7 @@ def table_of(video_id: str, lengths: tuple[int, ...] = (4, 3), **changes: np.nda
         segments.append(Segment(number, **parts))
         start += length
     digest = hashlib.sha256(video_id.encode()).hexdigest()
-    return shard_table(video_id, Source(digest, FileStamp(1, 1)), segments)
+    return shard_table(video_id, Source(digest, FileStat(1, 1)), segments)
 
 
 def write(uri: str, *tables: pa.Table, name: str = "shard", groups: bool = False) -> None:
@@ -52,7 +52,7 @@ def write(uri: str, *tables: pa.Table, name: str = "shard", groups: bool = False
 @pytest.fixture
 def uri(tmp_path: Path) -> str:
     uri = str(tmp_path / "set")
-    create_feature_set(uri, recipe(DIM), about={})
+    create_feature_set(uri, spec(DIM), about={})
     write(uri, table_of("a"), table_of("b", (1,)), table_of("c", (1024, 1)))
     return uri
 

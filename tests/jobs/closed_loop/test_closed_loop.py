@@ -119,9 +119,9 @@ def code_backbone(tmp_path, monkeypatch) -> str:
 
 def test_a_checkpoint_cannot_run_code_by_the_name_of_its_backbone(tmp_path, code_backbone):
     trained = model()
-    trained = replace(trained, recipe=replace(trained.recipe, backbone=code_backbone))
+    trained = replace(trained, spec=replace(trained.spec, backbone=code_backbone))
     facts = {"settings": {}, "class_names": ["a", "b", "c"], "feature_set_id": trained.feature_set_id}
-    facts["recipe"] = trained.recipe.to_json()
+    facts["recipe"] = trained.spec.to_json()
     save_checkpoint(tmp_path / "checkpoint", trained.recognizer, facts)
     for load in (lambda: load_backbone_of(trained), lambda: VideoRecognizer.load(tmp_path / "checkpoint")):
         with pytest.raises(BackboneError, match="give --backbone planted:backbone"):

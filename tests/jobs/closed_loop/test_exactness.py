@@ -82,7 +82,7 @@ def run(paths: list[str], model: TrainedModel, backbone: Backbone, **how) -> dic
 
 def everything(path: str, model: TrainedModel, backbone: Backbone) -> tuple[np.ndarray, np.ndarray]:
     """Scores and gates by extraction's own functions and the layers' forward pass over all frames: no scheduler."""
-    parts = extract_video(path, backbone=backbone, sampling=model.recipe.sampling)
+    parts = extract_video(path, backbone=backbone, sampling=model.spec.sampling)
     features = torch.from_numpy(np.concatenate([features for _, features in parts]))
     with torch.inference_mode():
         logits, gates = model.recognizer(features[None].float(), torch.tensor([len(features)]))
@@ -118,7 +118,7 @@ def test_skipping_equals_looking_everywhere_on_real_clips(num_threads):
     if not weights.exists():
         pytest.skip("needs ../shared/data")
     backbone = load_backbone(f"hf:{weights}")
-    model = untrained(backbone.recipe(Sampling(6.0)), hidden_size=64, num_layers=1, update_bias=-2.0)
+    model = untrained(backbone.spec(Sampling(6.0)), hidden_size=64, num_layers=1, update_bias=-2.0)
     paths = [str(path) for path in sorted((DATA / "fight").glob("*/*.mp4"))[::34]]
     before = torch.get_num_threads()
     torch.set_num_threads(num_threads)

@@ -12,9 +12,9 @@ from skipreel.features.feature_set.schema import Source
 from skipreel.features.feature_set.shard_writer import ShardWriter
 from skipreel.jobs.closed_loop.single import predict
 from skipreel.jobs.predictions import store
-from skipreel.jobs.predictions.store import PredictionRecipe, PredictionRows
+from skipreel.jobs.predictions.store import PredictionRows, PredictionSpec
 from skipreel.models import save_checkpoint
-from skipreel.pipeline.storage import FileStamp
+from skipreel.pipeline.storage import FileStat
 from tests.support.prediction_models import BACKBONE, make_model
 from tests.support.videos import write_video
 
@@ -30,7 +30,7 @@ def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("guide")
     model = make_model(task="video")
     facts = {"settings": {}, "class_names": list(model.class_names), "feature_set_id": model.feature_set_id}
-    facts |= {"recipe": model.recipe.to_json(), "budget_curve": [(-3.0, 0.05), (0.0, 0.25), (3.0, 0.9)]}
+    facts |= {"recipe": model.spec.to_json(), "budget_curve": [(-3.0, 0.05), (0.0, 0.25), (3.0, 0.9)]}
     checkpoint = folder / "trained" / "checkpoints" / "skip-gru-lambda-0.001-seed-0"
     checkpoint.parent.mkdir(parents=True)
     save_checkpoint(checkpoint, model.recognizer, facts)
@@ -40,9 +40,9 @@ def folder(tmp_path_factory) -> Path:
     (folder / "clips" / "bad.mp4").write_text("no video")
 
     predictions = str(folder / "predictions")
-    store.create(predictions, PredictionRecipe.of(model, dense=False), model="", features={}, about="")
+    store.create(predictions, PredictionSpec.of(model, dense=False), model="", features={}, about="")
     made = predict(str(folder / "clip.mp4"), model=model, backbone=BACKBONE)
-    rows = PredictionRows("clip", Source("digest", FileStamp(1, 1)), task="video")
+    rows = PredictionRows("clip", Source("digest", FileStat(1, 1)), task="video")
     rows.append(made.frame_index.astype(np.int32), made.pts_s, made)
     writer = ShardWriter(predictions, shard_bytes=1)
     writer.add(rows)

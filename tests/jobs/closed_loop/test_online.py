@@ -41,7 +41,7 @@ def walk(recognizer, path, sampling):
         index = sampling.select(video.pts_seconds)
         while recognizer.num_steps < len(index):
             at, looks = recognizer.num_steps, recognizer.num_looks
-            wait = recognizer.step(video.read(int(index[at])))
+            wait = recognizer.step(video.get_frame_at(int(index[at])))
             assert recognizer.num_steps == at + 1 + wait
             used += [recognizer.num_looks > looks] + [False] * wait
             scores += [recognizer.scores] * (1 + wait)
@@ -51,7 +51,7 @@ def walk(recognizer, path, sampling):
 def assert_equals_dense(recognizer, network, path):
     """The recogniser's key is to be the file's name."""
     dense = predict_dense(path, model=network, backbone=BACKBONE)
-    used, scores = walk(recognizer, path, network.recipe.sampling)
+    used, scores = walk(recognizer, path, network.spec.sampling)
     np.testing.assert_array_equal(used, dense.used)
     is_frames = network.recognizer.config.task == "frames"
     np.testing.assert_allclose(scores if is_frames else scores[-1], dense.scores, atol=2e-4)
@@ -86,12 +86,12 @@ def test_the_mean_reads_every_frame(path, task):
 def test_a_reset_begins_a_new_sequence(path, gate):
     network = model(gate=gate)
     recognizer = OnlineRecognizer(network, BACKBONE)
-    first = walk(recognizer, path, network.recipe.sampling)
+    first = walk(recognizer, path, network.spec.sampling)
     recognizer.reset()
     assert (recognizer.num_steps, recognizer.num_looks) == (0, 0)
     with pytest.raises(ValueError, match="before the first frame"):
         _ = recognizer.scores
-    again = walk(recognizer, path, network.recipe.sampling)
+    again = walk(recognizer, path, network.spec.sampling)
     for one, other in zip(first, again, strict=True):
         np.testing.assert_array_equal(one, other)
 

@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from skipreel.features.backbones.backbone import Backbone
-from skipreel.features.feature_set.spec import Recipe
+from skipreel.features.feature_set.spec import FeatureSpec
 from skipreel.jobs.closed_loop.scheduler import Outcome, Scheduler
 from skipreel.jobs.closed_loop.session import ClosedLoop, Reading, Request
 from skipreel.jobs.training.evaluation import TrainedModel
 from skipreel.models import LearnedGate, Recognizer, RecognizerConfig, StridedGate
 from skipreel.pipeline.errors import VideoError
-from skipreel.pipeline.video import Frame, Video
+from skipreel.pipeline.video import Frame, VideoDecoder
 from skipreel.pipeline.video.sampling import Sampling
 
 DIM = 16
@@ -67,7 +67,7 @@ class World:
             assert not thread.is_alive()
 
 
-class FakeVideo(Video):
+class FakeVideo(VideoDecoder):
     """Frames that carry the number of their video and their own; one user at a time, as with a real decoder."""
 
     def __init__(self, world: World, uri: str) -> None:
@@ -91,7 +91,7 @@ class FakeVideo(Video):
     def num_decoded(self) -> int:
         return self.count
 
-    def read(self, index: int) -> Frame:
+    def get_frame_at(self, index: int) -> Frame:
         assert self.in_use.acquire(blocking=False), "two threads in one decoder"
         assert not self.is_closed
         world = self.world
@@ -149,7 +149,7 @@ class FakeBackbone(Backbone):
 worlds: dict[str, World] = {}
 
 
-def decode(uri: str) -> Video:
+def decode(uri: str) -> VideoDecoder:
     return FakeVideo(worlds["now"], uri)
 
 
@@ -164,8 +164,8 @@ def model(gate=None, *, task="frames", cell="gru", seed=0) -> TrainedModel:
     recognizer = Recognizer(config)
     torch.nn.init.constant_(recognizer.recurrent.update_bias, -1.2)
     torch.nn.init.normal_(recognizer.recurrent.update_weight, std=0.5)
-    recipe = Recipe("fake", "0", {}, Sampling(10.0), DIM)
-    return TrainedModel(recognizer.eval(), ("a", "b", "c"), recipe.feature_set_id, recipe, {})
+    spec = FeatureSpec("fake", "0", {}, Sampling(10.0), DIM)
+    return TrainedModel(recognizer.eval(), ("a", "b", "c"), spec.feature_set_id, spec, {})
 
 
 def label(world: World, network: TrainedModel, *, device: str = "cpu", **settings) -> dict[str, Outcome]:

@@ -88,8 +88,8 @@ def test_build_makes_a_feature_set_and_a_manifest(tmp_path, capsys):
     assert main(["features", "build", str(file), *words, "--test-splits", "q"]) == 0
     assert "2 sequences (1 test, 1 train), 2 classes" in capsys.readouterr().err
     assert read_manifest(listing).class_names == ("up", "down")
-    assert FeatureSet(output).recipe.sampling.rate_hz == 4
-    assert FeatureSet(output).recipe.backbone == "arrays"
+    assert FeatureSet(output).spec.sampling.rate_hz == 4
+    assert FeatureSet(output).spec.backbone == "arrays"
     assert main(["features", "verify", output, "--manifest", listing, "--sources"]) == 0
 
 

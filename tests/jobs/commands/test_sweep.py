@@ -22,7 +22,7 @@ def test_the_record_has_every_family_and_its_checkpoints(swept):
     for point in record.points:
         model = load_model(swept.sweep / point.checkpoint)
         assert model.settings == point.settings.to_json()
-        assert model.recipe.feature_set_id == model.feature_set_id
+        assert model.spec.feature_set_id == model.feature_set_id
         assert (model.budget_curve is not None) == (point.settings.family == "skip")
         assert point.cost.frames_wanted == point.cost.state_updates <= point.cost.frames_total
     assert {path.name for path in (swept.sweep / "checkpoints").iterdir()} == {p.settings.name for p in record.points}

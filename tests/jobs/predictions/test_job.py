@@ -16,7 +16,7 @@ import ray
 
 from scripts.drill import children
 from skipreel.features.errors import FeatureSetError
-from skipreel.features.extraction.tasks import VideoTask
+from skipreel.features.extraction.tasks import VideoJob
 from skipreel.features.feature_set.card import locked
 from skipreel.jobs.closed_loop.single import predict
 from skipreel.jobs.predictions import store as prediction_store
@@ -25,8 +25,8 @@ from skipreel.jobs.predictions.job import JobSettings, run_job
 from skipreel.jobs.predictions.worker import PredictionSettings, PredictionWorker
 from skipreel.pipeline import storage
 from skipreel.pipeline.errors import InputError
-from skipreel.pipeline.video import Video
-from skipreel.pipeline.video.pyav.decoder import PyAVVideo
+from skipreel.pipeline.video import VideoDecoder
+from skipreel.pipeline.video.pyav.decoder import PyAVDecoder
 from tests.support.prediction_models import BACKBONE, make_model
 from tests.support.videos import write_video
 
@@ -191,7 +191,7 @@ def test_a_second_job_into_the_same_output_is_kept_out(tmp_path):
 OPENED: list[str] = []
 
 
-def open_greedily(path: str) -> Video:
+def open_greedily(path: str) -> VideoDecoder:
     """As if there were never enough memory for a video that is ``greedy``, and at first none for one ``shared``."""
     name = Path(path).stem
     OPENED.append(name)
@@ -199,7 +199,7 @@ def open_greedily(path: str) -> Video:
         raise MemoryError
     if name.startswith("rewritten"):
         Path(path).write_bytes(Path(path).read_bytes() + b"more")
-    return PyAVVideo(path)
+    return PyAVDecoder(path)
 
 
 @pytest.fixture
@@ -213,7 +213,7 @@ def worker(monkeypatch):
     made._scheduler.close()
 
 
-def endings(worker: PredictionWorker, *tasks: VideoTask) -> dict[str, str]:
+def endings(worker: PredictionWorker, *tasks: VideoJob) -> dict[str, str]:
     """Every video's end: why it failed, "unchanged" or "predicted"."""
     found: dict[str, str] = {}
     while len(found) < len(tasks):
@@ -233,7 +233,7 @@ def test_want_of_memory_is_blamed_on_a_video_that_was_alone(worker, tmp_path):
     names = ["greedy", "shared", *good_videos(tmp_path, "good", 3)]
     for name in names[:2]:
         write_video(tmp_path / f"{name}.mp4", num_frames=20, fps=10)
-    found = endings(worker, *(VideoTask(name, str(tmp_path / f"{name}.mp4")) for name in names))
+    found = endings(worker, *(VideoJob(name, str(tmp_path / f"{name}.mp4")) for name in names))
     assert "needs more memory than a decoder may take" in found.pop("greedy")
     assert set(found.values()) == {"predicted"}
     assert (OPENED.count("greedy"), OPENED.count("shared")) == (2, 2)
@@ -242,13 +242,13 @@ def test_want_of_memory_is_blamed_on_a_video_that_was_alone(worker, tmp_path):
 def test_what_changes_while_it_is_read_fails_and_what_has_not_changed_is_not_opened(worker, tmp_path):
     for name in ("rewritten", "same"):
         write_video(tmp_path / f"{name}.mp4", num_frames=20, fps=10)
-    first = endings(worker, VideoTask("same", str(tmp_path / "same.mp4")))
+    first = endings(worker, VideoJob("same", str(tmp_path / "same.mp4")))
     assert first == {"same": "predicted"}
     digest = storage.sha256(str(tmp_path / "same.mp4"))
     tasks = [
-        VideoTask("same", str(tmp_path / "same.mp4"), known_digest=digest),
-        VideoTask("rewritten", str(tmp_path / "rewritten.mp4")),
-        VideoTask("missing", str(tmp_path / "missing.mp4")),
+        VideoJob("same", str(tmp_path / "same.mp4"), known_digest=digest),
+        VideoJob("rewritten", str(tmp_path / "rewritten.mp4")),
+        VideoJob("missing", str(tmp_path / "missing.mp4")),
     ]
     found = endings(worker, *tasks)
     assert found["same"] == "unchanged"
@@ -263,7 +263,7 @@ def test_a_damaged_model_gives_no_predictions(worker, tmp_path):
     damaged = PredictionWorker(model, PredictionSettings(), memory_bytes=0)
     damaged.ready()
     write_video(tmp_path / "a.mp4", num_frames=5, fps=10)
-    found = endings(damaged, VideoTask("a", str(tmp_path / "a.mp4")))
+    found = endings(damaged, VideoJob("a", str(tmp_path / "a.mp4")))
     damaged._scheduler.close()
     assert "scores of" in found["a"]
 
@@ -274,7 +274,7 @@ def test_a_worker_returns_when_frames_were_encoded_and_not_before(worker, tmp_pa
     path = write_video(tmp_path / "long.mp4", num_frames=250, fps=10)
     worker._scheduler.close()
     scheduler = worker._scheduler = _Slow()
-    block, _ = worker.next_block([VideoTask("long", str(path))])
+    block, _ = worker.next_block([VideoJob("long", str(path))])
     assert not block.endings
     assert scheduler.waits > 10  # it went on while no frame had come
 

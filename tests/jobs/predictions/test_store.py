@@ -19,17 +19,17 @@ from skipreel.features.feature_set.schema import Failure, Source
 from skipreel.features.feature_set.shard_writer import ShardWriter
 from skipreel.jobs.closed_loop.prediction import Prediction, Seconds
 from skipreel.jobs.predictions import store as prediction_store
-from skipreel.jobs.predictions.store import PredictionRecipe, PredictionRows
+from skipreel.jobs.predictions.store import PredictionRows, PredictionSpec
 from skipreel.models import Cost
-from skipreel.pipeline.storage import FileStamp
-from tests.support.feature_sets import recipe as feature_recipe
+from skipreel.pipeline.storage import FileStat
+from tests.support.feature_sets import spec as feature_recipe
 from tests.support.prediction_models import make_model
 
 if TYPE_CHECKING:
     from tests.support.s3 import S3Folder
 
 pytest_plugins = ("tests.support.s3",)
-SOURCE = Source("digest", FileStamp(1000, 1_700_000_000_123_456))
+SOURCE = Source("digest", FileStat(1000, 1_700_000_000_123_456))
 
 
 def prediction(name: str, *, length: int = 7, task: str = "frames") -> Prediction:
@@ -50,10 +50,10 @@ def prediction(name: str, *, length: int = 7, task: str = "frames") -> Predictio
     )
 
 
-def make(uri: str, *, task="frames", seed=0, dense=False) -> PredictionRecipe:
-    recipe = PredictionRecipe.of(make_model(task=task, seed=seed), dense=dense)
-    prediction_store.create(uri, recipe, model="here", features={}, about="numbers")
-    return recipe
+def make(uri: str, *, task="frames", seed=0, dense=False) -> PredictionSpec:
+    spec = PredictionSpec.of(make_model(task=task, seed=seed), dense=dense)
+    prediction_store.create(uri, spec, model="here", features={}, about="numbers")
+    return spec
 
 
 def add(writer: ShardWriter, video_id: str, made: Prediction, *, task="frames", replaces="") -> None:
@@ -135,7 +135,7 @@ def test_a_new_prediction_takes_the_place_of_an_old_one_and_of_a_failure(uri):
     writer = ShardWriter(uri, shard_bytes=1 << 20)
     for name in ("a", "b"):
         add(writer, name, prediction(name))
-    writer.fail(Failure("c", "c.mp4", "broken", SOURCE.stamp))
+    writer.fail(Failure("c", "c.mp4", "broken", SOURCE.file_stat))
     writer.flush()
     known = read_state(uri, has_segments=False).to_pylist()
     assert {row["video_id"]: row["source_digest"] for row in known} == {"a": "digest", "b": "digest", "c": None}
@@ -159,11 +159,11 @@ def test_predictions_of_another_model_or_way_to_look_are_refused(uri):
 
 
 def test_the_id_follows_from_weights_gate_classes_and_features(uri):
-    recipe = make(uri)
+    spec = make(uri)
     changes = {"weights_digest": "0" * 64, "class_names": ("a",), "feature_set_id": "x", "dense": True, "config": {}}
-    assert {field.name for field in dataclasses.fields(recipe)} == set(changes)
-    ids = {dataclasses.replace(recipe, **{name: value}).prediction_id for name, value in changes.items()}
-    assert len(ids | {recipe.prediction_id}) == len(changes) + 1
+    assert {field.name for field in dataclasses.fields(spec)} == set(changes)
+    ids = {dataclasses.replace(spec, **{name: value}).prediction_id for name, value in changes.items()}
+    assert len(ids | {spec.prediction_id}) == len(changes) + 1
 
 
 def test_features_and_predictions_do_not_mix(tmp_path):

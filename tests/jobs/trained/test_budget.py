@@ -22,7 +22,7 @@ from skipreel.jobs.training.settings import ModelSettings, Schedule
 from skipreel.models import RandomGate, Recognizer, RecognizerConfig, save_checkpoint
 from skipreel.pipeline.errors import InputError
 from skipreel.pipeline.manifest import Manifest, VideoEntry, read_manifest
-from tests.support.feature_sets import recipe, two_class_corpus, write_sequence
+from tests.support.feature_sets import spec, two_class_corpus, write_sequence
 
 DIM = 5
 
@@ -44,7 +44,7 @@ def drawn_examples(count: int, *, seed: int) -> list[Example]:
 
 
 def as_model(recognizer: Recognizer, curve: list[tuple[float, float]] | None) -> TrainedModel:
-    made = recipe(DIM)
+    made = spec(DIM)
     return TrainedModel(recognizer, ("low", "high"), made.feature_set_id, made, {}, curve and tuple(curve))
 
 
@@ -182,7 +182,7 @@ def stored(tmp_path):
     recognizer = Recognizer(RecognizerConfig("gru", "frames", DIM, 2, hidden_size=8)).eval()
     torch.nn.init.normal_(recognizer.recurrent.update_weight)
     facts = {"settings": {}, "class_names": ["low", "high"], "feature_set_id": feature_set.id}
-    facts["recipe"] = feature_set.recipe.to_json()
+    facts["recipe"] = feature_set.spec.to_json()
     words = ["evaluate", "--model", str(tmp_path / "net"), "--manifest", manifest, "--features", features]
 
     def save(*, with_curve: bool) -> list[str]:

@@ -14,12 +14,12 @@ from skipreel.jobs.trained.location import local_model
 from skipreel.jobs.training.evaluation import load_model
 from skipreel.models import Recognizer, RecognizerConfig, save_checkpoint
 from skipreel.pipeline.errors import InputError
-from tests.support.feature_sets import recipe
+from tests.support.feature_sets import spec
 
 
 def checkpoint(folder: Path, *, seed: int) -> Path:
     torch.manual_seed(seed)
-    made = recipe(5)
+    made = spec(5)
     facts = {"settings": {"seed": seed}, "class_names": ["low", "high"], "feature_set_id": made.feature_set_id}
     network = Recognizer(RecognizerConfig("gru", "frames", 5, 2, hidden_size=4))
     save_checkpoint(folder / f"net-{seed}", network, {**facts, "recipe": made.to_json()})

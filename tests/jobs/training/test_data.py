@@ -65,7 +65,7 @@ def unspoilt(tmp_path_factory):
     feature_set = FeatureSet(features)
     recognizer = Recognizer(RecognizerConfig("gru", "frames", DIM, 2, hidden_size=4))
     facts = {"settings": {}, "class_names": ["low", "high"], "feature_set_id": feature_set.id}
-    save_checkpoint(folder / "net", recognizer, facts | {"recipe": feature_set.recipe.to_json()})
+    save_checkpoint(folder / "net", recognizer, facts | {"recipe": feature_set.spec.to_json()})
     return folder
 
 

@@ -55,7 +55,7 @@ class Workers:
             "schedule": ray_workers.asdict(config["schedule"]),
             "class_names": ["low", "high"],
             "feature_set_id": feature_set.id,
-            "recipe": feature_set.recipe.to_json(),
+            "recipe": feature_set.spec.to_json(),
         }
         return pack_checkpoint(network, metadata)
 

@@ -8,7 +8,7 @@ import pytest
 
 from skipreel.pipeline.annotations.charades import build_charades
 from skipreel.pipeline.errors import ManifestError
-from skipreel.pipeline.manifest import Built, Label
+from skipreel.pipeline.manifest import Label, ManifestBuild
 
 if TYPE_CHECKING:
     from tests.support.s3 import S3Folder
@@ -23,7 +23,7 @@ def row(video_id: str, actions: str = "", length: str = "30.5", script: str = "A
     return f'{video_id},S1,Kitchen,6,7,Yes,"{script}",a;b,"text",{actions},{length}\n'
 
 
-def build(folder: Path, train: str, test: str = "", videos: str = "A B C D E F G H T") -> Built:
+def build(folder: Path, train: str, test: str = "", videos: str = "A B C D E F G H T") -> ManifestBuild:
     (folder / "videos").mkdir(exist_ok=True)
     for video_id in videos.split():
         (folder / "videos" / f"{video_id}.mp4").touch()

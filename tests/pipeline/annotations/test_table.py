@@ -166,8 +166,8 @@ def test_rows_are_read_and_their_files_asked_for_in_pieces(tmp_path: Path, monke
     rows = [f"clips/{'abc'[n % 3]}.mp4,run,v{n}" for n in range(10_000)]
     table = write_csv(tmp_path, "uri,labels,video_id", *rows)
     asked: list[int] = []
-    stamps = storage.stamps
-    monkeypatch.setattr(storage, "stamps", lambda uris: [asked.append(len(uris)), stamps(uris)][1])
+    file_stats = storage.file_stats
+    monkeypatch.setattr(storage, "file_stats", lambda uris: [asked.append(len(uris)), file_stats(uris)][1])
     built = iter(build_table(table).rows)
     next(built)
     assert 100 < asked[0] < 5000

@@ -18,9 +18,9 @@ from skipreel.pipeline.errors import ManifestError
 from skipreel.pipeline.manifest import (
     ROWS_PER_GROUP,
     SCHEMA,
+    AnnotationProblem,
     Label,
     Manifest,
-    RowProblem,
     VideoEntry,
     from_table,
     iterate_manifest,
@@ -283,5 +283,5 @@ def test_missing_empty_and_foreign_files_are_refused(tmp_path: Path) -> None:
 
 
 def test_problem_names_file_and_line() -> None:
-    assert str(RowProblem("a.csv", 3, "no video")) == "a.csv:3: no video"
-    assert str(RowProblem("a.mp4", 0, "not listed")) == "a.mp4: not listed"
+    assert str(AnnotationProblem("a.csv", 3, "no video")) == "a.csv:3: no video"
+    assert str(AnnotationProblem("a.mp4", 0, "not listed")) == "a.mp4: not listed"

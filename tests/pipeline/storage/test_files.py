@@ -113,19 +113,19 @@ def test_stamp_changes_with_size_and_time_and_is_none_where_no_file_can_be_had(t
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     (tmp_path / "link").symlink_to(path)
     none = ["gone", "pipe", "dangling", "loop", "a b.bin/below", "x" * 300, "null\0character", ""]
-    stamp = storage.FileStamp(5, 1_700_000_000_123_456)
-    assert storage.stamps([str(path), path.as_uri(), str(tmp_path / "link")]) == [stamp] * 3
+    file_stat = storage.FileStat(5, 1_700_000_000_123_456)
+    assert storage.file_stats([str(path), path.as_uri(), str(tmp_path / "link")]) == [file_stat] * 3
     uris = [*(str(tmp_path / name) for name in none), "nope://x/y", "s3://bucket/a b"]
-    assert storage.stamps([*uris, str(path)]) == [None] * len(uris) + [stamp]
-    assert storage.stamps(uris) == [None] * len(uris)
-    assert storage.stamps([]) == []
+    assert storage.file_stats([*uris, str(path)]) == [None] * len(uris) + [file_stat]
+    assert storage.file_stats(uris) == [None] * len(uris)
+    assert storage.file_stats([]) == []
 
 
 def test_stamp_of_a_file_system_without_times_has_the_size() -> None:
     pytest.importorskip("fsspec")
     uri = f"fsspec+memory:///{uuid.uuid4().hex}/a.bin"
     storage.write_atomic(uri, b"123")
-    assert storage.stamps([uri]) == [storage.FileStamp(3, 0)]
+    assert storage.file_stats([uri]) == [storage.FileStat(3, 0)]
 
 
 def test_outage_is_no_vanished_file(tmp_path: Path) -> None:
@@ -139,9 +139,9 @@ def test_outage_is_no_vanished_file(tmp_path: Path) -> None:
     down, here = "fsspec+down://host/a", tmp_path / "here"
     here.touch()
     with pytest.raises(StorageError, match="cannot look for fsspec\\+down://host/a: no route"):
-        storage.stamps([down, down])
-    found = storage.stamps([down, str(here)])
-    assert [stamp is None for stamp in found] == [True, False]
+        storage.file_stats([down, down])
+    found = storage.file_stats([down, str(here)])
+    assert [file_stat is None for file_stat in found] == [True, False]
 
 
 def test_local_file_is_its_own_copy(tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def test_local_file_is_its_own_copy(tmp_path: Path) -> None:
     with storage.local_copy(path.as_uri()) as copy:
         assert copy.path == str(path)
         assert copy.sha256 == hashlib.sha256(b"x" * 3_000_000).hexdigest()
-        assert [copy.stamp] == storage.stamps([str(path)])
+        assert [copy.file_stat] == storage.file_stats([str(path)])
     assert path.exists()
 
 

@@ -81,15 +81,15 @@ def test_stream_that_fails_keeps_the_old_file_and_leaves_no_other(s3: "S3Folder"
 def test_stamps_are_asked_in_one_request_each_and_one_bad_uri_spoils_no_other(s3: "S3Folder") -> None:
     uri = s3.write("a.bin", b"12345")
     others = [s3.join("gone.bin"), s3.forbidden, s3.uri, "s3://not a bucket/x", "nope://x/y"]
-    stamp, *none = storage.stamps([uri, *others])
-    assert stamp is not None
-    assert (stamp.num_bytes, stamp.modified_us > 1e15) == (5, True)
+    file_stat, *none = storage.file_stats([uri, *others])
+    assert file_stat is not None
+    assert (file_stat.num_bytes, file_stat.modified_us > 1e15) == (5, True)
     assert none == [None] * 5
     start = len(s3.requests)
-    assert storage.stamps([uri] * 100) == [stamp] * 100
+    assert storage.file_stats([uri] * 100) == [file_stat] * 100
     assert len(s3.requests) - start <= 100
     with pytest.raises(StorageError, match="ACCESS_DENIED"):
-        storage.stamps([s3.forbidden])
+        storage.file_stats([s3.forbidden])
 
 
 def test_local_copy_is_the_file_and_goes_when_its_context_ends(s3: "S3Folder") -> None:
@@ -99,7 +99,7 @@ def test_local_copy_is_the_file_and_goes_when_its_context_ends(s3: "S3Folder") -
         assert Path(copy.path).read_bytes() == data
         assert copy.path.endswith(".mp4")
         assert copy.sha256 == hashlib.sha256(data).hexdigest()
-        assert [copy.stamp] == storage.stamps([uri])
+        assert [copy.file_stat] == storage.file_stats([uri])
     assert not Path(copy.path).exists()
     with pytest.raises(RuntimeError), storage.local_copy(uri) as copy:
         raise RuntimeError
@@ -136,10 +136,10 @@ def test_video_decodes_as_from_disk_in_few_requests(s3: "S3Folder", tmp_path: Pa
     uri = s3.write("v.mp4", path.read_bytes())
     wanted = [50, 3, 4, 31]
     with open_video(str(path)) as video:
-        expected = list(video.read_many(wanted))
+        expected = list(video.iter_frames_at(wanted))
     start = len(s3.requests)
     with open_video(uri) as video:
-        for frame, right in zip(video.read_many(wanted), expected, strict=True):
+        for frame, right in zip(video.iter_frames_at(wanted), expected, strict=True):
             np.testing.assert_array_equal(frame, right)
     assert len(s3.requests) - start < 12
 

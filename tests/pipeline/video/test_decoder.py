@@ -71,7 +71,7 @@ def test_frames_are_listed_with_their_times(folder: Path, decoder: str, kind: st
 def test_no_frame_is_missing_and_none_comes_twice(folder: Path, kind: str) -> None:
     with open_video(str(made(folder, kind))) as video:
         count = len(video.pts_seconds)
-        numbers = [frame_number(frame) for frame in video.read_many(range(count))]
+        numbers = [frame_number(frame) for frame in video.iter_frames_at(range(count))]
     shown = {"trimmed.mp4": range(17, 50), "grows.mkv": [*range(30), *range(30)]}
     assert numbers == list(shown.get(kind, range(count)))
 
@@ -87,7 +87,7 @@ def test_vp8_packets_without_a_picture_are_not_listed() -> None:
 def test_rotation_is_undone(folder: Path, decoder: str) -> None:
     needs(decoder)
     with open_video(str(made(folder, "rotated.mp4")), decoder) as video:
-        frame = video.read(13)
+        frame = video.get_frame_at(13)
     assert frame.shape == (64, 48, 3)
     assert frame_number(np.rot90(frame)) == 13  # the container says: show it turned clockwise
 
@@ -103,7 +103,7 @@ def test_edge_files_are_complete_and_exact_or_refused(decoder: str) -> None:
             continue
         try:
             with open_video(str(path), decoder) as video:
-                pixels = video.read(0).size // 3
+                pixels = video.get_frame_at(0).size // 3
                 num_frames = len(video.pts_seconds)
         except VideoError:
             assert decoder != "pyav"
@@ -123,11 +123,11 @@ def test_edge_files_are_complete_and_exact_or_refused(decoder: str) -> None:
 
 def test_returned_frames_are_independent(folder: Path) -> None:
     with open_video(str(made(folder, "b-frames.mp4"))) as video:
-        first = video.read(3)
+        first = video.get_frame_at(3)
         kept = first.copy()
-        second = video.read(3)
+        second = video.get_frame_at(3)
         second[:] = 0
-        video.read(4)
+        video.get_frame_at(4)
         np.testing.assert_array_equal(first, kept)
 
 
@@ -136,10 +136,10 @@ def test_abandoned_iterator_does_not_spoil_what_is_read_next(tmp_path: Path) -> 
     write_video(path, num_frames=60, key_distance=60, options={"x264-params": "b-pyramid=none:b-adapt=0"})
     expected = sequential(path)
     with open_video(str(path)) as video:
-        frames = video.read_many([3, 55])
+        frames = video.iter_frames_at([3, 55])
         next(frames)
         for index in (4, 3, 5, 6):
-            np.testing.assert_array_equal(video.read(index), expected[index])
+            np.testing.assert_array_equal(video.get_frame_at(index), expected[index])
         np.testing.assert_array_equal(next(frames), expected[55])
         assert video.num_decoded < 50
 
@@ -148,17 +148,17 @@ def test_index_outside_the_video_is_an_index_error(folder: Path) -> None:
     with open_video(str(made(folder, "b-frames.mp4"))) as video:
         for index in (-1, 50):
             with pytest.raises(IndexError, match="0 to 49"):
-                video.read(index)
+                video.get_frame_at(index)
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_closed_video_reads_no_more(folder: Path, decoder: str) -> None:
     needs(decoder)
     with open_video(str(made(folder, "b-frames.mp4")), decoder) as video:
-        video.read(0)
+        video.get_frame_at(0)
     video.close()
     with pytest.raises(ValueError, match="closed"):
-        video.read(1)
+        video.get_frame_at(1)
 
 
 def test_other_file_systems_are_read_too(folder: Path) -> None:
@@ -168,7 +168,7 @@ def test_other_file_systems_are_read_too(folder: Path) -> None:
     storage.write_atomic(uri, (folder / "b-frames.mp4").read_bytes())
     with open_video(uri) as video:
         for index in (31, 5, 49):
-            np.testing.assert_array_equal(video.read(index), expected[index])
+            np.testing.assert_array_equal(video.get_frame_at(index), expected[index])
     with pytest.raises(VideoError, match="check the path"):
         open_video("fsspec+memory:///videos/gone.mp4")
 

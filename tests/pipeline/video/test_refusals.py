@@ -23,11 +23,11 @@ def test_damaged_frame_ends_in_an_error_that_names_it() -> None:
     paths = [path for path in EDGE_FILES if path.name == DAMAGED]
     with open_video(str(paths[0])) as video:
         assert len(video.pts_seconds) == 50
-        first = video.read(10)
+        first = video.get_frame_at(10)
         for index in (40, 30):
             with pytest.raises(VideoError, match="frame 28 of 50 could not be decoded"):
-                video.read(index)
-        np.testing.assert_array_equal(video.read(10), first)
+                video.get_frame_at(index)
+        np.testing.assert_array_equal(video.get_frame_at(10), first)
 
 
 def test_damage_inside_frames_is_an_error_when_they_are_reached(tmp_path: Path) -> None:
@@ -38,9 +38,9 @@ def test_damage_inside_frames_is_an_error_when_they_are_reached(tmp_path: Path) 
         content[place] ^= 0xFF
     path.write_bytes(content)
     with open_video(str(path)) as video:
-        np.testing.assert_array_equal(video.read(0), expected[0])
+        np.testing.assert_array_equal(video.get_frame_at(0), expected[0])
         with pytest.raises(VideoError, match=r"frame \d+ of 50 could not be decoded"):
-            list(video.read_many(range(50)))
+            list(video.iter_frames_at(range(50)))
 
 
 def test_damage_that_hides_the_rest_of_a_file_is_an_error_at_once(tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ def test_decoder_of_ones_own_is_imported_by_name(folder: Path, tmp_path: Path, m
     monkeypatch.syspath_prepend(tmp_path)
     path = made(folder, "one-frame.mp4")
     with open_video(str(path), "my_decoding:opens") as video:
-        assert frame_number(video.read(0)) == 0
+        assert frame_number(video.get_frame_at(0)) == 0
     with pytest.raises(VideoError, match=r"one-frame\.mp4 is not to my taste"):
         open_video(str(path), "my_decoding:refuses")
     with pytest.raises(VideoError, match=r"one-frame\.mp4 has no frames, says decoder my_decoding:empty"):

@@ -70,7 +70,7 @@ def test_frames_decoded_are_counted_by_its_rule(torchcodec: type[VideoDecoder], 
     with open_video(str(path), "torchcodec") as video:
         counts = []
         for index in (15, 17, 3, 30):
-            video.read(index)
+            video.get_frame_at(index)
             counts.append(video.num_decoded)
     assert counts == [4, 6, 10, 17]  # from the key frame 12; on from 15; from 0; from 24
 
@@ -86,9 +86,9 @@ def test_its_errors_are_of_the_video(torchcodec: type[VideoDecoder], folder: Pat
     path = str(made(folder, "b-frames.mp4"))
     torchcodec.damaged = frozenset({5})
     with open_video(path, "torchcodec") as video:
-        video.read(4)
+        video.get_frame_at(4)
         with pytest.raises(VideoError, match="frame 5 of 50 could not be decoded"):
-            video.read(5)
+            video.get_frame_at(5)
     torchcodec.missing = 1
     with pytest.raises(VideoError, match="the decoder sees 49 frames in place of 50"):
         open_video(path, "torchcodec")

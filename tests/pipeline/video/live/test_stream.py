@@ -48,7 +48,7 @@ def test_a_stream_gives_the_frames_of_the_file(streams, tmp_path, how, kind):
         assert frames[0][0] == 0
         assert live.start_s == video.start_s
         assert (live.start_s > 0) == (kind != "mkv")
-        for (_, image), expected in zip(frames, video.read_many(range(NUM_FRAMES)), strict=True):
+        for (_, image), expected in zip(frames, video.iter_frames_at(range(NUM_FRAMES)), strict=True):
             np.testing.assert_array_equal(image, expected)
             assert image.flags.c_contiguous
     assert live.num_arrived == live.num_decoded == live.num_converted == NUM_FRAMES
@@ -145,7 +145,7 @@ def test_after_damage_frames_are_left_out_and_counted_up_to_the_next_key_frame(t
     # FFmpeg's decoder may lose the frame that it was about to hand out as well.
     assert len(missing) - 1 <= live.num_damaged <= len(missing)
     with open_video(str(path)) as video:
-        for image, expected in zip(images, video.read_many(numbers), strict=True):
+        for image, expected in zip(images, video.iter_frames_at(numbers), strict=True):
             np.testing.assert_array_equal(image, expected)
 
 
@@ -162,7 +162,7 @@ def test_lost_packets_leave_no_damaged_frame_behind(streams, tmp_path):
     assert frames
     with open_video(str(streams["ts"])) as video:
         for image in frames:
-            np.testing.assert_array_equal(image, video.read(frame_number(image)))
+            np.testing.assert_array_equal(image, video.get_frame_at(frame_number(image)))
 
 
 def test_a_clock_that_begins_anew_goes_on_instead(streams, tmp_path):
@@ -183,7 +183,7 @@ def test_a_picture_comes_upright_and_can_be_made_later(tmp_path):
         frames = list(live)
         images = [frame.to_rgb() for frame in reversed(frames)]
     with open_video(str(path)) as video:
-        for image, expected in zip(reversed(images), video.read_many(range(12)), strict=True):
+        for image, expected in zip(reversed(images), video.iter_frames_at(range(12)), strict=True):
             assert image.shape == (64, 48, 3)
             np.testing.assert_array_equal(image, expected)
 
@@ -223,7 +223,7 @@ def test_a_stream_that_stops_inside_a_frame_ends_with_whole_ones(streams, tmp_pa
     assert 12 < len(numbers) < NUM_FRAMES
     assert set(range(36)) <= set(numbers)  # the group that is cut off may lack frames in its middle
     with open_video(str(streams[kind])) as video:
-        for image, expected in zip(images, video.read_many(numbers), strict=True):
+        for image, expected in zip(images, video.iter_frames_at(numbers), strict=True):
             np.testing.assert_array_equal(image, expected)
 
 

@@ -11,7 +11,7 @@ import pytest
 from skipreel.pipeline.errors import VideoError
 from skipreel.pipeline.video import DECODERS, open_video
 from skipreel.pipeline.video.pyav.container import open_container
-from skipreel.pipeline.video.pyav.decoder import PyAVVideo
+from skipreel.pipeline.video.pyav.decoder import PyAVDecoder
 from tests.support.video_kinds import made, needs
 from tests.support.videos import write_video
 
@@ -29,17 +29,17 @@ def test_sparse_reading_decodes_few_frames(folder: Path, decoder: str) -> None:
     with open_video(str(path), decoder) as video:
         assert video.num_decoded == 0
         for index in (0, 60, 108):
-            video.read(index)
+            video.get_frame_at(index)
         assert 3 <= video.num_decoded <= 3 * 8
     with open_video(str(path), decoder) as video:
-        list(video.read_many(range(120)))
+        list(video.iter_frames_at(range(120)))
         assert video.num_decoded == 120
 
 
 def test_frames_lost_to_opening_quickly_cost_one_more_try(folder: Path) -> None:
     with open_video(str(made(folder, "no-hints.mp4"))) as video:
         for index in (1, 50, 20):
-            video.read(index)
+            video.get_frame_at(index)
         assert video.num_decoded < 30  # not all 60 again
 
 
@@ -48,11 +48,11 @@ def test_unwanted_frames_are_dropped_but_none_that_may_be_wanted_next(folder: Pa
     write_video(path, num_frames=100, key_distance=100, b_frames=2, options={"x264-params": "b-pyramid=none:b-adapt=0"})
     wanted = list(range(0, 100, 6))
     with open_video(str(path)) as video:
-        list(video.read_many(wanted))
+        list(video.iter_frames_at(wanted))
         assert video.num_decoded < 60
     with open_video(str(path)) as video:
         for index in (0, 50, 51, 52, 53):
-            video.read(index)
+            video.get_frame_at(index)
         assert video.num_decoded < 30  # each further frame is one step, not a new start from the key frame
 
 
@@ -62,8 +62,8 @@ def test_opening_an_mp4_decodes_nothing(folder: Path) -> None:
         opened = open_container(path, quick=quick)
         assert opened.stream.codec_context.pix_fmt == pixel_format
         opened.close()
-    with PyAVVideo(path) as video:
-        list(video.read_many([3, 40]))
+    with PyAVDecoder(path) as video:
+        list(video.iter_frames_at([3, 40]))
         assert video._opened.quick
 
 
@@ -97,7 +97,7 @@ def test_no_file_stays_open_and_no_thread_is_started(folder: Path, tmp_path: Pat
     num_descriptors, num_threads = len(list(descriptors.iterdir())), len(list(tasks.iterdir()))
     for _ in range(3):
         with open_video(str(folder / "b-frames.mp4")) as video:
-            list(video.read_many([0, 30, 2]))
+            list(video.iter_frames_at([0, 30, 2]))
             assert len(list(tasks.iterdir())) == num_threads
         with pytest.raises(VideoError):
             open_video(str(tmp_path / "text.mp4"))

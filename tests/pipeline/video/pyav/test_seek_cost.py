@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from skipreel.pipeline.video.pyav.decoder import PyAVVideo
+from skipreel.pipeline.video.pyav.decoder import PyAVDecoder
 from skipreel.pipeline.video.pyav.frame_index import FrameIndex, Key
 from skipreel.pipeline.video.pyav.seek_cost import Costs, Wanted, costs_of, seek_pays
 from tests.support.seek_plan import State, Step, advance, plan
@@ -31,7 +31,7 @@ def indexes(draw: st.DrawFn) -> FrameIndex:
     """Closed groups of pictures, in each of them B-frames before the frame that they need."""
     order: list[int] = []
     keys: list[Key] = []
-    spare: set[int] = set()
+    droppable: set[int] = set()
     with_b_frames = draw(st.booleans())
     for _ in range(draw(st.integers(1, 5))):
         keys.append(Key(len(order), 10 * len(order), len(order)))
@@ -39,11 +39,11 @@ def indexes(draw: st.DrawFn) -> FrameIndex:
         for _ in range(draw(st.integers(0, 4))):
             first, held_back = len(order), draw(st.integers(0, 2)) if with_b_frames else 0
             order += [first + held_back, *range(first, first + held_back)]
-            spare |= set(range(first, first + held_back)) if draw(st.booleans()) else set()
+            droppable |= set(range(first, first + held_back)) if draw(st.booleans()) else set()
     count = len(order)
     delay = draw(st.integers(1, 2)) if with_b_frames else 0
     slots = {10 * number: number for number in range(count)}
-    return FrameIndex(np.arange(count) / 10, count / 10, slots, tuple(keys), tuple(order), frozenset(spare), delay)
+    return FrameIndex(np.arange(count) / 10, count / 10, slots, tuple(keys), tuple(order), frozenset(droppable), delay)
 
 
 costs = st.builds(
@@ -178,21 +178,21 @@ def test_of_other_codecs_and_times_too(folder: Path, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["b-frames.mp4", "pyramid.mp4", "hevc.mp4", "mpeg4-b-frames.mkv", "ten-bit.mp4"])
 def test_spare_frames_are_those_that_the_decoder_drops_as_not_needed(folder: Path, kind: str) -> None:
-    with PyAVVideo(str(made(folder, kind))) as video:
+    with PyAVDecoder(str(made(folder, kind))) as video:
         index = video._index
     with av.open(str(folder / kind)) as container:
         stream = container.streams.video[0]
         stream.thread_type = "NONE"
         stream.codec_context.skip_frame = "NONREF"
         kept = {index.slots[frame.pts] for frame in container.decode(stream)}
-    assert index.spare
-    assert kept == set(range(len(index.seconds))) - index.spare
+    assert index.droppable
+    assert kept == set(range(len(index.seconds))) - index.droppable
 
 
 @pytest.mark.parametrize("kind", ["no-b-frames.mkv", "mpeg4.mkv", "av1.mp4", "vp9.webm"])
 def test_nothing_is_spare_without_b_frames_or_where_dropping_is_not_exact(folder: Path, kind: str) -> None:
-    with PyAVVideo(str(made(folder, kind))) as video:
-        assert not video._index.spare
+    with PyAVDecoder(str(made(folder, kind))) as video:
+        assert not video._index.droppable
 
 
 def assert_foretold(path: Path, costs: Costs) -> None:
@@ -203,13 +203,13 @@ def assert_foretold(path: Path, costs: Costs) -> None:
     for frames in [*choices, [40, 41, 12, 12, 49, 3], range(count), range(0, count, 5)]:
         frames = [frame for frame in frames if frame < count]
         for grid in (None, range(0, count, 2)):
-            with PyAVVideo(str(path)) as video:
+            with PyAVDecoder(str(path)) as video:
                 video._costs = costs
                 if grid is not None:
-                    video.expect(grid)
+                    video.set_candidates(grid)
                 steps = plan(video._index, frames, costs, expected=grid)
                 done = []
-                for frame, picture in zip(frames, video.read_many(frames), strict=True):
+                for frame, picture in zip(frames, video.iter_frames_at(frames), strict=True):
                     np.testing.assert_array_equal(picture, expected[frame])
                     done.append(video.num_decoded)
                 assert done == list(np.cumsum([step.decoded for step in steps]))
@@ -221,19 +221,19 @@ def test_expected_frames_alone_are_kept_and_any_other_is_still_exact(folder: Pat
     write_video(path, num_frames=120, key_distance=30, b_frames=2, options={"x264-params": "b-adapt=0:b-pyramid=1"})
     expected, wanted, decoded = sequential(path), range(0, 120, 7), []
     for grid in (None, range(0, 120, 7), range(0, 120, 7)):
-        with PyAVVideo(str(path)) as video:
+        with PyAVDecoder(str(path)) as video:
             if grid is not None:
-                video.expect(grid)
+                video.set_candidates(grid)
             for index in wanted:
-                np.testing.assert_array_equal(video.read(index), expected[index])
+                np.testing.assert_array_equal(video.get_frame_at(index), expected[index])
             decoded.append(video.num_decoded)
             for index in (118, 7, 8, 9, 10, 4, 61):
-                np.testing.assert_array_equal(video.read(index), expected[index])
+                np.testing.assert_array_equal(video.get_frame_at(index), expected[index])
             assert video._shortcuts
     assert decoded[1] == decoded[2] < decoded[0]
 
 
-class _Counting(PyAVVideo):
+class _Counting(PyAVDecoder):
     starts = 0
 
     def _restart(self, key: Key | None) -> None:
@@ -246,16 +246,16 @@ def test_frames_dropped_for_good_come_back_by_one_seek(folder: Path) -> None:
     expected, lost = sequential(path), 0
     for first in range(14, 22):
         with _Counting(str(path)) as video:
-            video.expect([first])
-            video.read(first)
+            video.set_candidates([first])
+            video.get_frame_at(first)
             behind = [frame for frame in video._dropped if frame > first]
             lost += len(behind)
-            video.expect(range(50))
+            video.set_candidates(range(50))
             for index in range(first, 24):
-                np.testing.assert_array_equal(video.read(index), expected[index])
+                np.testing.assert_array_equal(video.get_frame_at(index), expected[index])
             assert video.starts == 1 + bool(behind)
             for index in range(12, 24):  # what was dropped on the way to the first is not taken for dropped now
-                np.testing.assert_array_equal(video.read(index), expected[index])
+                np.testing.assert_array_equal(video.get_frame_at(index), expected[index])
             assert video.starts == 2 + bool(behind)
             assert video._shortcuts
     assert lost > 1
