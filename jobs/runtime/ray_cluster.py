@@ -34,15 +34,15 @@ def ray_cluster() -> Iterator[None]:
     level = logging.INFO if debug else logging.ERROR
     logging.getLogger("ray").setLevel(level)
     address = cluster_address()
-    with _sigterm_as_before():
-        ray.init(
-            address=address or "local",  # without it Ray would look for a running cluster
-            include_dashboard=None if address else False,
-            log_to_driver=debug,
-            logging_level=level,
-        )
-    _quiet(debug)
     try:
+        with _own_signals():
+            ray.init(
+                address=address or "local",  # without it Ray would look for a running cluster
+                include_dashboard=None if address else False,
+                log_to_driver=debug,
+                logging_level=level,
+            )
+        _quiet(debug)
         yield
     finally:
         ray.shutdown()
@@ -113,14 +113,24 @@ def _ask(address: str) -> Any:
 
 
 @contextmanager
-def _sigterm_as_before() -> Iterator[None]:
-    """Ray takes over SIGTERM for good, and ends the program in the middle of its own threads on it: undo that."""
-    handler = signal.getsignal(signal.SIGTERM)
+def _own_signals() -> Iterator[None]:
+    """While Ray starts: SIGTERM keeps its handler, which Ray replaces for good, and Ctrl-C waits for the end.
+
+    An interrupted start of Ray can end the process by SIGSEGV in Ray's own threads.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    waiting: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, _: waiting.append(number))
     try:
         yield
     finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, handler)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if waiting:
+        signal.raise_signal(signal.SIGINT)
 
 
 @contextmanager

@@ -146,6 +146,24 @@ def test_a_named_cluster_is_connected_to_and_sigterm_stays_the_commands(monkeypa
         assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_ctrl_c_waits_until_ray_has_started(monkeypatch, started):
+    """In the middle of its start Ray's own threads now and then end the process by SIGSEGV."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    init = ray.init
+
+    def interrupted(**arguments):
+        signal.raise_signal(signal.SIGINT)
+        init(**arguments)
+
+    monkeypatch.setattr(ray, "init", interrupted)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), ray_cluster():
+        raise AssertionError("the block must not begin")
+    assert started[0]["address"] == "local"
+    assert started[1:] == ["shutdown"]
+    assert signal.getsignal(signal.SIGINT) is before
+
+
 @pytest.mark.parametrize("command", ["train", "sweep"])
 def test_a_training_that_finds_no_cluster_leaves_no_run(monkeypatch, started, tmp_path, capsys, command):
     manifest, features = two_class_corpus(tmp_path)
