@@ -27,9 +27,9 @@ from benchmarks.closed_loop_ways import CORES, Setup, extracted, fixed_share, lo
 from benchmarks.timing import Row, machine, write_json
 from skipreel.features.backbones.loading import load_backbone
 from skipreel.jobs.closed_loop.prediction import Prediction
-from skipreel.jobs.closed_loop.single import load_backbone_of
+from skipreel.jobs.trained.backbone import load_backbone_of
 from skipreel.jobs.trained.budget import with_budget
-from skipreel.jobs.training.evaluation import TrainedModel, load_model
+from skipreel.jobs.trained.model import TrainedModel, load_model
 from skipreel.models import Cost
 from skipreel.pipeline.video.sampling import Sampling
 

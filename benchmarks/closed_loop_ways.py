@@ -21,7 +21,7 @@ from skipreel.features.feature_set.spec import FeatureSpec
 from skipreel.jobs.closed_loop.prediction import Prediction
 from skipreel.jobs.closed_loop.scheduler import Scheduler
 from skipreel.jobs.closed_loop.session import Request
-from skipreel.jobs.training.evaluation import TrainedModel
+from skipreel.jobs.trained.model import TrainedModel
 from skipreel.models import Recognizer, RecognizerConfig
 from skipreel.pipeline.video import open_video
 from skipreel.pipeline.video.sampling import Sampling

@@ -22,6 +22,8 @@ from skipreel.pipeline.manifest import Manifest, VideoEntry
 from skipreel.pipeline.manifest.frame_labels import frame_targets
 
 Task = Literal["frames", "video"]
+# Whole videos that a network without training runs over at a time.
+EVALUATION_BATCH = 32
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from skipreel.features.backbones.backbone import Backbone
 from skipreel.jobs.closed_loop.online import OnlineRecognizer
 from skipreel.jobs.closed_loop.prediction import Seconds
-from skipreel.jobs.predictions.inputs import video_id_of
-from skipreel.jobs.training.evaluation import TrainedModel
+from skipreel.jobs.runtime.video_id import video_id_of
+from skipreel.jobs.trained.model import TrainedModel
 from skipreel.models import Cost
 from skipreel.pipeline.closeable import Closeable
 from skipreel.pipeline.video.live.stream import Live, open_live

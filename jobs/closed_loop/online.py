@@ -21,7 +21,7 @@ from torch import Tensor
 
 from skipreel.features.backbones.backbone import Backbone
 from skipreel.jobs.closed_loop.prediction import Seconds
-from skipreel.jobs.training.evaluation import TrainedModel
+from skipreel.jobs.trained.model import TrainedModel
 from skipreel.models import LearnedGate, Recognizer, SkipState, steps_until_update
 from skipreel.models.recurrence.gates import LEARNED, MAX_WAIT
 from skipreel.models.recurrence.reference import accumulate

@@ -11,21 +11,22 @@ recognizer.labels(prediction)
 import math
 import os
 from collections.abc import Generator, Iterable, Sequence
+from functools import partial
 from itertools import chain, islice
 from os import PathLike
 from typing import Any, Self, overload
 
 from skipreel.features.backbones.backbone import Backbone
 from skipreel.features.batching.collate import Task
+from skipreel.jobs.closed_loop.labels import Labelling, labels_of
 from skipreel.jobs.closed_loop.online import OnlineRecognizer
 from skipreel.jobs.closed_loop.prediction import Prediction
 from skipreel.jobs.closed_loop.scheduler import Outcome, Scheduler
 from skipreel.jobs.closed_loop.session import Request
-from skipreel.jobs.closed_loop.single import load_backbone_of
-from skipreel.jobs.predictions.text import Labelling, describe
+from skipreel.jobs.trained.backbone import load_backbone_of
 from skipreel.jobs.trained.budget import with_budget
 from skipreel.jobs.trained.location import local_model
-from skipreel.jobs.training.evaluation import TrainedModel, load_model
+from skipreel.jobs.trained.model import TrainedModel, load_model
 from skipreel.pipeline.errors import VideoError
 
 VIDEOS_IN_FLIGHT = 64
@@ -147,10 +148,25 @@ class Recognizer:
 
     def labels(self, prediction: Prediction, *, threshold: float = 0.5) -> list[dict[str, Any]]:
         """What was recognised: class and score, with start_s and end_s for task frames (where ≥ ``threshold``)."""
-        labels: list[dict[str, Any]] = describe("", prediction, Labelling(self.class_names, self.task, threshold))[
-            "labels"
-        ]
-        return labels
+        return labels_of(prediction, Labelling(self.class_names, self.task, threshold))
+
+
+def predict(
+    uri: str, *, model: TrainedModel, backbone: Backbone, decoder: str = "pyav", dense: bool = False
+) -> Prediction:
+    """Label one video in the caller's thread, looking only where the gate says or, if ``dense``, at every frame.
+
+    Raises:
+        VideoError: when the file cannot be opened or a wanted frame cannot be decoded.
+    """
+    with Scheduler(model, backbone, dense=dense, decoder=decoder, num_workers=0) as scheduler:
+        (outcome,) = scheduler.run([Request(uri, uri)])
+    if outcome.prediction is None:
+        raise VideoError(outcome.reason)
+    return outcome.prediction
+
+
+predict_dense = partial(predict, dense=True)
 
 
 def trained_model(model: str, *, budget: float | None = None, tracking_uri: str | None = None) -> TrainedModel:

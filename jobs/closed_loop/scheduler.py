@@ -25,7 +25,7 @@ from skipreel.jobs.closed_loop.decoder_calls import Call, DecoderCalls
 from skipreel.jobs.closed_loop.prediction import Prediction, Seconds
 from skipreel.jobs.closed_loop.session import DecodedFrames, Request, Steps, Update, Viewing, encode, view
 from skipreel.jobs.closed_loop.torch_threads import use_one_thread
-from skipreel.jobs.training.evaluation import TrainedModel
+from skipreel.jobs.trained.model import TrainedModel
 from skipreel.pipeline.closeable import Closeable
 from skipreel.pipeline.errors import InputError
 from skipreel.pipeline.video import open_video

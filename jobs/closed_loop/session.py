@@ -15,8 +15,8 @@ from torch import Tensor
 
 from skipreel.features.backbones.backbone import Backbone
 from skipreel.jobs.closed_loop.prediction import Prediction, Seconds
-from skipreel.jobs.predictions.inputs import video_id_of
-from skipreel.jobs.training.evaluation import TrainedModel
+from skipreel.jobs.runtime.video_id import video_id_of
+from skipreel.jobs.trained.model import TrainedModel
 from skipreel.models import Cost, LearnedGate, SkipState, rows_of, stack_states
 from skipreel.pipeline.video import Frame, VideoDecoder
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from skipreel.jobs.cli import parse
 from skipreel.jobs.commands import extract, manifest, report, sweep
+from skipreel.jobs.runtime.command_line import parse
 from skipreel.jobs.runtime.mlflow_runs import runs_page
 from skipreel.jobs.runtime.ray_cluster import ray_cluster
 from skipreel.jobs.runtime.terminal import console, progress_bar, track

@@ -7,7 +7,8 @@ from skipreel.features.batching.collate import check_labelled, load_examples
 from skipreel.features.feature_set.reader import FeatureSet
 from skipreel.jobs.trained.budget import with_budget
 from skipreel.jobs.trained.location import local_model
-from skipreel.jobs.training.evaluation import check_same_spec, evaluate, load_model
+from skipreel.jobs.trained.model import check_same_spec, load_model
+from skipreel.jobs.training.evaluation import evaluate
 from skipreel.pipeline.errors import InputError
 from skipreel.pipeline.manifest import read_manifest
 

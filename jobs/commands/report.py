@@ -17,14 +17,15 @@ from matplotlib.figure import Figure
 from skipreel.features.backbones.backbone import Backbone
 from skipreel.features.feature_set.reader import FeatureSet
 from skipreel.jobs.closed_loop.prediction import Prediction
-from skipreel.jobs.closed_loop.single import load_backbone_of, predict, predict_dense
+from skipreel.jobs.closed_loop.recognizer import predict, predict_dense
 from skipreel.jobs.reporting.filmstrip import film_strip, png
 from skipreel.jobs.reporting.page import MeasuredRow, SummaryRow, TableRow, render_report
 from skipreel.jobs.reporting.tradeoff_figure import tradeoff_figure
 from skipreel.jobs.reporting.video_strip import strip_of
 from skipreel.jobs.runtime.mlflow_runs import log_to_finished_run
 from skipreel.jobs.runtime.terminal import console, track
-from skipreel.jobs.training.evaluation import TrainedModel, load_model
+from skipreel.jobs.trained.backbone import load_backbone_of
+from skipreel.jobs.trained.model import TrainedModel, load_model
 from skipreel.jobs.training.record import SweepPoint, SweepRecord, load_record
 from skipreel.jobs.training.tradeoff import mean_over_seeds, pareto_front
 from skipreel.pipeline import storage

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from skipreel.features.batching.collate import Task
+from skipreel.jobs.closed_loop.labels import Labelling
 from skipreel.jobs.closed_loop.prediction import Prediction
 from skipreel.jobs.predictions import parquet as prediction_parquet
 from skipreel.jobs.predictions.text import (
@@ -19,7 +20,6 @@ from skipreel.jobs.predictions.text import (
     CharadesLocalisation,
     Csv,
     JsonLines,
-    Labelling,
     TextFormat,
 )
 from skipreel.pipeline import storage

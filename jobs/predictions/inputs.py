@@ -8,11 +8,12 @@ from typing import NamedTuple
 import pyarrow.compute as pc
 import pyarrow.fs as pafs
 
+from skipreel.jobs.runtime.video_id import video_id_of
 from skipreel.pipeline import storage
 from skipreel.pipeline.annotations.class_folders import SUFFIXES
 from skipreel.pipeline.errors import InputError, ManifestError
 from skipreel.pipeline.manifest import iterate_manifest
-from skipreel.pipeline.storage.uris import explained, has_scheme
+from skipreel.pipeline.storage.uris import explained
 
 
 class VideoInput(NamedTuple):
@@ -24,15 +25,6 @@ class VideoInput(NamedTuple):
 
     key: str
     uri: str
-
-
-def video_id_of(key: str) -> str:
-    """The id that a video most likely has in a manifest: of a path or URI of a video file its name without the suffix.
-
-    Any other key is an id already. By it a random control draws a video's mask, and Charades' evaluation knows a video.
-    """
-    name = PurePosixPath(key.partition("?")[0] if has_scheme(key) else key)
-    return name.stem if name.suffix.lower() in SUFFIXES else key
 
 
 def require_distinct_ids(videos: Iterable[VideoInput]) -> None:

@@ -24,12 +24,12 @@ from skipreel.features.feature_set.card import locked
 from skipreel.features.feature_set.ledger import read_state
 from skipreel.features.feature_set.schema import Failure
 from skipreel.features.feature_set.shard_writer import ShardWriter
-from skipreel.jobs.closed_loop.single import load_backbone_of
 from skipreel.jobs.predictions import store as prediction_store
 from skipreel.jobs.predictions.store import PredictionRows, PredictionSpec
 from skipreel.jobs.runtime.ray_cluster import num_cpus, num_gpus, ray_cluster, require_gpus, waiting_is_told
 from skipreel.jobs.runtime.terminal import console, progress_bar
-from skipreel.jobs.training.evaluation import TrainedModel
+from skipreel.jobs.trained.backbone import load_backbone_of
+from skipreel.jobs.trained.model import TrainedModel
 from skipreel.pipeline import storage
 from skipreel.pipeline.errors import InputError
 from skipreel.pipeline.video import find_decoder

@@ -9,8 +9,8 @@ from typing import Any
 import pyarrow as pa
 
 from skipreel.features.batching.collate import Task
+from skipreel.jobs.closed_loop.labels import Labelling, video_scores
 from skipreel.jobs.closed_loop.prediction import Prediction
-from skipreel.jobs.predictions.text import Labelling, video_scores
 
 
 def _list(kind: pa.DataType) -> pa.DataType:

@@ -28,7 +28,7 @@ from skipreel.features.feature_set.ledger import read_failures
 from skipreel.features.feature_set.schema import SHARDS, Source
 from skipreel.jobs.closed_loop.prediction import Prediction, Seconds
 from skipreel.jobs.predictions import parquet as prediction_parquet
-from skipreel.jobs.training.evaluation import TrainedModel
+from skipreel.jobs.trained.model import TrainedModel
 from skipreel.models import Cost
 from skipreel.pipeline import storage
 from skipreel.pipeline.video import from_first_frame

@@ -9,30 +9,21 @@ import io
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import NDArray
 
-from skipreel.features.batching.collate import Task
+from skipreel.jobs.closed_loop.labels import Labelling, labels_of, mean_scores, video_scores
 from skipreel.jobs.closed_loop.prediction import Prediction
-from skipreel.jobs.predictions.inputs import video_id_of
+from skipreel.jobs.runtime.video_id import video_id_of
 from skipreel.pipeline.errors import InputError
 
 CHARADES_TIMES = 25
 # As in pipeline.video.sampling: it only absorbs float rounding of presentation times.
 _EPSILON_S = 1e-6
-
-
-@dataclass(frozen=True, slots=True)
-class Labelling:
-    """What scores mean: the classes in order, the network's task, and from which score on a class counts as seen."""
-
-    class_names: tuple[str, ...]
-    task: Task
-    threshold: float = 0.5
 
 
 class TextFormat(ABC):
@@ -128,55 +119,28 @@ class CharadesClassification(CharadesLocalisation):
     """Lines `id s0 … sC`: the mean of a video's scores at the same 25 times."""
 
     def pieces(self, key: str, prediction: Prediction) -> Iterator[str]:
-        yield " ".join([_charades_id(key), *_digits(_mean(charades_scores(prediction)))]) + "\n"
+        yield " ".join([_charades_id(key), *_digits(mean_scores(charades_scores(prediction)))]) + "\n"
 
 
 def describe(key: str, prediction: Prediction, labelling: Labelling) -> dict[str, Any]:
     """A prediction as plain values.
 
-    `labels` are `segments` (task frames) or the best class; `scores` has each class's score for the whole video, for
+    `labels` are those of `labels_of`; `scores` has each class's score for the whole video, for
     task frames the mean over the sampled frames; then the times looked at, the costs and the seconds they took. Times
     count from the first frame, whose own time by the file's clock is `start_s`.
     """
-    names = labelling.class_names
     overall = video_scores(prediction, labelling.task)
-    if labelling.task == "frames":
-        labels = list(segments(prediction, names, labelling.threshold))
-    else:
-        best = int(overall.argmax())
-        labels = [{"class": names[best], "score": round(float(overall[best]), 4)}]
     return {
         "video": key,
         "uri": prediction.uri,
         "duration_s": prediction.duration_s,
         "start_s": prediction.start_s,
-        "labels": labels,
-        "scores": dict(zip(names, map(float, _digits(overall)), strict=True)),
+        "labels": labels_of(prediction, labelling),
+        "scores": dict(zip(labelling.class_names, map(float, _digits(overall)), strict=True)),
         "looked_at_s": [round(float(time), 3) for time in prediction.pts_s[prediction.used]],
         "cost": asdict(prediction.cost),
         "seconds": {stage: round(value, 4) for stage, value in asdict(prediction.seconds).items()},
     }
-
-
-def segments(prediction: Prediction, class_names: Sequence[str], threshold: float) -> Iterator[dict[str, Any]]:
-    """Maximal runs of frames in which a class is seen: class, start_s, end_s and the mean score."""
-    seen = prediction.scores >= threshold
-    for class_id, name in enumerate(class_names):
-        edges = np.flatnonzero(np.diff(np.concatenate([[False], seen[:, class_id], [False]]).astype(int)))
-        for start, stop in zip(edges[::2], edges[1::2], strict=True):
-            yield {
-                "class": name,
-                "start_s": round(float(prediction.pts_s[start]), 3),
-                "end_s": round(float(prediction.pts_s[stop - 1]), 3),
-                "score": round(float(prediction.scores[start:stop, class_id].mean()), 4),
-            }
-
-
-def video_scores(prediction: Prediction, task: Task) -> NDArray[np.float32]:
-    """(C,) scores of the whole video: for task frames the mean over the sampled frames."""
-    if task == "video":
-        return prediction.scores
-    return _mean(prediction.scores)
 
 
 def charades_scores(prediction: Prediction) -> NDArray[np.float32]:
@@ -189,12 +153,6 @@ def charades_scores(prediction: Prediction) -> NDArray[np.float32]:
     shown = np.searchsorted(prediction.pts_s, times_s + _EPSILON_S, side="right") - 1
     scores: NDArray[np.float32] = prediction.scores[shown]
     return scores
-
-
-def _mean(scores: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(n, C) -> (C,), added up in float64."""
-    mean: NDArray[np.float32] = scores.mean(axis=0, dtype=np.float64).astype(np.float32)
-    return mean
 
 
 def _charades_id(key: str) -> str:

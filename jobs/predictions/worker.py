@@ -18,8 +18,8 @@ from skipreel.features.feature_set.schema import Source
 from skipreel.jobs.closed_loop.prediction import Prediction
 from skipreel.jobs.closed_loop.scheduler import Outcome, Scheduler
 from skipreel.jobs.closed_loop.session import Request
-from skipreel.jobs.closed_loop.single import load_backbone_of
-from skipreel.jobs.training.evaluation import TrainedModel
+from skipreel.jobs.trained.backbone import load_backbone_of
+from skipreel.jobs.trained.model import TrainedModel
 from skipreel.pipeline import storage
 from skipreel.pipeline.errors import InputError
 from skipreel.pipeline.storage import LocalCopy

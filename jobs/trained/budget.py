@@ -14,10 +14,17 @@ from math import log
 import numpy as np
 import torch
 
-from skipreel.features.batching.collate import Example, Task, collate, load_examples, videos_with_features
+from skipreel.features.batching.collate import (
+    EVALUATION_BATCH,
+    Example,
+    Task,
+    collate,
+    load_examples,
+    videos_with_features,
+)
 from skipreel.features.errors import FeatureSetError
 from skipreel.features.feature_set.reader import FeatureSet
-from skipreel.jobs.training.evaluation import EVALUATION_BATCH, TrainedModel
+from skipreel.jobs.trained.model import TrainedModel
 from skipreel.models import LearnedGate, Recognizer
 from skipreel.pipeline.errors import InputError
 from skipreel.pipeline.manifest import Manifest

@@ -1,53 +1,19 @@
-"""Measuring a recogniser on stored features, and the one place that knows what a checkpoint of ours carries.
+"""Measures a recogniser on stored features.
 
 Letters: B batch, T steps, C classes.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from skipreel.features.batching.collate import Batch, Example, Task, collate
-from skipreel.features.errors import FeatureSetError
-from skipreel.features.feature_set.reader import FeatureSet
-from skipreel.features.feature_set.spec import FeatureSpec
-from skipreel.jobs.predictions.inputs import video_id_of
-from skipreel.models import (
-    CheckpointError,
-    Cost,
-    RandomGate,
-    Recognizer,
-    accuracy,
-    load_checkpoint,
-    mean_average_precision,
-)
+from skipreel.features.batching.collate import EVALUATION_BATCH, Batch, Example, Task, collate
+from skipreel.jobs.runtime.video_id import video_id_of
+from skipreel.models import Cost, RandomGate, Recognizer, accuracy, mean_average_precision
 
-EVALUATION_BATCH = 32
 METRIC_NAMES: dict[Task, str] = {"frames": "mAP", "video": "accuracy"}
-
-
-@dataclass(frozen=True, slots=True)
-class TrainedModel:
-    """A checkpoint with what it was trained on.
-
-    Attributes:
-        settings: the network's and the training's settings, as they were given.
-        budget_curve: pairs of what is added to the gate's logit, ascending, and the share of the frames that are then
-            looked at; see `jobs.trained.budget`. None for networks without a learned gate, and from earlier versions.
-        schedule: how it was trained; empty from earlier versions.
-    """
-
-    recognizer: Recognizer
-    class_names: tuple[str, ...]
-    feature_set_id: str
-    spec: FeatureSpec
-    settings: dict[str, Any]
-    budget_curve: tuple[tuple[float, float], ...] | None = None
-    schedule: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,45 +42,6 @@ class Evaluation:
     def update_share(self) -> float:
         """State updates as a share of the sampled frames, 0 to 1."""
         return self.cost.state_updates / self.cost.frames_total
-
-
-def load_model(directory: str | Path) -> TrainedModel:
-    """Load a checkpoint written by train or sweep.
-
-    Raises:
-        CheckpointError: when it is missing, damaged, or does not say what it was trained on.
-    """
-    recognizer, metadata = load_checkpoint(directory)
-    try:
-        return TrainedModel(
-            recognizer=recognizer.eval(),
-            class_names=tuple(metadata["class_names"]),
-            feature_set_id=metadata["feature_set_id"],
-            spec=FeatureSpec.from_json(metadata["recipe"]),
-            settings=metadata["settings"],
-            budget_curve=_curve(metadata.get("budget_curve")),
-            schedule=metadata.get("schedule", {}),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{directory} was not written by skipreel train or sweep ({error} is missing)") from error
-
-
-def _curve(pairs: Sequence[Sequence[float]] | None) -> tuple[tuple[float, float], ...] | None:
-    return None if pairs is None else tuple((float(delta), float(share)) for delta, share in pairs)
-
-
-def check_same_spec(model: TrainedModel, feature_set: FeatureSet) -> None:
-    """Refuse to run a model on features made another way.
-
-    Raises:
-        FeatureSetError: when the ids differ.
-    """
-    if model.feature_set_id != feature_set.id:
-        raise FeatureSetError(
-            f"the model was trained on features {model.feature_set_id} (length {model.spec.dim}, backbone "
-            f"{model.spec.backbone}), {feature_set.uri} holds {feature_set.id} (length {feature_set.dim}, backbone "
-            f"{feature_set.spec.backbone}): extract with the model's backbone, or train on these features"
-        )
 
 
 @torch.inference_mode()

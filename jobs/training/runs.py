@@ -11,8 +11,9 @@ from rich.progress import TaskID
 from skipreel.features.batching.collate import Task
 from skipreel.jobs.runtime.mlflow_runs import TrackedRun
 from skipreel.jobs.runtime.terminal import NotedProgress, progress_bar
+from skipreel.jobs.trained.model import load_model
 from skipreel.jobs.training.data import CheckedData
-from skipreel.jobs.training.evaluation import Evaluation, evaluate, load_model
+from skipreel.jobs.training.evaluation import Evaluation, evaluate
 from skipreel.jobs.training.loop import Epoch
 from skipreel.jobs.training.ray_workers import Workers, train_on_ray
 from skipreel.jobs.training.settings import ModelSettings, Schedule

@@ -19,7 +19,7 @@ from benchmarks.closed_loop_ways import Setup, fixed_share, looked_at
 from benchmarks.workloads import Cell, Mode, Size
 from skipreel.features.backbones.loading import load_backbone
 from skipreel.jobs.closed_loop.prediction import Prediction
-from skipreel.jobs.training.evaluation import TrainedModel
+from skipreel.jobs.trained.model import TrainedModel
 from skipreel.models.recurrence import event
 from skipreel.pipeline.video.sampling import Sampling
 

@@ -12,6 +12,7 @@ import pytest
 from skipreel.jobs import cli
 from skipreel.jobs.cli import COMMANDS, main
 from skipreel.jobs.commands import demo, extract, sweep
+from skipreel.jobs.runtime.command_line import parse
 from tests.support.feature_sets import two_class_corpus
 from tests.support.videos import write_video
 
@@ -110,7 +111,7 @@ def test_the_demo_prints_its_commands_as_they_can_be_given(capsys):
     settings = demo._command(sweep, "sweep", words)
     given = shlex.split(capsys.readouterr().err)
     assert given[:2] == ["skipreel", "sweep"]
-    assert cli.parse(sweep, "sweep", given[2:]) == settings
+    assert parse(sweep, "sweep", given[2:]) == settings
     assert (settings.hidden_size, settings.schedule.learning_rate, settings.output) == (96, 6e-3, "my demo")
 
 

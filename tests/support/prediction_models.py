@@ -4,7 +4,7 @@ import torch
 
 from skipreel.features.backbones.loading import load_backbone
 from skipreel.features.feature_set.spec import FeatureSpec
-from skipreel.jobs.training.evaluation import TrainedModel
+from skipreel.jobs.trained.model import TrainedModel
 from skipreel.models import LearnedGate, Recognizer, RecognizerConfig
 from skipreel.models.recurrence.gates import Gate
 from skipreel.pipeline.video.sampling import Sampling

@@ -12,9 +12,11 @@ from skipreel.features.batching.collate import Example
 from skipreel.features.errors import BackboneError
 from skipreel.features.feature_set.reader import Sequence
 from skipreel.jobs.closed_loop.recognizer import Recognizer as VideoRecognizer
+from skipreel.jobs.closed_loop.recognizer import predict, predict_dense
 from skipreel.jobs.closed_loop.session import Request
-from skipreel.jobs.closed_loop.single import load_backbone_of, predict, predict_dense
-from skipreel.jobs.training.evaluation import TrainedModel, evaluate
+from skipreel.jobs.trained.backbone import load_backbone_of
+from skipreel.jobs.trained.model import TrainedModel
+from skipreel.jobs.training.evaluation import evaluate
 from skipreel.models import RandomGate, StridedGate, save_checkpoint
 from skipreel.pipeline.errors import VideoError
 from tests.support.prediction_models import BACKBONE

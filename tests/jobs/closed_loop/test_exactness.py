@@ -17,7 +17,7 @@ from skipreel.features.extraction.steps import extract_video
 from skipreel.jobs.closed_loop.prediction import Prediction
 from skipreel.jobs.closed_loop.scheduler import Scheduler
 from skipreel.jobs.closed_loop.session import Request
-from skipreel.jobs.training.evaluation import TrainedModel
+from skipreel.jobs.trained.model import TrainedModel
 from skipreel.pipeline.video.sampling import Sampling
 from tests.support.prediction_models import BACKBONE, make_model, untrained
 from tests.support.videos import write_video

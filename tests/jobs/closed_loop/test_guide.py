@@ -10,7 +10,7 @@ import pytest
 
 from skipreel.features.feature_set.schema import Source
 from skipreel.features.feature_set.shard_writer import ShardWriter
-from skipreel.jobs.closed_loop.single import predict
+from skipreel.jobs.closed_loop.recognizer import predict
 from skipreel.jobs.predictions import store
 from skipreel.jobs.predictions.store import PredictionRows, PredictionSpec
 from skipreel.models import save_checkpoint

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from skipreel.jobs.closed_loop.live import describe_end, describe_look, follow, watch
-from skipreel.jobs.closed_loop.single import predict, predict_dense
+from skipreel.jobs.closed_loop.recognizer import predict, predict_dense
 from skipreel.models import StridedGate
 from skipreel.pipeline.errors import VideoError
 from tests.support.live_sources import fifo, http, write_stream

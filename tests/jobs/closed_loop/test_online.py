@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from skipreel.jobs.closed_loop.online import OnlineRecognizer
-from skipreel.jobs.closed_loop.single import predict_dense
+from skipreel.jobs.closed_loop.recognizer import predict_dense
 from skipreel.models import RandomGate, Recognizer, RecognizerConfig, StridedGate
 from skipreel.models.recurrence.gates import MAX_WAIT
 from skipreel.pipeline.video import open_video

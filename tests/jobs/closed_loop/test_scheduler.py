@@ -16,7 +16,7 @@ from skipreel.features.backbones.backbone import Backbone
 from skipreel.features.feature_set.spec import FeatureSpec
 from skipreel.jobs.closed_loop.scheduler import Outcome, Scheduler
 from skipreel.jobs.closed_loop.session import ClosedLoop, Reading, Request
-from skipreel.jobs.training.evaluation import TrainedModel
+from skipreel.jobs.trained.model import TrainedModel
 from skipreel.models import LearnedGate, Recognizer, RecognizerConfig, StridedGate
 from skipreel.pipeline.errors import VideoError
 from skipreel.pipeline.video import Frame, VideoDecoder

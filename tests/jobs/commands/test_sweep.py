@@ -9,7 +9,7 @@ import pytest
 
 from skipreel.jobs.cli import main
 from skipreel.jobs.commands.report import showcase
-from skipreel.jobs.training.evaluation import load_model
+from skipreel.jobs.trained.model import load_model
 from skipreel.jobs.training.record import load_record
 from skipreel.models import CheckpointError
 

@@ -16,7 +16,7 @@ from skipreel.jobs.cli import main
 from skipreel.jobs.commands.train import Settings
 from skipreel.jobs.runtime.mlflow_runs import Tracking, start_run
 from skipreel.jobs.trained.location import local_model
-from skipreel.jobs.training.evaluation import load_model
+from skipreel.jobs.trained.model import load_model
 from tests.support.feature_sets import two_class_corpus
 
 

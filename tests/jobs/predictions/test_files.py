@@ -10,11 +10,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from skipreel.jobs.closed_loop.labels import segments
 from skipreel.jobs.closed_loop.prediction import Prediction, Seconds
 from skipreel.jobs.predictions import files as prediction_files
 from skipreel.jobs.predictions import parquet as prediction_parquet
 from skipreel.jobs.predictions.files import choose_format, open_writer
-from skipreel.jobs.predictions.text import charades_scores, segments
+from skipreel.jobs.predictions.text import charades_scores
 from skipreel.models import Cost
 from skipreel.pipeline import storage
 from skipreel.pipeline.errors import InputError

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from skipreel.jobs.predictions import inputs as module
-from skipreel.jobs.predictions.inputs import VideoInput, require_distinct_ids, video_id_of, video_inputs
+from skipreel.jobs.predictions.inputs import VideoInput, require_distinct_ids, video_inputs
 from skipreel.pipeline.errors import InputError, ManifestError, StorageError
 from skipreel.pipeline.manifest import Manifest, VideoEntry, write_manifest, write_rows
 
@@ -64,22 +64,6 @@ def test_a_file_named_twice_is_there_once(clips):
     spellings = ["./clips/b.mp4", absolute, f"file://{absolute}", "clips", "clips/"]
     found = keys(video_inputs(spellings))
     assert found == ["./clips/b.mp4", "clips/a%20b.mov", "clips/a.MKV", "clips/sub/c d.webm"]
-
-
-@pytest.mark.parametrize(
-    ("key", "video_id"),
-    [
-        ("few/0UNUJ.mp4", "0UNUJ"),
-        ("s3://bucket/a/0UNUJ.MKV?endpoint_override=there/x.mp4", "0UNUJ"),
-        ("/videos/what?.mp4", "what?"),
-        ("v1.2.mp4", "v1.2"),
-        ("0UNUJ", "0UNUJ"),
-        ("fight/fi001", "fight/fi001"),
-        ("v1.2", "v1.2"),
-    ],
-)
-def test_the_id_of_a_file_is_its_name_and_any_other_key_is_one_already(key, video_id):
-    assert video_id_of(key) == video_id
 
 
 def test_two_files_with_one_id_are_refused_where_ids_must_tell_them_apart(clips):

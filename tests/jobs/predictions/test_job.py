@@ -18,7 +18,7 @@ from scripts.drill import children
 from skipreel.features.errors import FeatureSetError
 from skipreel.features.extraction.tasks import VideoJob
 from skipreel.features.feature_set.card import locked
-from skipreel.jobs.closed_loop.single import predict
+from skipreel.jobs.closed_loop.recognizer import predict
 from skipreel.jobs.predictions import store as prediction_store
 from skipreel.jobs.predictions import worker as prediction_worker
 from skipreel.jobs.predictions.job import JobSettings, run_job

@@ -16,7 +16,8 @@ from skipreel.features.errors import FeatureSetError
 from skipreel.features.feature_set.reader import FeatureSet, Sequence
 from skipreel.jobs.cli import main
 from skipreel.jobs.trained.budget import MAX_POINTS, calibration_examples, measure_curve, with_budget
-from skipreel.jobs.training.evaluation import TrainedModel, evaluate, load_model
+from skipreel.jobs.trained.model import TrainedModel, load_model
+from skipreel.jobs.training.evaluation import evaluate
 from skipreel.jobs.training.loop import build_recognizer, fit
 from skipreel.jobs.training.settings import ModelSettings, Schedule
 from skipreel.models import RandomGate, Recognizer, RecognizerConfig, save_checkpoint

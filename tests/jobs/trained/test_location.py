@@ -11,7 +11,7 @@ import torch
 
 from skipreel.jobs.runtime.mlflow_runs import Tracking, start_run
 from skipreel.jobs.trained.location import local_model
-from skipreel.jobs.training.evaluation import load_model
+from skipreel.jobs.trained.model import load_model
 from skipreel.models import Recognizer, RecognizerConfig, save_checkpoint
 from skipreel.pipeline.errors import InputError
 from tests.support.feature_sets import spec

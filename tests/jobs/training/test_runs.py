@@ -10,8 +10,8 @@ import pytest
 from skipreel.features.feature_set.reader import FeatureSet
 from skipreel.jobs.cli import EXIT_INTERRUPTED, main
 from skipreel.jobs.commands import sweep, train
+from skipreel.jobs.trained.model import load_model
 from skipreel.jobs.training import ray_workers
-from skipreel.jobs.training.evaluation import load_model
 from skipreel.jobs.training.loop import Epoch, build_recognizer
 from skipreel.jobs.training.ray_workers import _Started, _Trained
 from skipreel.jobs.training.record import load_record

@@ -1,15 +1,9 @@
-"""One video from its file to scores, decoding and encoding only the frames that the network asks for."""
-
-from functools import partial
+"""The backbone that a trained model's features were made with."""
 
 from skipreel.features.backbones.backbone import Backbone
 from skipreel.features.backbones.loading import load_backbone, runs_code
 from skipreel.features.errors import BackboneError
-from skipreel.jobs.closed_loop.prediction import Prediction
-from skipreel.jobs.closed_loop.scheduler import Scheduler
-from skipreel.jobs.closed_loop.session import Request
-from skipreel.jobs.training.evaluation import TrainedModel
-from skipreel.pipeline.errors import VideoError
+from skipreel.jobs.trained.model import TrainedModel
 
 
 def load_backbone_of(model: TrainedModel, *, name: str | None = None, device: str = "cpu") -> Backbone:
@@ -40,21 +34,3 @@ def load_backbone_of(model: TrainedModel, *, name: str | None = None, device: st
             f"({backbone.preprocessing} against {spec.preprocessing}): give it with --backbone"
         )
     return backbone
-
-
-def predict(
-    uri: str, *, model: TrainedModel, backbone: Backbone, decoder: str = "pyav", dense: bool = False
-) -> Prediction:
-    """Look at one video only where the gate says, or, if ``dense``, at every frame.
-
-    Raises:
-        VideoError: when the file cannot be opened or a wanted frame cannot be decoded.
-    """
-    with Scheduler(model, backbone, dense=dense, decoder=decoder, num_workers=0) as scheduler:
-        (outcome,) = scheduler.run([Request(uri, uri)])
-    if outcome.prediction is None:
-        raise VideoError(outcome.reason)
-    return outcome.prediction
-
-
-predict_dense = partial(predict, dense=True)
