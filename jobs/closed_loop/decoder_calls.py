@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from skipreel.jobs.closed_loop.session import Request, Viewing
+from skipreel.jobs.closed_loop.session import Request, Session
 
 # A worker whose decoder takes longer (a slow disk, a slow network) gets a substitute: it delays its video alone.
 SLOW_S = 1.0
@@ -13,10 +13,10 @@ SLOW_S = 1.0
 
 @dataclass(slots=True, eq=False)
 class Call:
-    """A worker's call of a decoder; ``viewing`` is None while it opens the video."""
+    """A worker's call of a decoder; ``session`` is None while it opens the video."""
 
     request: Request
-    viewing: Viewing | None
+    session: Session | None
     since: float
     has_substitute: bool = False
     is_given_up: bool = False
@@ -41,9 +41,9 @@ class DecoderCalls:
         """Those that are in a call, by their `get_ident`."""
         return set(self._calls)
 
-    def begin(self, request: Request, viewing: Viewing | None) -> Call:
+    def begin(self, request: Request, session: Session | None) -> Call:
         """This thread is about to call a decoder."""
-        call = self._calls[threading.get_ident()] = Call(request, viewing, time.monotonic())
+        call = self._calls[threading.get_ident()] = Call(request, session, time.monotonic())
         return call
 
     def end(self) -> None:

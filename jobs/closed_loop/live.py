@@ -39,7 +39,7 @@ class Look:
     wait: int
 
 
-class Watch(Closeable):
+class LiveSession(Closeable):
     """A live source under way: iterate once over its looks; close it, or use it as a context manager.
 
     VideoError ends the iteration where the source is silent for too long or breaks off.
@@ -104,9 +104,9 @@ class Watch(Closeable):
         return Seconds(decode=self._live.decode_s, encode=taken.encode, recognise=taken.recognise)
 
 
-def watch(
+def open_live_session(
     source: str, *, model: TrainedModel, backbone: Backbone, threshold: float = 0.5, timeout_s: float = 10.0
-) -> Watch:
+) -> LiveSession:
     """Open a live source, as `open_live` takes it, to be labelled while it sends.
 
     Args:
@@ -116,27 +116,27 @@ def watch(
     Raises:
         VideoError: when it cannot be opened.
     """
-    return Watch(open_live(source, timeout_s=timeout_s), model, backbone, threshold)
+    return LiveSession(open_live(source, timeout_s=timeout_s), model, backbone, threshold)
 
 
-def follow(watching: Watch, write: Callable[[dict[str, Any]], None]) -> None:
+def follow(session: LiveSession, write: Callable[[dict[str, Any]], None]) -> None:
     """Give every look to `write` as plain values, and the ledger at the end of the stream, on Ctrl-C or an error.
 
     Raises:
         VideoError: when the source is silent for too long or breaks off, once the ledger is written.
     """
-    with watching, _ended_by_interrupt(watching):
+    with session, _ended_by_interrupt(session):
         try:
-            for look in watching:
+            for look in session:
                 write(describe_look(look))
         except KeyboardInterrupt:
             pass  # how one stops to watch
         finally:
-            write(describe_end(watching))
+            write(describe_end(session))
 
 
 @contextmanager
-def _ended_by_interrupt(watching: Watch) -> Iterator[None]:
+def _ended_by_interrupt(session: LiveSession) -> Iterator[None]:
     """The first Ctrl-C only asks: an exception that rises while FFmpeg calls our reader can get lost in it."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -145,7 +145,7 @@ def _ended_by_interrupt(watching: Watch) -> Iterator[None]:
 
     def end(number: int, _: object) -> None:
         signal.signal(number, before[signal.Signals(number)])
-        watching.end()
+        session.end()
 
     for number in before:
         signal.signal(number, end)
@@ -161,12 +161,12 @@ def describe_look(look: Look) -> dict[str, Any]:
     return {"time_s": round(look.time_s, 3), "labels": look.labels, "wait": look.wait}
 
 
-def describe_end(watching: Watch) -> dict[str, Any]:
+def describe_end(session: LiveSession) -> dict[str, Any]:
     """What there was and what it cost, as plain values, whatever ended it."""
     return {
-        "video": watching.source,
-        "start_s": watching.start_s,
-        "damaged": watching.num_damaged,
-        "cost": asdict(watching.cost),
-        "seconds": {stage: round(value, 4) for stage, value in asdict(watching.seconds).items()},
+        "video": session.source,
+        "start_s": session.start_s,
+        "damaged": session.num_damaged,
+        "cost": asdict(session.cost),
+        "seconds": {stage: round(value, 4) for stage, value in asdict(session.seconds).items()},
     }

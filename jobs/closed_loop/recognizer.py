@@ -1,8 +1,8 @@
 """A trained network and its backbone in one object: labels video files, or frames as they come.
 
-from skipreel.jobs.closed_loop.recognizer import Recognizer
+from skipreel.jobs.closed_loop.recognizer import VideoRecognizer
 
-recognizer = Recognizer.load("sweep/checkpoints/skip-gru-lambda-0.001-seed-0")
+recognizer = VideoRecognizer.load("sweep/checkpoints/skip-gru-lambda-0.001-seed-0")
 prediction = recognizer.predict("clip.mp4")
 prediction.scores, prediction.pts_s, prediction.used, prediction.cost
 recognizer.labels(prediction)
@@ -32,7 +32,7 @@ from skipreel.pipeline.errors import VideoError
 VIDEOS_IN_FLIGHT = 64
 
 
-class Recognizer:
+class VideoRecognizer:
     """Labels videos, looking only at the frames that the network asks for.
 
     Attributes:
@@ -170,7 +170,7 @@ predict_dense = partial(predict, dense=True)
 
 
 def trained_model(model: str, *, budget: float | None = None, tracking_uri: str | None = None) -> TrainedModel:
-    """The network alone, found and dialled as in `Recognizer.load`."""
+    """The network alone, found and dialled as in `VideoRecognizer.load`."""
     trained = load_model(local_model(model, tracking_uri=tracking_uri))
     return trained if budget is None else with_budget(trained, budget)
 

@@ -23,7 +23,7 @@ import torch
 from skipreel.features.backbones.backbone import Backbone
 from skipreel.jobs.closed_loop.decoder_calls import Call, DecoderCalls
 from skipreel.jobs.closed_loop.prediction import Prediction, Seconds
-from skipreel.jobs.closed_loop.session import DecodedFrames, Request, Steps, Update, Viewing, encode, view
+from skipreel.jobs.closed_loop.session import DecodedFrames, Request, Session, Steps, Update, encode, open_session
 from skipreel.jobs.closed_loop.torch_threads import use_one_thread
 from skipreel.jobs.trained.model import TrainedModel
 from skipreel.pipeline.closeable import Closeable
@@ -78,12 +78,12 @@ class Scheduler(Closeable):
         self._next_of_worker = self._decode_next if is_on_gpu else self._decode_or_encode_next
         self._changed = threading.Condition()  # guards all that follows
         self._requests: deque[Request] = deque()  # not begun
-        self._waiting: deque[tuple[Viewing, Steps]] = deque()  # to be decoded, in turn
+        self._waiting: deque[tuple[Session, Steps]] = deque()  # to be decoded, in turn
         self._ready: deque[DecodedFrames] = deque()  # to be encoded, in turn
-        self._read: deque[Viewing] = deque()  # to be finished
+        self._read: deque[Session] = deque()  # to be finished
         self._calls = DecoderCalls(max_substitutes=num_workers, time_limit_s=time_limit_s)
         self._num_begun = 0  # videos without an outcome yet
-        self._open: set[Viewing] = set()  # of those
+        self._open: set[Session] = set()  # of those
         self._outcomes: list[Outcome] = []
         self._is_closed = False
         self._threads: set[threading.Thread] = set()
@@ -133,15 +133,15 @@ class Scheduler(Closeable):
             self._changed.notify_all()
             self._changed.wait_for(lambda: not self._calls.threads, LAST_CALL_S)
             in_decoder = self._calls.threads
-            idle = [viewing for viewing in self._open if not viewing.is_decoding]
-            for viewing in self._open:
-                viewing.is_over = True
+            idle = [session for session in self._open if not session.is_decoding]
+            for session in self._open:
+                session.is_over = True
             self._open.clear()
             threads = [thread for thread in self._threads if thread.ident not in in_decoder]
         for thread in threads:
             thread.join()
-        for viewing in idle:
-            _close(viewing)
+        for session in idle:
+            _close(session)
 
     # What a worker does next; asked with the lock held
 
@@ -185,10 +185,10 @@ class Scheduler(Closeable):
         if self._num_ready >= 2 * self._backbone.batch_size:
             return None
         while self._waiting:
-            viewing, steps = self._waiting.popleft()
-            if not viewing.is_over:
-                viewing.is_decoding = True
-                return partial(self._decode, self._calls.begin(viewing.request, viewing), viewing, steps)
+            session, steps = self._waiting.popleft()
+            if not session.is_over:
+                session.is_decoding = True
+                return partial(self._decode, self._calls.begin(session.request, session), session, steps)
         if self._requests and self._num_begun < self._in_flight:
             self._num_begun += 1
             return partial(self._begin, self._calls.begin(self._requests.popleft(), None))
@@ -209,32 +209,32 @@ class Scheduler(Closeable):
     # Decoding
 
     def _begin(self, call: Call) -> None:
-        def begin() -> tuple[Viewing, Steps]:
+        def begin() -> tuple[Session, Steps]:
             seconds, request = Seconds(), call.request
             with ExitStack() as on_error:
                 with seconds.measure("decode"):
                     video = on_error.enter_context(open_video(request.path or request.uri, decoder=self._decoder))
-                part_frames = self._backbone.batch_size
-                viewing = view(request, video, self._model, seconds, dense=self._dense, part_frames=part_frames)
-                wanted = viewing.wanted()
+                max_frames = self._backbone.batch_size
+                session = open_session(request, video, self._model, seconds, dense=self._dense, max_frames=max_frames)
+                wanted = session.next_wanted()
                 on_error.pop_all()
-            viewing.is_decoding = True
-            call.viewing = viewing
-            return viewing, wanted
+            session.is_decoding = True
+            call.session = session
+            return session, wanted
 
-        def take(opened: tuple[Viewing, Steps]) -> None:
+        def take(opened: tuple[Session, Steps]) -> None:
             self._open.add(opened[0])
             self._queue(*opened)
 
         self._call_decoder(call, begin, take)
 
-    def _decode(self, call: Call, viewing: Viewing, steps: Steps) -> None:
+    def _decode(self, call: Call, session: Session, steps: Steps) -> None:
         def decode() -> tuple[DecodedFrames, Steps]:
-            return DecodedFrames(viewing, steps, viewing.decode(steps)), viewing.wanted()
+            return DecodedFrames(session, steps, session.decode(steps)), session.next_wanted()
 
         def take(decoded: tuple[DecodedFrames, Steps]) -> None:
             self._ready.append(decoded[0])
-            self._queue(viewing, decoded[1])
+            self._queue(session, decoded[1])
 
         self._call_decoder(call, decode, take)
 
@@ -249,33 +249,33 @@ class Scheduler(Closeable):
                 is_lost = self._end_call(call)
                 if answer is not None and not is_lost:
                     take(answer)
-            if is_lost and call.viewing is not None:
-                _close(call.viewing)
+            if is_lost and call.session is not None:
+                _close(call.session)
             elif answer is None and not is_lost:
-                self._end(call.request, call.viewing, None, reason)
+                self._end(call.request, call.session, None, reason)
 
     def _end_call(self, call: Call) -> bool:
         """With the lock held: the decoder has returned; whether nobody waits for its answer any more."""
         self._calls.end()
         self._changed.notify_all()
-        if call.viewing is None:
+        if call.session is None:
             return call.is_given_up or self._is_closed
-        call.viewing.is_decoding = False
+        call.session.is_decoding = False
         if self._is_closed:
-            self._claim(call.viewing)
-        return call.is_given_up or call.viewing.is_over
+            self._claim(call.session)
+        return call.is_given_up or call.session.is_over
 
-    def _queue(self, viewing: Viewing, wanted: Steps) -> None:
+    def _queue(self, session: Session, wanted: Steps) -> None:
         """With the lock held: have these frames decoded when it is their turn."""
         if len(wanted):
-            self._waiting.append((viewing, wanted))
+            self._waiting.append((session, wanted))
         self._changed.notify_all()
 
     def _check_calls(self) -> None:
         """With the lock held: substitutes for slow workers, outcomes for videos whose time is up."""
         for call in self._calls.give_up():  # its worker closes the video, should the decoder ever return
             late = f"{call.request.uri}: its next frame did not come within {self._time_limit_s:g} seconds"
-            if self._claim(call.viewing):
+            if self._claim(call.session):
                 self._book(Outcome(call.request, None, late))
         for _ in range(self._calls.substitute()):
             self._start(self._next_of_worker)
@@ -290,8 +290,8 @@ class Scheduler(Closeable):
                 for alone in batch:
                     self._encode([alone])
                 return
-            request = batch[0].viewing.request
-            self._end(request, batch[0].viewing, None, _reason(error, request, "backbone"))
+            request = batch[0].session.request
+            self._end(request, batch[0].session, None, _reason(error, request, "backbone"))
             return
         self._commit(batch, updates, seconds)
 
@@ -299,39 +299,39 @@ class Scheduler(Closeable):
         with self._changed:
             for frames, update in zip(batch, updates, strict=True):
                 self.frames_encoded += update.num_frames
-                frames.viewing.seconds.encode += seconds.encode * update.num_frames
-                frames.viewing.seconds.recognise += seconds.recognise * update.num_frames
-                frames.viewing.commit(update)
-                self._queue(frames.viewing, update.wanted)
-            self._read.extend({frames.viewing for frames in batch if frames.viewing.is_read})
+                frames.session.seconds.encode += seconds.encode * update.num_frames
+                frames.session.seconds.recognise += seconds.recognise * update.num_frames
+                frames.session.commit(update)
+                self._queue(frames.session, update.wanted)
+            self._read.extend({frames.session for frames in batch if frames.session.is_complete})
             self._changed.notify_all()
 
-    def _finish(self, viewing: Viewing) -> None:
+    def _finish(self, session: Session) -> None:
         prediction, reason = None, ""
         try:
-            prediction = viewing.prediction()
+            prediction = session.prediction()
         except Exception as error:
-            reason = _reason(error, viewing.request, "network")
-        self._end(viewing.request, viewing, prediction, reason)
+            reason = _reason(error, session.request, "network")
+        self._end(session.request, session, prediction, reason)
 
-    def _end(self, request: Request, viewing: Viewing | None, prediction: Prediction | None, reason: str = "") -> None:
+    def _end(self, request: Request, session: Session | None, prediction: Prediction | None, reason: str = "") -> None:
         """The outcome of a video, unless it has one already; without the lock, since closing a video may take long."""
         with self._changed:
-            is_idle = viewing is not None and not viewing.is_decoding  # else its worker closes it
-            if not self._claim(viewing):
+            is_idle = session is not None and not session.is_decoding  # else its worker closes it
+            if not self._claim(session):
                 return
-        if viewing is not None and is_idle:
-            _close(viewing)
+        if session is not None and is_idle:
+            _close(session)
         with self._changed:
             self._book(Outcome(request, prediction, reason))
 
-    def _claim(self, viewing: Viewing | None) -> bool:
+    def _claim(self, session: Session | None) -> bool:
         """With the lock held: the right to say what became of a video; it is given once."""
-        if viewing is None:  # not opened
+        if session is None:  # not opened
             return True
-        is_first = not viewing.is_over
-        viewing.is_over = True
-        self._open.discard(viewing)
+        is_first = not session.is_over
+        session.is_over = True
+        self._open.discard(session)
         return is_first
 
     def _book(self, outcome: Outcome) -> None:
@@ -341,11 +341,11 @@ class Scheduler(Closeable):
         self._changed.notify_all()
 
 
-def _close(viewing: Viewing) -> None:
+def _close(session: Session) -> None:
     try:
-        viewing.video.close()
+        session.video.close()
     except Exception as error:  # a decoder may be anyone's, and the video has its outcome
-        _LOGGER.warning("%s could not be closed: %s: %s", viewing.request.uri, type(error).__name__, error)
+        _LOGGER.warning("%s could not be closed: %s: %s", session.request.uri, type(error).__name__, error)
 
 
 def _reason(error: BaseException, request: Request, part: str) -> str:

@@ -40,7 +40,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """What encoded frames will change in their viewing, see `Viewing.commit`.
+    """What encoded frames will change in their session, see `Session.commit`.
 
     Attributes:
         num_frames: n, how many.
@@ -55,7 +55,7 @@ class Update:
     state: SkipState | None = None
 
 
-class Viewing(ABC):
+class Session(ABC):
     """An open video. `wanted` are the steps to decode next; they come back, in any order of requests, encoded.
 
     Encoded frames come in by two calls. The first computes an `Update` (see `encode`): it may raise, and it may be
@@ -82,7 +82,7 @@ class Viewing(ABC):
             return [self.video.get_frame_at(index[0])] if len(index) == 1 else list(self.video.iter_frames_at(index))
 
     @abstractmethod
-    def wanted(self) -> Steps:
+    def next_wanted(self) -> Steps:
         """The steps (n,) to decode next, to be asked at the start and after each decoding.
 
         None at the end, or while that depends on frames that are under way: then their `Update` says it.
@@ -94,7 +94,7 @@ class Viewing(ABC):
 
     @property
     @abstractmethod
-    def is_read(self) -> bool:
+    def is_complete(self) -> bool:
         """Whether nothing more is wanted and everything that was has come back."""
 
     @abstractmethod
@@ -125,7 +125,7 @@ class Viewing(ABC):
         )
 
 
-class ClosedLoop(Viewing):
+class ClosedLoopSession(Session):
     """The gate says after each look which frame is wanted next (eq. 6)."""
 
     def __init__(self, request: Request, video: VideoDecoder, model: TrainedModel, seconds: Seconds) -> None:
@@ -141,10 +141,10 @@ class ClosedLoop(Viewing):
         return len(self.used) - self._due
 
     @property
-    def is_read(self) -> bool:
+    def is_complete(self) -> bool:
         return self.remaining == 0
 
-    def wanted(self) -> Steps:
+    def next_wanted(self) -> Steps:
         if self._has_begun:
             return np.empty(0, np.int64)
         self._has_begun = True
@@ -157,7 +157,7 @@ class ClosedLoop(Viewing):
         return Update(1, np.arange(due, min(due + 1, len(self.used))), due, state)
 
     def commit(self, update: Update) -> None:
-        """See `Viewing.commit`."""
+        """See `Session.commit`."""
         super().commit(update)
         self.used[self._due] = True
         self._due, self.state = update.due, update.state
@@ -166,7 +166,7 @@ class ClosedLoop(Viewing):
         return self._logits if self.model.recognizer.config.task == "frames" else self._logits[-1]
 
 
-class Reading(Viewing):
+class ScheduledSession(Session):
     """All wanted frames are known from the start: every one for a dense pass, a schedule's for a control."""
 
     def __init__(
@@ -177,10 +177,10 @@ class Reading(Viewing):
         seconds: Seconds,
         *,
         dense: bool,
-        part_frames: int,
+        max_frames: int,
     ) -> None:
         super().__init__(request, video, model, seconds)
-        self._part_frames = part_frames
+        self._max_frames = max_frames
         recognizer, steps = model.recognizer, len(self.used)
         gate = recognizer.config.gate
         self._steps = np.arange(steps)
@@ -194,12 +194,12 @@ class Reading(Viewing):
         self._features = np.zeros((steps, recognizer.config.feature_dim), np.float16)
 
     @property
-    def is_read(self) -> bool:
+    def is_complete(self) -> bool:
         return self.num_encoded == len(self._steps)
 
-    def wanted(self) -> Steps:
+    def next_wanted(self) -> Steps:
         start = self._asked
-        self._asked = min(start + self._part_frames, len(self._steps))
+        self._asked = min(start + self._max_frames, len(self._steps))
         return self._steps[start : self._asked]
 
     def update_of(self, steps: Steps, features: NDArray[np.float16]) -> Update:
@@ -220,54 +220,54 @@ class Reading(Viewing):
 class DecodedFrames:
     """Decoded frames on their way to the backbone: those of these steps."""
 
-    viewing: Viewing
+    session: Session
     steps: Steps
     frames: list[Frame]
 
 
-def view(
-    request: Request, video: VideoDecoder, model: TrainedModel, seconds: Seconds, *, dense: bool, part_frames: int
-) -> Viewing:
+def open_session(
+    request: Request, video: VideoDecoder, model: TrainedModel, seconds: Seconds, *, dense: bool, max_frames: int
+) -> Session:
     """Begin with a video: in the closed loop where the model has a learned gate, unless ``dense``.
 
     Args:
-        part_frames: how many frames to ask for at once where they are known.
+        max_frames: how many frames to ask for at once where they are known.
     """
     recognizer = model.recognizer
     if not dense and recognizer.recurrent is not None and isinstance(recognizer.config.gate, LearnedGate):
-        return ClosedLoop(request, video, model, seconds)
-    return Reading(request, video, model, seconds, dense=dense, part_frames=part_frames)
+        return ClosedLoopSession(request, video, model, seconds)
+    return ScheduledSession(request, video, model, seconds, dense=dense, max_frames=max_frames)
 
 
-def look(viewings: Sequence[ClosedLoop], features: NDArray[np.float16], *, num_rows: int) -> list[Update]:
+def step_batch(sessions: Sequence[ClosedLoopSession], features: NDArray[np.float16], *, num_rows: int) -> list[Update]:
     """One step of the network for each of these videos, with the feature (D,) of each: together (n, D).
 
     Args:
         num_rows: the update is computed for so many rows whatever n is: a matrix product rounds by its number of rows,
             and what one video gets must not depend on the videos beside it.
     """
-    recognizer = viewings[0].model.recognizer
-    count = len(viewings)
+    recognizer = sessions[0].model.recognizer
+    count = len(sessions)
     assert recognizer.recurrent is not None
     assert count <= num_rows
     padded = torch.zeros(num_rows, features.shape[1])
     padded[:count] = torch.from_numpy(features)
     fresh = recognizer.recurrent.initial_state(1)
-    states = [viewing.state or fresh for viewing in viewings] + [fresh] * (num_rows - count)
-    limit = max(viewing.remaining for viewing in viewings)
+    states = [session.state or fresh for session in sessions] + [fresh] * (num_rows - count)
+    limit = max(session.remaining for session in sessions)
     logits, state, waits = recognizer.step(padded, stack_states(states), limit=limit)
-    remaining = torch.tensor([viewing.remaining for viewing in viewings] + [1] * (num_rows - count))
+    remaining = torch.tensor([session.remaining for session in sessions] + [1] * (num_rows - count))
     waits = torch.minimum(waits, remaining - 1)
     state = recognizer.skip(state, waits)
     # Copies of the rows: a view would hold on to the whole batch for as long as its video waits.
     return [
-        viewing.update_of(logits[row], int(waits[row]), rows_of(state, torch.tensor([row])))
-        for row, viewing in enumerate(viewings)
+        session.update_of(logits[row], int(waits[row]), rows_of(state, torch.tensor([row])))
+        for row, session in enumerate(sessions)
     ]
 
 
 def encode(batch: Sequence[DecodedFrames], backbone: Backbone) -> tuple[list[Update], Seconds]:
-    """What these frames change in their viewings, one update for each element, and what a frame took on average.
+    """What these frames change in their sessions, one update for each element, and what a frame took on average.
 
     All that can fail is done here and may be repeated, whole or for some of them. Viewings are of one kind.
     """
@@ -275,10 +275,10 @@ def encode(batch: Sequence[DecodedFrames], backbone: Backbone) -> tuple[list[Upd
     started = time.perf_counter()
     features = backbone.encode([frame for decoded in batch for frame in decoded.frames])
     encoded = time.perf_counter()
-    loops = [decoded.viewing for decoded in batch if isinstance(decoded.viewing, ClosedLoop)]
-    updates = look(loops, features, num_rows=backbone.batch_size) if loops else []
+    loops = [decoded.session for decoded in batch if isinstance(decoded.session, ClosedLoopSession)]
+    updates = step_batch(loops, features, num_rows=backbone.batch_size) if loops else []
     for decoded, rows in zip(batch, np.split(features, np.cumsum(counts)[:-1]), strict=True):
-        if isinstance(decoded.viewing, Reading):
-            updates.append(decoded.viewing.update_of(decoded.steps, rows))
+        if isinstance(decoded.session, ScheduledSession):
+            updates.append(decoded.session.update_of(decoded.steps, rows))
     recognise_s = time.perf_counter() - encoded
     return updates, Seconds(encode=(encoded - started) / sum(counts), recognise=recognise_s / sum(counts))

@@ -14,9 +14,9 @@ from typing import Literal
 
 import tyro
 
-from skipreel.jobs.closed_loop.live import follow, watch
+from skipreel.jobs.closed_loop.live import follow, open_live_session
 from skipreel.jobs.closed_loop.prediction import Prediction
-from skipreel.jobs.closed_loop.recognizer import VIDEOS_IN_FLIGHT, Recognizer, trained_model
+from skipreel.jobs.closed_loop.recognizer import VIDEOS_IN_FLIGHT, VideoRecognizer, trained_model
 from skipreel.jobs.closed_loop.session import Request
 from skipreel.jobs.predictions.files import Format, PredictionWriter, choose_format, open_writer
 from skipreel.jobs.predictions.inputs import VideoInputs, require_distinct_ids, video_inputs
@@ -110,7 +110,7 @@ class Settings:
 def run(settings: Settings) -> int:
     """Label what was given."""
     if settings.live is not None:
-        return _watch(settings, settings.live)
+        return _label_live(settings, settings.live)
     inputs = video_inputs(settings.videos, manifest=settings.manifest, split=settings.split)
     if settings.is_job:
         return _run_job(settings, inputs)
@@ -131,8 +131,8 @@ def run(settings: Settings) -> int:
         return _label(settings, recognizer, inputs, writer, strips or None)
 
 
-def _load(settings: Settings) -> Recognizer:
-    return Recognizer.load(
+def _load(settings: Settings) -> VideoRecognizer:
+    return VideoRecognizer.load(
         settings.model,
         budget=settings.budget,
         backbone=settings.backbone,
@@ -144,7 +144,7 @@ def _load(settings: Settings) -> Recognizer:
 
 def _label(
     settings: Settings,
-    recognizer: Recognizer,
+    recognizer: VideoRecognizer,
     inputs: VideoInputs,
     writer: PredictionWriter,
     strips: StripFolder | None,
@@ -197,10 +197,12 @@ def _report(cost: Cost, labelled: int, failed: int, *, seconds: float) -> None:
     )
 
 
-def _watch(settings: Settings, source: str) -> int:
+def _label_live(settings: Settings, source: str) -> int:
     recognizer = _load(settings)
-    watching = watch(source, model=recognizer.model, backbone=recognizer.backbone, threshold=settings.threshold)
-    follow(watching, lambda line: print(json.dumps(line), flush=True))
+    session = open_live_session(
+        source, model=recognizer.model, backbone=recognizer.backbone, threshold=settings.threshold
+    )
+    follow(session, lambda line: print(json.dumps(line), flush=True))
     return 0
 
 

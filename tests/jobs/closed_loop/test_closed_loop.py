@@ -11,8 +11,7 @@ import torch
 from skipreel.features.batching.collate import Example
 from skipreel.features.errors import BackboneError
 from skipreel.features.feature_set.reader import Sequence
-from skipreel.jobs.closed_loop.recognizer import Recognizer as VideoRecognizer
-from skipreel.jobs.closed_loop.recognizer import predict, predict_dense
+from skipreel.jobs.closed_loop.recognizer import VideoRecognizer, predict, predict_dense
 from skipreel.jobs.closed_loop.session import Request
 from skipreel.jobs.trained.backbone import load_backbone_of
 from skipreel.jobs.trained.model import TrainedModel

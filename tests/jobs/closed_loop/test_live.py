@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from skipreel.jobs.closed_loop.live import describe_end, describe_look, follow, watch
+from skipreel.jobs.closed_loop.live import describe_end, describe_look, follow, open_live_session
 from skipreel.jobs.closed_loop.recognizer import predict, predict_dense
 from skipreel.models import StridedGate
 from skipreel.pipeline.errors import VideoError
@@ -34,8 +34,11 @@ def path(tmp_path_factory):
 @pytest.mark.parametrize("gate", [None, StridedGate(2.5)])
 def test_a_stream_is_looked_at_as_its_file_is(path, tmp_path, task, gate):
     network = model(task=task, gate=gate)
-    with fifo(tmp_path, path.read_bytes()) as source, watch(source, model=network, backbone=BACKBONE) as watching:
-        looks = list(watching)
+    with (
+        fifo(tmp_path, path.read_bytes()) as source,
+        open_live_session(source, model=network, backbone=BACKBONE) as session,
+    ):
+        looks = list(session)
     filed = predict(str(path), model=network, backbone=BACKBONE)
     dense = predict_dense(str(path), model=network, backbone=BACKBONE)
     used = np.flatnonzero(dense.used)
@@ -43,7 +46,7 @@ def test_a_stream_is_looked_at_as_its_file_is(path, tmp_path, task, gate):
     assert [look.step for look in looks] == used.tolist()
     assert [look.time_s for look in looks] == dense.pts_s[used].tolist()
     assert looks[0].time_s == filed.pts_s[0] == 0
-    assert watching.start_s == filed.start_s > 0  # as in any MPEG-TS
+    assert session.start_s == filed.start_s > 0  # as in any MPEG-TS
     scores = np.stack([look.scores for look in looks])
     np.testing.assert_allclose(
         scores if task == "frames" else scores[-1],
@@ -53,18 +56,18 @@ def test_a_stream_is_looked_at_as_its_file_is(path, tmp_path, task, gate):
     ends = [look.step + 1 + look.wait for look in looks]
     assert ends[:-1] == used[1:].tolist()
     assert ends[-1] >= len(dense.used)
-    counts = dataclasses.replace(watching.cost, frames_decoded=0)
+    counts = dataclasses.replace(session.cost, frames_decoded=0)
     assert counts == dataclasses.replace(filed.cost, frames_decoded=0)
-    assert watching.cost.frames_decoded == 60
-    assert watching.num_damaged == 0
+    assert session.cost.frames_decoded == 60
+    assert session.num_damaged == 0
 
 
 def test_what_is_said_of_a_look_and_of_the_end_is_plain(path):
     with http(path.read_bytes()) as source:
         source = source.replace("//", "//user:secret@")
-        with watch(source, model=model(), backbone=BACKBONE, threshold=0.4) as watching:
-            looks = [(look, describe_look(look)) for look in watching]
-        end = describe_end(watching)
+        with open_live_session(source, model=model(), backbone=BACKBONE, threshold=0.4) as session:
+            looks = [(look, describe_look(look)) for look in session]
+        end = describe_end(session)
     for look, described in looks:
         assert json.loads(json.dumps(described)) == described
         assert described == {"time_s": round(look.time_s, 3), "labels": look.labels, "wait": look.wait}
@@ -82,7 +85,7 @@ def test_what_is_said_of_a_look_and_of_the_end_is_plain(path):
 def test_the_ledger_comes_at_the_end_of_the_stream(path, tmp_path):
     written = []
     with fifo(tmp_path, path.read_bytes()) as source:
-        follow(watch(source, model=model(), backbone=BACKBONE), written.append)
+        follow(open_live_session(source, model=model(), backbone=BACKBONE), written.append)
     assert set(written[-1]) == ENDED
     assert written[-1]["cost"]["frames_wanted"] == len(written) - 1 > 1
 
@@ -91,9 +94,9 @@ def test_the_ledger_comes_when_the_source_falls_silent(path, tmp_path):
     written, hold = [], threading.Event()
     content = path.read_bytes()
     with fifo(tmp_path, content[: len(content) * 2 // 3], hold=hold) as source:
-        watching = watch(source, model=model(), backbone=BACKBONE, timeout_s=0.3)
+        session = open_live_session(source, model=model(), backbone=BACKBONE, timeout_s=0.3)
         with pytest.raises(VideoError, match="has sent nothing for"):
-            follow(watching, written.append)
+            follow(session, written.append)
         hold.set()
     assert set(written[-1]) == ENDED
     assert 0 < written[-1]["cost"]["frames_wanted"] == len(written) - 1
@@ -108,18 +111,19 @@ def test_the_ledger_comes_on_an_interruption_while_labels_are_written(path, tmp_
             raise KeyboardInterrupt
 
     with fifo(tmp_path, path.read_bytes()) as source:
-        follow(watch(source, model=model(), backbone=BACKBONE), write)
+        follow(open_live_session(source, model=model(), backbone=BACKBONE), write)
     assert len(written) == 4
     assert written[-1]["cost"]["frames_wanted"] == 3
 
 
 PROGRAM = """
 import json
-from skipreel.jobs.closed_loop.live import follow, watch
+from skipreel.jobs.closed_loop.live import follow, open_live_session
 from tests.support.prediction_models import BACKBONE
 from tests.support.prediction_models import make_model as model
 print("ready", flush=True)
-follow(watch("-", model=model(), backbone=BACKBONE), lambda described: print(json.dumps(described), flush=True))
+session = open_live_session("-", model=model(), backbone=BACKBONE)
+follow(session, lambda described: print(json.dumps(described), flush=True))
 """
 
 
@@ -145,4 +149,4 @@ def test_an_interruption_while_nothing_arrives_ends_at_once_with_the_ledger(path
 
 def test_a_source_that_is_none_is_one_clear_error():
     with pytest.raises(VideoError, match="no live source"):
-        watch("file:///etc/hostname", model=model(), backbone=BACKBONE)
+        open_live_session("file:///etc/hostname", model=model(), backbone=BACKBONE)

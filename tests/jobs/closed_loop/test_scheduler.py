@@ -15,7 +15,7 @@ import torch
 from skipreel.features.backbones.backbone import Backbone
 from skipreel.features.feature_set.spec import FeatureSpec
 from skipreel.jobs.closed_loop.scheduler import Outcome, Scheduler
-from skipreel.jobs.closed_loop.session import ClosedLoop, Reading, Request
+from skipreel.jobs.closed_loop.session import ClosedLoopSession, Request, ScheduledSession
 from skipreel.jobs.trained.model import TrainedModel
 from skipreel.models import LearnedGate, Recognizer, RecognizerConfig, StridedGate
 from skipreel.pipeline.errors import VideoError
@@ -278,14 +278,14 @@ def test_a_video_that_fails_twice_at_once_has_one_outcome():
 
 def test_a_network_that_fails_for_one_video_spares_the_other_of_its_batch(monkeypatch):
     world, network = World(lengths={"a": 2, "b": 2}), model(StridedGate(1.0))
-    prediction = Reading.prediction
+    prediction = ScheduledSession.prediction
 
-    def fail_for_a(viewing):
-        if viewing.request.key == "a":
+    def fail_for_a(session):
+        if session.request.key == "a":
             raise RuntimeError("out of luck")
-        return prediction(viewing)
+        return prediction(session)
 
-    monkeypatch.setattr(Reading, "prediction", fail_for_a)
+    monkeypatch.setattr(ScheduledSession, "prediction", fail_for_a)
     outcomes = label(world, network)
     assert world.batches == [4], "both were in one batch"
     assert outcomes["a"].reason == "a: the network raised RuntimeError: out of luck"
@@ -294,16 +294,16 @@ def test_a_network_that_fails_for_one_video_spares_the_other_of_its_batch(monkey
 
 def test_an_error_after_the_look_leaves_the_other_videos_of_its_batch_alone(monkeypatch):
     world, network = World(lengths={"v0": 40, "v1": 40, "v2": 40, "v3": 40}), model()
-    update_of, looks = ClosedLoop.update_of, []
+    update_of, looks = ClosedLoopSession.update_of, []
 
-    def run_out_of_memory(viewing, *answer):
-        update = update_of(viewing, *answer)
-        looks.append(viewing.request.key)
-        if looks.count("v1") >= 3 and viewing.request.key == "v1":
+    def run_out_of_memory(session, *answer):
+        update = update_of(session, *answer)
+        looks.append(session.request.key)
+        if looks.count("v1") >= 3 and session.request.key == "v1":
             raise MemoryError
         return update
 
-    monkeypatch.setattr(ClosedLoop, "update_of", run_out_of_memory)
+    monkeypatch.setattr(ClosedLoopSession, "update_of", run_out_of_memory)
     outcomes = label(world, network, num_workers=0)
     assert max(world.batches) == 4, "all were in one batch"
     assert outcomes.pop("v1").reason == "v1: the backbone raised MemoryError: "
@@ -313,9 +313,9 @@ def test_an_error_after_the_look_leaves_the_other_videos_of_its_batch_alone(monk
 
 
 def test_a_waiting_video_keeps_its_own_row_of_the_states_alone(monkeypatch):
-    commit, states = ClosedLoop.commit, []
+    commit, states = ClosedLoopSession.commit, []
     monkeypatch.setattr(
-        ClosedLoop, "commit", lambda viewing, update: (states.append(update.state), commit(viewing, update))
+        ClosedLoopSession, "commit", lambda session, update: (states.append(update.state), commit(session, update))
     )
     label(World(lengths=many(4)), model(cell="lstm"), num_workers=0)
     parts = [part for state in states for part in state]

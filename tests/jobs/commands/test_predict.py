@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from skipreel.jobs.cli import main
-from skipreel.jobs.closed_loop.recognizer import Recognizer
+from skipreel.jobs.closed_loop.recognizer import VideoRecognizer
 from skipreel.jobs.commands import predict
 from skipreel.jobs.predictions.store import iterate_predictions
 from skipreel.pipeline.errors import VideoError
@@ -97,7 +97,7 @@ def test_a_folder_as_output_is_filled_by_the_cluster_and_gone_on_with(swept, mod
     assert main(words) == 0
     second = json.loads(capsys.readouterr().out)
     assert (second["finished"], second["this_run"]["finished"]) == (6, 4)
-    recognizer = Recognizer.load(model)
+    recognizer = VideoRecognizer.load(model)
     for video_id, stored in iterate_predictions(str(tmp_path / "labels")):
         direct = recognizer.predict(swept.folder / f"{video_id}.mp4")
         assert stored.used.tolist() == direct.used.tolist()
@@ -105,7 +105,7 @@ def test_a_folder_as_output_is_filled_by_the_cluster_and_gone_on_with(swept, mod
 
 
 def test_a_notebook_gets_predictions_in_the_order_of_its_videos(videos, model):
-    recognizer = Recognizer.load(model)
+    recognizer = VideoRecognizer.load(model)
     good = sorted(path for path in videos.iterdir() if path.name != "bad.mp4")
     together = recognizer.predict(good)
     assert [prediction.uri for prediction in together] == [str(path) for path in good]
