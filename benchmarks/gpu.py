@@ -48,7 +48,7 @@ def workload(size: Size, cell: Cell, device: str) -> Workload:
     return Workload(x, dense, {share: make_skip(dense, x, share) for share in SHARES})
 
 
-def hindrance(layer: Layer, x: Tensor) -> str | None:
+def unsupported_reason(layer: Layer, x: Tensor) -> str | None:
     """What keeps an implementation from this layer, as its error says; None if it runs. Other errors are raised."""
     try:
         with torch.inference_mode():
@@ -92,7 +92,7 @@ def check(size: Size, cell: Cell, backend: Backend, device: str, *, tf32: bool) 
     """
     x, _, layers = workload(size, cell, device)
     reference, layer = (with_backend(layers[0.25], name) for name in ("reference", backend))
-    if (why := hindrance(layer, x)) is not None:
+    if (why := unsupported_reason(layer, x)) is not None:
         print(f"{size!s:32}{cell:5}{backend:10}{why}")
         return
     gates = outcome(reference, x).gates
@@ -125,7 +125,7 @@ def compare(size: Size, cell: Cell, mode: Mode, device: str, *, rounds: int, lab
             gates = layer(x)[2]
         for backend in BACKENDS:
             ours = with_backend(layer, backend)
-            if hindrance(ours, x) is None:
+            if unsupported_reason(ours, x) is None:
                 name = f"{backend}/{share}"
                 functions[name] = step(ours, x, weights, mode)
                 cases[name] = Case(backend, share, gates.mean().item(), int(gates.sum(0).max()))

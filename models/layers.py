@@ -24,8 +24,8 @@ from skipreel.models.recurrence.gates import (
     accumulate_steps,
     steps_until_update,
 )
+from skipreel.models.recurrence.interface import CellName
 from skipreel.models.recurrence.operator import CELLS, Backend, check_backend, recurrence
-from skipreel.models.recurrence.problem import CellName
 from skipreel.models.recurrence.reference import LayerWeights, SkipState, SkipWeights, accumulate, candidate
 from skipreel.models.recurrence.states import rows_of
 from skipreel.models.recurrence.transforms import autocast_is_on

@@ -11,7 +11,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from skipreel.models.recurrence.problem import CellName
+from skipreel.models.recurrence.interface import CellName
 from skipreel.models.recurrence.reference import LayerWeights, SkipState, SkipWeights
 
 _CONVERSIONS: Final = {

@@ -16,7 +16,14 @@ from torch import Tensor
 
 from skipreel.models.recurrence import cpp
 from skipreel.models.recurrence.arguments import check_arguments
-from skipreel.models.recurrence.problem import Adjoints, Answer, CellName, Incoming, Problem, Trace
+from skipreel.models.recurrence.interface import (
+    CellName,
+    ForwardInputs,
+    ForwardOutputs,
+    OutputGrads,
+    PreactivationGrads,
+    Trace,
+)
 from skipreel.models.recurrence.reference import (
     Cell,
     LayerWeights,
@@ -124,7 +131,7 @@ def recurrence(
     if differentiable or is_followed or autocast_is_on(x.device.type):
         output, h, c, update_prob, accumulated, used, *_ = _skip_rnn(*arguments)
     else:  # the operator's book-keeping takes longer than a short sequence
-        return _answer(arguments)[:3]
+        return _forward(arguments)[:3]
     if batch_first:
         output, used = output.transpose(0, 1), used.transpose(0, 1)
     return output, SkipState(h, None if state.c is None else c, update_prob, accumulated), used
@@ -165,28 +172,30 @@ def _check_finite(update_prob: Tensor) -> None:
 class _Implementation(Protocol):
     """What a module of models/recurrence/ offers."""
 
-    def forward(self, problem: Problem, *, save: bool) -> Answer: ...
+    def forward(self, inputs: ForwardInputs, *, save: bool) -> ForwardOutputs: ...
 
-    def backward(self, problem: Problem, trace: Trace, incoming: Incoming, *, needs_x: bool) -> Adjoints: ...
+    def backward(
+        self, inputs: ForwardInputs, trace: Trace, output_grads: OutputGrads, *, needs_x: bool
+    ) -> PreactivationGrads: ...
 
 
-def _implementation(backend: str, problem: Problem) -> _Implementation:
-    """The module that computes this problem; ValueError where the one that was named cannot.
+def _implementation(backend: str, inputs: ForwardInputs) -> _Implementation:
+    """The module that computes these inputs; ValueError where the one that was named cannot.
 
     Loaded when wanted: whether Triton interprets its kernels is settled by the environment at their import.
     """
     if backend in ("auto", "cpp"):
-        hindrance = cpp.hindrance(problem)
-        if hindrance is None:
+        reason = cpp.unsupported_reason(inputs)
+        if reason is None:
             return cpp
     elif backend == "triton":
         from skipreel.models.recurrence import triton
 
-        hindrance = triton.hindrance(problem)
-        if hindrance is None:
+        reason = triton.unsupported_reason(inputs)
+        if reason is None:
             return triton
     if backend in ("cpp", "triton"):
-        raise ValueError(f"backend {backend!r} cannot do this ({hindrance}): use backend='auto' or 'event'")
+        raise ValueError(f"backend {backend!r} cannot do this ({reason}): use backend='auto' or 'event'")
     from skipreel.models.recurrence import event
 
     return event
@@ -208,13 +217,13 @@ class _Arguments(NamedTuple):
     batch_first: bool
     save: bool
 
-    def problem(self) -> Problem:
+    def forward_inputs(self) -> ForwardInputs:
         *of_layers, update_weight, update_bias = self.parameters
         per_layer = len(of_layers) // self.h.shape[0]
         layers = tuple(
             LayerWeights(*of_layers[first : first + per_layer]) for first in range(0, len(of_layers), per_layer)
         )
-        return Problem(
+        return ForwardInputs(
             x=self._steps_first(self.x),
             state=SkipState(self.h, self.c, self.update_prob, self.accumulated),
             weights=SkipWeights(layers, update_weight, update_bias),
@@ -231,13 +240,13 @@ class _Arguments(NamedTuple):
         return self._steps_first(tensor).contiguous()
 
 
-def _answer(arguments: _Arguments) -> Answer:
-    problem = arguments.problem()
-    _check_values(problem.lengths, arguments.gates, num_steps=problem.x.shape[0])
+def _forward(arguments: _Arguments) -> ForwardOutputs:
+    inputs = arguments.forward_inputs()
+    _check_values(inputs.lengths, arguments.gates, num_steps=inputs.x.shape[0])
     with torch.no_grad():
-        answer = _implementation(arguments.backend, problem).forward(problem, save=arguments.save)
-    _check_finite(answer.state.update_prob)
-    return answer
+        outputs = _implementation(arguments.backend, inputs).forward(inputs, save=arguments.save)
+    _check_finite(outputs.state.update_prob)
+    return outputs
 
 
 @torch.library.custom_op("skipreel::skip_rnn", mutates_args=())
@@ -259,15 +268,15 @@ def _skip_rnn(
     arguments = _Arguments(
         x, h, c, update_prob, accumulated, parameters, lengths, gates, cell, backend, batch_first, save
     )
-    answer = _answer(arguments)
-    if answer.trace is None:
+    outputs = _forward(arguments)
+    if outputs.trace is None:
         trace = [x.new_empty(0) for _ in range(4)] + [x.new_empty(0, dtype=torch.int64), x.new_empty(0)]
     else:
-        *trace, projection = answer.trace
+        *trace, projection = outputs.trace
         trace.append(x.new_empty(0, 0, 0) if projection is None else projection)
-    last = [x.new_empty(0) if part is None else part for part in answer.state]
-    tensors = arguments.laid_out(answer.output), *last, arguments.laid_out(answer.gates), *trace
-    return tuple(_apart(tensors, of=arguments))  # type: ignore[return-value]
+    last = [x.new_empty(0) if part is None else part for part in outputs.state]
+    tensors = arguments.laid_out(outputs.output), *last, arguments.laid_out(outputs.gates), *trace
+    return tuple(_without_aliasing(tensors, of=arguments))  # type: ignore[return-value]
 
 
 @_skip_rnn.register_fake
@@ -319,9 +328,9 @@ def _skip_rnn_backward(
     )
     from skipreel.models.recurrence.gradients import parameter_gradients
 
-    problem, kept = arguments.problem(), _trace(trace)
+    inputs, kept = arguments.forward_inputs(), _trace(trace)
     by_output, by_h, by_c, by_prob, by_accumulated, by_gates = grads
-    incoming = Incoming(
+    output_grads = OutputGrads(
         None if by_output is None else arguments._steps_first(by_output),
         by_h,
         None if c is None else by_c,
@@ -329,21 +338,21 @@ def _skip_rnn_backward(
         by_accumulated,
         None if by_gates is None else arguments._steps_first(by_gates),
     )
-    adjoints = _implementation(backend, problem).backward(problem, kept, incoming, needs_x=needs_x)
-    by_x, by_weights = parameter_gradients(problem, kept, adjoints, needs_x=needs_x)
-    states = adjoints.states[..., : h.shape[-1]].permute(2, 1, 0, 3)
+    preactivation_grads = _implementation(backend, inputs).backward(inputs, kept, output_grads, needs_x=needs_x)
+    by_x, by_weights = parameter_gradients(inputs, kept, preactivation_grads, needs_x=needs_x)
+    states = preactivation_grads.states[..., : h.shape[-1]].permute(2, 1, 0, 3)
     flat = [tensor for layer in by_weights.layers for tensor in layer if tensor is not None]
     gradients = [
         x.new_empty(0) if by_x is None else arguments.laid_out(by_x),
         states[0],
         x.new_empty(0) if c is None else states[1],
-        adjoints.update_prob,
-        adjoints.accumulated,
+        preactivation_grads.update_prob,
+        preactivation_grads.accumulated,
         *flat,
         by_weights.update_weight,
         by_weights.update_bias,
     ]
-    return _apart([gradient.contiguous() for gradient in gradients], of=arguments)
+    return _without_aliasing([gradient.contiguous() for gradient in gradients], of=arguments)
 
 
 def _trace(tensors: Sequence[Tensor]) -> Trace:
@@ -351,7 +360,7 @@ def _trace(tensors: Sequence[Tensor]) -> Trace:
     return Trace(states, saved, held, prob, index, projection if projection.numel() else None)
 
 
-def _apart(tensors: Sequence[Tensor], *, of: _Arguments) -> list[Tensor]:
+def _without_aliasing(tensors: Sequence[Tensor], *, of: _Arguments) -> list[Tensor]:
     """The same, none sharing memory with another or with the arguments, as torch asks of an operator's answers."""
     owned = {part.untyped_storage().data_ptr() for part in (*of[:5], *of.parameters) if part is not None}
     separate = []
@@ -376,7 +385,7 @@ def _(_grads: Sequence[Tensor | None], _trace: Sequence[Tensor], needs_x: bool, 
     ]
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     call = _Arguments(*inputs)
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(*output[6:])
@@ -385,12 +394,12 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     ctx.save_for_backward(*call[:5], call.lengths, call.gates, *call.parameters, *output[6:])
 
 
-def _differentiate(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
     x, h, c, update_prob, accumulated, lengths, gates, *tensors = ctx.saved_tensors
     parameters, trace = tensors[: ctx.num_parameters], tensors[ctx.num_parameters :]
     if torch.is_grad_enabled() or transformed() or any(map(batched, grads)):
         call = _Arguments(x, h, c, update_prob, accumulated, parameters, lengths, gates, *ctx.rest)
-        return _differentiate_reference(call, grads[:6], needed=ctx.needs_input_grad)
+        return _backward_by_reference(call, grads[:6], needed=ctx.needs_input_grad)
     by_x, by_h, by_c, by_prob, by_accumulated, *by_parameters = _skip_rnn_backward(
         list(grads[:6]),
         trace,
@@ -416,14 +425,14 @@ def _differentiate(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
     )
 
 
-def _differentiate_reference(
+def _backward_by_reference(
     call: _Arguments, grads: Sequence[Tensor | None], *, needed: Sequence[Any]
 ) -> tuple[Any, ...]:
-    """As `_differentiate`, by the reference's steps: torch knows how to differentiate and to batch those."""
+    """As `_backward`, by the reference's steps: torch knows how to differentiate and to batch those."""
 
     def answers(*inputs: Tensor | None) -> list[Tensor | None]:
         first = dict(zip(call._fields, inputs[:5], strict=False))
-        x, state, weights, cell, lengths, gates = call._replace(**first, parameters=inputs[5:]).problem()  # type: ignore[arg-type]
+        x, state, weights, cell, lengths, gates = call._replace(**first, parameters=inputs[5:]).forward_inputs()  # type: ignore[arg-type]
         output, last, used = skip_recurrence(x, state, weights, cell=CELLS[cell], lengths=lengths, gates=gates)
         return [call._steps_first(output), *last, call._steps_first(used)]
 
@@ -433,7 +442,7 @@ def _differentiate_reference(
     return *gradients[:5], gradients[5:], *[None] * 6
 
 
-_skip_rnn.register_autograd(_differentiate, setup_context=_keep)
+_skip_rnn.register_autograd(_backward, setup_context=_setup_context)
 for _device in ("cpu", "cuda"):
     # The gate decides in float32 whatever runs around it: in bfloat16 several sequences in a hundred would change.
     _skip_rnn.register_autocast(_device, torch.float32)

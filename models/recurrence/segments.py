@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from skipreel.models.recurrence.problem import Problem
+from skipreel.models.recurrence.interface import ForwardInputs
 from skipreel.models.recurrence.reference import accumulate
 
 
@@ -38,19 +38,19 @@ class FlatRows(NamedTuple):
         return self.values.view(-1, num_steps, width).transpose(0, 1)
 
 
-def row_ends(problem: Problem) -> Tensor:
+def row_ends(inputs: ForwardInputs) -> Tensor:
     """(B,) int64: each row's number of valid steps."""
-    num_steps, batch_size = problem.x.shape[:2]
-    if problem.lengths is None:
-        return torch.full((batch_size,), num_steps, device=problem.x.device)
-    return problem.lengths.to(problem.x.device, torch.int64)
+    num_steps, batch_size = inputs.x.shape[:2]
+    if inputs.lengths is None:
+        return torch.full((batch_size,), num_steps, device=inputs.x.device)
+    return inputs.lengths.to(inputs.x.device, torch.int64)
 
 
-def waits(problem: Problem, index: Tensor) -> Tensor:
+def waits(inputs: ForwardInputs, index: Tensor) -> Tensor:
     """(S,) int64: for how many valid steps each segment of index (S, 4) holds its state."""
     row, step, previous, _ = index.unbind(1)
-    batch_size = problem.x.shape[1]
-    end = row_ends(problem).index_select(0, row)
+    batch_size = inputs.x.shape[1]
+    end = row_ends(inputs).index_select(0, row)
     end[previous[batch_size:]] = step[batch_size:]
     return (end - step).sub_(1).clamp_(min=0)
 

@@ -21,7 +21,14 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
-from skipreel.models.recurrence.problem import Adjoints, Answer, CellName, Incoming, Problem, Trace
+from skipreel.models.recurrence.interface import (
+    CellName,
+    ForwardInputs,
+    ForwardOutputs,
+    OutputGrads,
+    PreactivationGrads,
+    Trace,
+)
 from skipreel.models.recurrence.reference import LayerWeights, SkipState
 
 _logger = logging.getLogger(__name__)
@@ -39,7 +46,7 @@ _OPENMP: Final = ["-fopenmp"] if sys.platform == "linux" else []
 _PAD: Final = 16
 _SUM_IN_CACHE: Final = 2 * 1024 * 1024
 """Bytes of all weights up to which every thread sums their gradients while it has the updates in its cache; beyond, the
-adjoints of all updates are kept, for one large product."""
+grads of all updates are kept, for one large product."""
 _PROJECT_AHEAD: Final = 512 * 1024
 """Bytes of input weights from which on W x is computed for all steps at once: a core's cache does not hold them, and a
 batch that updates together is too small to pay for reading them."""
@@ -50,8 +57,8 @@ def _structure(name: str, **fields: type) -> type[Structure]:
 
 
 # As in skip_rnn.cpp.
-_Problem = _structure(
-    "_Problem",
+_ForwardInputs = _structure(
+    "_ForwardInputs",
     **dict.fromkeys(("num_threads", "T", "B", "D", "H", "L", "cell"), c_int64),
     x=c_void_p,
     **dict.fromkeys(("x_stride_t", "x_stride_b"), c_int64),
@@ -64,26 +71,26 @@ _Trace = _structure(
     **dict.fromkeys(("states", "saved", "held", "prob", "index"), c_void_p),
     **dict.fromkeys(("num_updates", "num_held"), c_int64),
 )
-_Answer = _structure(
-    "_Answer",
+_ForwardOutputs = _structure(
+    "_ForwardOutputs",
     output=c_void_p,
     **dict.fromkeys(("output_stride_t", "output_stride_b"), c_int64),
     **dict.fromkeys(("h", "c", "update_prob", "accumulated", "gates"), c_void_p),
 )
-_Incoming = type("_Incoming", (Structure,), {"_fields_": _Answer._fields_})
-_Adjoints = _structure(
-    "_Adjoints",
+_OutputGrads = type("_OutputGrads", (Structure,), {"_fields_": _ForwardOutputs._fields_})
+_PreactivationGrads = _structure(
+    "_PreactivationGrads",
     **dict.fromkeys(("pre_activation", "logit", "states", "update_prob", "accumulated", "sums"), c_void_p),
     sums_size=c_int64,
 )
 
 
-def hindrance(problem: Problem) -> str | None:
-    """None if this problem can be computed here, otherwise what is in the way."""
-    if problem.weights.layers[0].norm_weight is not None:
+def unsupported_reason(inputs: ForwardInputs) -> str | None:
+    """Why this implementation cannot compute these inputs; None if it can."""
+    if inputs.weights.layers[0].norm_weight is not None:
         return "layer normalisation"
-    if problem.x.device.type != "cpu":
-        return f"tensors on {problem.x.device}"
+    if inputs.x.device.type != "cpu":
+        return f"tensors on {inputs.x.device}"
     return None if library() is not None else "it could not be built, the log says why"
 
 
@@ -144,18 +151,18 @@ def _ninja_on_path() -> Iterator[None]:
         os.environ["PATH"] = before
 
 
-def forward(problem: Problem, *, save: bool) -> Answer:
+def forward(inputs: ForwardInputs, *, save: bool) -> ForwardOutputs:
     """The recurrence on CPU tensors, float32 or float64; `save` keeps what `backward` needs."""
-    layout = _Layout(problem)
+    layout = _Layout(inputs)
     num_steps, batch_size, hidden = layout.num_steps, layout.batch_size, layout.hidden_size
-    new = functools.partial(torch.empty, dtype=problem.x.dtype)
-    if problem.x.stride(0) <= problem.x.stride(1):  # batch first: answer in the same layout
+    new = functools.partial(torch.empty, dtype=inputs.x.dtype)
+    if inputs.x.stride(0) <= inputs.x.stride(1):  # batch first: the output gets the same layout
         output = new(batch_size, num_steps, hidden).transpose(0, 1)
     else:
         output = new(num_steps, batch_size, hidden)
     state = SkipState(
-        new(problem.state.h.shape),
-        None if problem.state.c is None else new(problem.state.h.shape),
+        new(inputs.state.h.shape),
+        None if inputs.state.c is None else new(inputs.state.h.shape),
         new(batch_size),
         new(batch_size),
     )
@@ -175,9 +182,9 @@ def forward(problem: Problem, *, save: bool) -> Answer:
         if save
         else None
     )
-    answer = _Answer(_pointer(output), output.stride(0), output.stride(1), *map(_pointer, (*state, gates)))
+    outputs = _ForwardOutputs(_pointer(output), output.stride(0), output.stride(1), *map(_pointer, (*state, gates)))
     kept = None if trace is None else _Trace(*map(_pointer, trace[:5]), 0, 0)
-    layout.call("forward", projection, answer, kept)
+    layout.call("forward", projection, outputs, kept)
     if trace is not None and kept is not None:
         num_updates, num_held = kept.num_updates, kept.num_held
         trace = Trace(
@@ -188,33 +195,33 @@ def forward(problem: Problem, *, save: bool) -> Answer:
             index=trace.index[: batch_size + num_updates],
             projection=projection,
         )
-    return Answer(output, state, gates, trace)
+    return ForwardOutputs(output, state, gates, trace)
 
 
-def backward(problem: Problem, trace: Trace, incoming: Incoming, *, needs_x: bool) -> Adjoints:
+def backward(inputs: ForwardInputs, trace: Trace, output_grads: OutputGrads, *, needs_x: bool) -> PreactivationGrads:
     """Exact straight-through gradients, by pre-activation; the parameters' follow from them."""
-    layout = _Layout(problem)
-    dtype, num_updates = problem.x.dtype, len(trace.saved)
+    layout = _Layout(inputs)
+    dtype, num_updates = inputs.x.dtype, len(trace.saved)
     sums = layout.sums() if layout.sums_in_cache else None
     pre_activation = num_updates, layout.num_layers, layout.num_gates, layout.padded
-    adjoints = Adjoints(
+    grads = PreactivationGrads(
         pre_activation=None if sums is not None and not needs_x else torch.empty(pre_activation, dtype=dtype),
         logit=torch.empty(num_updates, dtype=dtype),
         states=torch.empty(layout.batch_size, layout.num_layers, layout.num_states, layout.padded, dtype=dtype),
         update_prob=torch.empty(layout.batch_size, dtype=dtype),
         accumulated=torch.empty(layout.batch_size, dtype=dtype),
     )
-    output = incoming.output
+    output = output_grads.output
     if output is not None and output.stride(2) != 1:
         output = output.contiguous()
-    others = [None if tensor is None else tensor.contiguous() for tensor in incoming[1:]]
-    given = _Incoming(
+    others = [None if tensor is None else tensor.contiguous() for tensor in output_grads[1:]]
+    given = _OutputGrads(
         _pointer(output), *(output.stride()[:2] if output is not None else (0, 0)), *map(_pointer, others)
     )
     kept = _Trace(*map(_pointer, trace[:5]), num_updates, len(trace.held))
-    answer = _Adjoints(*map(_pointer, (*adjoints[:5], sums)), 0 if sums is None else sums.shape[1])
-    layout.call("backward", trace.projection, kept, given, answer)
-    return adjoints if sums is None else adjoints._replace(layers=layout.layer_gradients(sums.sum(0)))
+    outputs = _PreactivationGrads(*map(_pointer, (*grads[:5], sums)), 0 if sums is None else sums.shape[1])
+    layout.call("backward", trace.projection, kept, given, outputs)
+    return grads if sums is None else grads._replace(layers=layout.layer_gradients(sums.sum(0)))
 
 
 def _pointer(tensor: Tensor | None) -> int | None:
@@ -222,34 +229,34 @@ def _pointer(tensor: Tensor | None) -> int | None:
 
 
 class _Layout:
-    """Sizes of a problem, and the problem as the library wants it; keeps alive what the pointers point to."""
+    """Sizes of the inputs, and the inputs as the library wants them; keeps alive what the pointers point to."""
 
-    def __init__(self, problem: Problem) -> None:
-        self.num_steps, self.batch_size, self.input_size = problem.x.shape
-        self.cell, self.dtype, self.element_size = problem.cell, problem.x.dtype, problem.x.element_size()
-        self.num_layers, _, self.hidden_size = problem.state.h.shape
+    def __init__(self, inputs: ForwardInputs) -> None:
+        self.num_steps, self.batch_size, self.input_size = inputs.x.shape
+        self.cell, self.dtype, self.element_size = inputs.cell, inputs.x.dtype, inputs.x.element_size()
+        self.num_layers, _, self.hidden_size = inputs.state.h.shape
         self.padded = -(-self.hidden_size // _PAD) * _PAD
-        self.num_gates, self.num_states, self.num_products, self.num_saved = _BLOCKS[problem.cell]
+        self.num_gates, self.num_states, self.num_products, self.num_saved = _BLOCKS[inputs.cell]
         self.projected = self.num_gates * self.padded
         self.projects_ahead = self.input_size * self.projected * self.element_size > _PROJECT_AHEAD
-        self._suffix = {torch.float32: "float", torch.float64: "double"}[problem.x.dtype]
-        x = problem.x if problem.x.stride(2) == 1 else problem.x.contiguous()
-        dense = [None if tensor is None else tensor.detach().contiguous() for tensor in problem.state]
-        weights = [tensor.detach().contiguous() for layer in problem.weights.layers for tensor in layer[:4]]
-        gate = [tensor.detach().contiguous() for tensor in problem.weights[1:]]
+        self._suffix = {torch.float32: "float", torch.float64: "double"}[inputs.x.dtype]
+        x = inputs.x if inputs.x.stride(2) == 1 else inputs.x.contiguous()
+        dense = [None if tensor is None else tensor.detach().contiguous() for tensor in inputs.state]
+        weights = [tensor.detach().contiguous() for layer in inputs.weights.layers for tensor in layer[:4]]
+        gate = [tensor.detach().contiguous() for tensor in inputs.weights[1:]]
         choice = [
             None if tensor is None else tensor.to(kind).contiguous()
-            for tensor, kind in ((problem.lengths, torch.int64), (problem.gates, torch.uint8))
+            for tensor, kind in ((inputs.lengths, torch.int64), (inputs.gates, torch.uint8))
         ]
         self._alive = [x, *dense, *weights, *gate, *choice]
-        self._problem = _Problem(
+        self._inputs = _ForwardInputs(
             torch.get_num_threads(),
             self.num_steps,
             self.batch_size,
             self.input_size,
             self.hidden_size,
             self.num_layers,
-            _CELLS[problem.cell],
+            _CELLS[inputs.cell],
             _pointer(x),
             x.stride(0),
             x.stride(1),
@@ -270,7 +277,7 @@ class _Layout:
     def sums(self) -> Tensor:
         """Zeros for the gradients of all layers' weights, a row for each block of rows."""
         each = [self.projected * (width + self.padded + 1) + self.padded for width in self._widths()]
-        return torch.zeros(min(self._problem.num_threads, self.batch_size), sum(each), dtype=self.dtype)
+        return torch.zeros(min(self._inputs.num_threads, self.batch_size), sum(each), dtype=self.dtype)
 
     def layer_gradients(self, sums: Tensor) -> tuple[LayerWeights, ...]:
         """The gradients that `sums` holds, as skip_rnn.cpp laid them out."""
@@ -294,12 +301,12 @@ class _Layout:
         return tuple(layers)
 
     def call(self, direction: str, projection: Tensor | None, *others: Structure | None) -> None:
-        self._problem.projection = _pointer(projection)
+        self._inputs.projection = _pointer(projection)
         compiled = library()
         assert compiled is not None, "whoever chooses this implementation asks for library() first"
         function = getattr(compiled, f"skip_rnn_{direction}_{self._suffix}")
         structures = [None if each is None else ctypes.byref(each) for each in others]
-        if function(ctypes.byref(self._problem), *structures) != 0:
+        if function(ctypes.byref(self._inputs), *structures) != 0:
             raise MemoryError(
                 f"not enough memory for the {direction} pass of a Skip RNN: {self.num_layers} layers of "
                 f"{self.hidden_size} hidden units, {self.batch_size} rows of {self.num_steps} steps; "

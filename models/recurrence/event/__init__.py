@@ -9,27 +9,27 @@ import torch
 
 from skipreel.models.recurrence.event.backward_pass import Backward
 from skipreel.models.recurrence.event.forward_pass import Forward
-from skipreel.models.recurrence.problem import Adjoints, Answer, Incoming, Problem, Trace
+from skipreel.models.recurrence.interface import ForwardInputs, ForwardOutputs, OutputGrads, PreactivationGrads, Trace
 
 
-def forward(problem: Problem, *, save: bool) -> Answer:
+def forward(inputs: ForwardInputs, *, save: bool) -> ForwardOutputs:
     """The whole sequence; with a trace if `save`.
 
     A row whose p is not a number never updates again, and ends with that p.
     """
-    with torch.no_grad(), torch.autocast(problem.x.device.type, enabled=False):
-        run = Forward(problem, save=save)
+    with torch.no_grad(), torch.autocast(inputs.x.device.type, enabled=False):
+        run = Forward(inputs, save=save)
         run.run()
-        return run.answer(save=save)
+        return run.outputs(save=save)
 
 
 def backward(
-    problem: Problem,
+    inputs: ForwardInputs,
     trace: Trace,
-    incoming: Incoming,
+    output_grads: OutputGrads,
     *,
     needs_x: bool,  # noqa: ARG001 - what it takes is always made
-) -> Adjoints:
+) -> PreactivationGrads:
     """The straight-through gradients of `forward`: those of stepping, to rounding."""
-    with torch.no_grad(), torch.autocast(problem.x.device.type, enabled=False):
-        return Backward(problem, trace, incoming).run()
+    with torch.no_grad(), torch.autocast(inputs.x.device.type, enabled=False):
+        return Backward(inputs, trace, output_grads).run()

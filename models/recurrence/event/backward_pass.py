@@ -13,9 +13,9 @@ from typing import Final, NamedTuple
 import torch
 from torch import Tensor
 
-from skipreel.models.recurrence.event.cells import CELLS, Retreat, Vectors
+from skipreel.models.recurrence.event.cells import CELLS, BackwardStep, Vectors
 from skipreel.models.recurrence.event.gate_terms import final_adjoint, gate_terms
-from skipreel.models.recurrence.problem import Adjoints, Incoming, Problem, Trace
+from skipreel.models.recurrence.interface import ForwardInputs, OutputGrads, PreactivationGrads, Trace
 from skipreel.models.recurrence.segments import suffix_sums
 
 _CHUNK: Final = 1024
@@ -27,7 +27,7 @@ _TINY: Final = 1e-30
 as long."""
 
 
-class _Front:
+class _RowAdjoints:
     """The adjoints of the rows of a batch, values (n, W), and views of them: states is (h,) or (h, c) of each layer."""
 
     def __init__(self, values: Tensor, *, num_layers: int, vectors: int) -> None:
@@ -42,8 +42,8 @@ class _Front:
 class _Factors(NamedTuple):
     """What several batches get at once, for m updates from place `start` on.
 
-    extra: of the cell, (m, H) for each layer; change (m, W): times a `_Front` it gives the gradient of a gate, None if
-    gates are given; output (m, H): the adjoint from outputs, None if they have none.
+    extra: of the cell, (m, H) for each layer; change (m, W): its product with a `_RowAdjoints` is the gradient of a
+    gate, None if gates are given; output (m, H): the adjoint from outputs, None if they have none.
     """
 
     start: int
@@ -55,23 +55,23 @@ class _Factors(NamedTuple):
 class Backward:
     """One backward: `run` goes through the updates, the last ones first."""
 
-    def __init__(self, problem: Problem, trace: Trace, incoming: Incoming) -> None:
-        num_steps, batch_size, _ = problem.x.shape
-        num_layers, _, size = problem.state.h.shape
+    def __init__(self, inputs: ForwardInputs, trace: Trace, output_grads: OutputGrads) -> None:
+        num_steps, batch_size, _ = inputs.x.shape
+        num_layers, _, size = inputs.state.h.shape
         self._trace = trace
         self._batch_size = batch_size
         self._size = size
-        self._cell = CELLS[problem.cell]
-        self._layers = self._cell.layers(problem)
-        self._update_weight = problem.weights.update_weight[0]
+        self._cell = CELLS[inputs.cell]
+        self._layers = self._cell.layers(inputs)
+        self._update_weight = inputs.weights.update_weight[0]
         self._row, self._step, self._previous, _ = trace.index[batch_size:].unbind(1)
         self._previous_list: list[int] = self._previous.tolist()
         self._place = self._step * batch_size + self._row
         count = self._row.shape[0]
         self._dense = count == num_steps * batch_size
-        self._reached = self._output_adjoint(incoming.output)
-        self._gate = gate_terms(problem, trace, incoming, reached=self._reached) if problem.gates is None else None
-        self._final = final_adjoint(problem, trace, incoming)
+        self._reached = self._output_adjoint(output_grads.output)
+        self._gate = gate_terms(inputs, trace, output_grads, reached=self._reached) if inputs.gates is None else None
+        self._final = final_adjoint(inputs, trace, output_grads)
         new = trace.states.new_empty
         self._pre = new(num_layers, count, self._cell.blocks, size)
         normalised = self._layers[0].norm is not None
@@ -79,30 +79,30 @@ class Backward:
         prob = trace.prob[batch_size:]
         self._logit = prob - prob * prob
 
-    def run(self) -> Adjoints:
-        front = self._front(self._final[:0])
+    def run(self) -> PreactivationGrads:
+        adjoints = self._row_adjoints(self._final[:0])
         following = slice(0, 0)
         for batches in reversed(_together(_batches(self._previous_list, self._batch_size))):
             factors = self._factors(batches[0].start, batches[-1].stop)
             for number, batch in enumerate(reversed(batches), start=1):
-                front = self._joined(front, following, self._row[batch], first=self._batch_size + batch.start)
-                self._retreat(front, batch, factors)
+                adjoints = self._joined(adjoints, following, self._row[batch], first=self._batch_size + batch.start)
+                self._backward_step(adjoints, batch, factors)
                 following = batch
                 if number % _FLUSH_EVERY == 0 or number == len(batches):
-                    front.values.masked_fill_(front.values.abs() < _TINY, 0)
+                    adjoints.values.masked_fill_(adjoints.values.abs() < _TINY, 0)
         everyone = torch.arange(self._batch_size, device=self._row.device)
-        front = self._joined(front, following, everyone, first=0)
-        self._wait(front, slice(0, self._batch_size))
+        adjoints = self._joined(adjoints, following, everyone, first=0)
+        self._wait(adjoints, slice(0, self._batch_size))
         if self._reached is not None:
             not_at_once = torch.ones_like(self._final[:, 0])
             not_at_once[self._row[self._step == 0]] = 0
-            front.states[-1][0].addcmul_(self._reached[0], not_at_once[:, None])
-        return Adjoints(
+            adjoints.states[-1][0].addcmul_(self._reached[0], not_at_once[:, None])
+        return PreactivationGrads(
             pre_activation=self._pre.transpose(0, 1),
             logit=self._logit,
-            states=front.values[:, :-3].reshape(self._batch_size, *self._trace.states.shape[1:]),
-            update_prob=front.values[:, -2],
-            accumulated=front.values[:, -3],
+            states=adjoints.values[:, :-3].reshape(self._batch_size, *self._trace.states.shape[1:]),
+            update_prob=adjoints.values[:, -2],
+            accumulated=adjoints.values[:, -3],
             normalised=None if self._normalised is None else self._normalised.transpose(0, 1),
         )
 
@@ -114,16 +114,16 @@ class Backward:
         updates.view(-1)[self._place] = True
         return suffix_sums(grad, starts=updates)
 
-    def _front(self, values: Tensor) -> _Front:
-        return _Front(values, num_layers=len(self._layers), vectors=self._cell.vectors)
+    def _row_adjoints(self, values: Tensor) -> _RowAdjoints:
+        return _RowAdjoints(values, num_layers=len(self._layers), vectors=self._cell.vectors)
 
-    def _joined(self, front: _Front, following: slice, row: Tensor, *, first: int) -> _Front:
-        """For rows `row` (n,), with segments from `first` on: `front`, and final adjoints of those that end here."""
-        if row.shape[0] == front.values.shape[0]:
-            return front
+    def _joined(self, adjoints: _RowAdjoints, following: slice, row: Tensor, *, first: int) -> _RowAdjoints:
+        """For rows `row` (n,), with segments from `first` on: `adjoints`, and final adjoints of those that end here."""
+        if row.shape[0] == adjoints.values.shape[0]:
+            return adjoints
         values = self._final.index_select(0, row)
-        values.index_copy_(0, self._previous[following] - first, front.values)
-        return self._front(values)
+        values.index_copy_(0, self._previous[following] - first, adjoints.values)
+        return self._row_adjoints(values)
 
     def _factors(self, start: int, stop: int) -> _Factors:
         """For the updates start … stop; those of the cell go into the memory of its adjoints."""
@@ -159,38 +159,40 @@ class Backward:
             return self._reached.view(-1, self._size)[start:stop]
         return self._reached.view(-1, self._size).index_select(0, self._place[start:stop])
 
-    def _wait(self, front: _Front, segments: slice) -> None:
+    def _wait(self, adjoints: _RowAdjoints, segments: slice) -> None:
         """Takes the adjoints of ũ and p back through the skipped steps of these segments, to their start."""
         if self._gate is not None and self._gate.waiting is not None:
-            front.gate.copy_((self._gate.waiting[:, segments] * front.values).sum(-1).t())
+            adjoints.gate.copy_((self._gate.waiting[:, segments] * adjoints.values).sum(-1).t())
 
-    def _retreat(self, front: _Front, batch: slice, factors: _Factors) -> None:
-        """Through a batch of updates: `front`, of the segments that they begin, becomes that of the ones before."""
+    def _backward_step(self, adjoints: _RowAdjoints, batch: slice, factors: _Factors) -> None:
+        """Through a batch of updates: `adjoints`, of the segments that they begin, becomes that of the ones before."""
         within = slice(batch.start - factors.start, batch.stop - factors.start)
-        self._wait(front, slice(batch.start + self._batch_size, batch.stop + self._batch_size))
-        top = front.states[-1]
+        self._wait(adjoints, slice(batch.start + self._batch_size, batch.stop + self._batch_size))
+        top = adjoints.states[-1]
         if factors.output is not None:
             top[0].add_(factors.output[within])
-        gate = None if factors.change is None else (factors.change[within] * front.values).sum(1)
-        top[-1].addr_(self._logit[batch].mul_(front.prob), self._update_weight)
+        gate = None if factors.change is None else (factors.change[within] * adjoints.values).sum(1)
+        top[-1].addr_(self._logit[batch].mul_(adjoints.prob), self._update_weight)
         for depth in range(len(self._layers) - 1, -1, -1):
-            self._retreat_layer(depth, front, batch, factors.extra[depth], within)
+            self._backward_layer(depth, adjoints, batch, factors.extra[depth], within)
         if gate is None or self._gate is None:
-            front.gate.zero_()
+            adjoints.gate.zero_()
         else:
-            front.gate.copy_(gate.mul_(self._gate.clamp[batch])[:, None])
+            adjoints.gate.copy_(gate.mul_(self._gate.clamp[batch])[:, None])
 
-    def _retreat_layer(self, depth: int, front: _Front, batch: slice, extra: Tensor | None, within: slice) -> None:
+    def _backward_layer(
+        self, depth: int, adjoints: _RowAdjoints, batch: slice, extra: Tensor | None, within: slice
+    ) -> None:
         pre = self._pre[depth, batch]
-        step = Retreat(
-            adjoint=front.states[depth],
-            below=front.states[depth - 1][0] if depth else None,
+        step = BackwardStep(
+            adjoint=adjoints.states[depth],
+            below=adjoints.states[depth - 1][0] if depth else None,
             saved=self._trace.saved[batch, depth],
             extra=None if extra is None else extra[within],
             pre=pre,
             gates=pre[:, : self._cell.norm_blocks] if self._normalised is None else self._normalised[depth, batch],
         )
-        self._cell.retreat(step, self._layers[depth])
+        self._cell.backward_step(step, self._layers[depth])
 
 
 def _batches(previous: list[int], batch_size: int) -> list[slice]:

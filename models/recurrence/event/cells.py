@@ -1,7 +1,7 @@
 """One layer's candidate and its backward over a batch of rows, by hand and in place: what autograd would do.
 
 A backward comes in two parts: `factors`, everything that does not depend on the adjoints, for many updates at once; and
-`retreat`, update by update. Formulas of the cells: models/recurrence/reference.py; normalisation:
+`backward_step`, update by update. Formulas of the cells: models/recurrence/reference.py; normalisation:
 normalise.py beside this file.
 
 Letters: n rows, D features (H in upper layers), H hidden, G gate blocks, N of them that layer normalisation reaches, A
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from skipreel.models.recurrence.event.normalise import Norm, normalise_, normalise_backward
-from skipreel.models.recurrence.problem import CellName, Problem
+from skipreel.models.recurrence.interface import CellName, ForwardInputs
 from skipreel.models.recurrence.reference import LayerWeights
 
 Vectors = tuple[Tensor, ...]
@@ -37,7 +37,7 @@ class Layer(NamedTuple):
     norm: Norm | None
 
 
-class Retreat(NamedTuple):
+class BackwardStep(NamedTuple):
     """The backward of one update: adjoint, of h̃ and c̃, becomes that of h and c; below (n, H), if any, gains Wᵀ δ.
 
     saved as in `Cell`; extra from `factors`. pre (n, G, H), the factors, becomes δ, the adjoint of W x + b. gates
@@ -61,8 +61,8 @@ class Cell(ABC):
     held_blocks: ClassVar[int]
     norm_blocks: ClassVar[int]
 
-    def layers(self, problem: Problem) -> list[Layer]:
-        return [self._layer(weights) for weights in problem.weights.layers]
+    def layers(self, inputs: ForwardInputs) -> list[Layer]:
+        return [self._layer(weights) for weights in inputs.weights.layers]
 
     def _layer(self, weights: LayerWeights) -> Layer:
         size = weights.weight_hh.shape[1]
@@ -76,7 +76,7 @@ class Cell(ABC):
         torch.mm(h, layer.gates.t(), out=out)
 
     @abstractmethod
-    def advance(self, saved: Tensor, old: Vectors, new: Vectors, layer: Layer, *, held: Tensor | None) -> None:
+    def forward_step(self, saved: Tensor, old: Vectors, new: Vectors, layer: Layer, *, held: Tensor | None) -> None:
         """The candidate, into `new`, which may be `old`. `saved` starts as W x + b (n, G·H), and ends as what is kept.
 
         held: the products of `hold`, or None where they are still to be made.
@@ -84,10 +84,10 @@ class Cell(ABC):
 
     @abstractmethod
     def factors(self, saved: Tensor, old: Vectors, new: Vectors, pre: Tensor) -> Tensor | None:
-        """Into pre (n, G, H): what adjoints get multiplied with. Returns what else `retreat` needs, (n, H)."""
+        """Into pre (n, G, H): what adjoints get multiplied with. Returns what else `backward_step` needs, (n, H)."""
 
     @abstractmethod
-    def retreat(self, step: Retreat, layer: Layer) -> None:
+    def backward_step(self, step: BackwardStep, layer: Layer) -> None:
         """Through the cell, from the candidate to the state before."""
 
 
@@ -98,7 +98,7 @@ class _LSTM(Cell):
     held_blocks = 4
     norm_blocks = 4
 
-    def advance(self, saved: Tensor, old: Vectors, new: Vectors, layer: Layer, *, held: Tensor | None) -> None:
+    def forward_step(self, saved: Tensor, old: Vectors, new: Vectors, layer: Layer, *, held: Tensor | None) -> None:
         h, c = old
         h_new, c_new = new
         gates = saved[:, : layer.bias.shape[0]]
@@ -128,7 +128,7 @@ class _LSTM(Cell):
         tanh_c = h_new / o.clamp_min(torch.finfo(o.dtype).tiny)
         return torch.addcmul(o, h_new, tanh_c, value=-1)
 
-    def retreat(self, step: Retreat, layer: Layer) -> None:
+    def backward_step(self, step: BackwardStep, layer: Layer) -> None:
         dh, dc = step.adjoint
         size = dh.shape[1]
         assert step.extra is not None
@@ -153,7 +153,7 @@ class _GRU(Cell):
     held_blocks = 2
     norm_blocks = 2
 
-    def advance(self, saved: Tensor, old: Vectors, new: Vectors, layer: Layer, *, held: Tensor | None) -> None:
+    def forward_step(self, saved: Tensor, old: Vectors, new: Vectors, layer: Layer, *, held: Tensor | None) -> None:
         (h,), (h_new,) = old, new
         size = h.shape[1]
         rz, n = saved[:, : 3 * size].tensor_split((2 * size,), dim=1)
@@ -170,7 +170,7 @@ class _GRU(Cell):
         _gru_factors(z, n, old[0], d_z, d_n)
         torch.addcmul(r, r, r, value=-1, out=d_r).mul_(old[0])
 
-    def retreat(self, step: Retreat, layer: Layer) -> None:
+    def backward_step(self, step: BackwardStep, layer: Layer) -> None:
         (dh,) = step.adjoint
         size = dh.shape[1]
         r, z = step.saved[:, : 2 * size].chunk(2, 1)
@@ -204,7 +204,7 @@ class _GRUResetAfter(Cell):
         assert layer.bias_n is not None
         torch.mm(h, layer.weight_hh.t(), out=out)[:, 2 * h.shape[1] :].add_(layer.bias_n)
 
-    def advance(self, saved: Tensor, old: Vectors, new: Vectors, layer: Layer, *, held: Tensor | None) -> None:
+    def forward_step(self, saved: Tensor, old: Vectors, new: Vectors, layer: Layer, *, held: Tensor | None) -> None:
         (h,), (h_new,) = old, new
         size = h.shape[1]
         rz, n, hidden_n = saved[:, : 4 * size].tensor_split((2 * size, 3 * size), dim=1)
@@ -227,7 +227,7 @@ class _GRUResetAfter(Cell):
         _gru_factors(z, n, old[0], d_z, d_n)
         torch.addcmul(r, r, r, value=-1, out=d_r).mul_(hidden_n).mul_(d_n)
 
-    def retreat(self, step: Retreat, layer: Layer) -> None:
+    def backward_step(self, step: BackwardStep, layer: Layer) -> None:
         (dh,) = step.adjoint
         size = dh.shape[1]
         r, z = step.saved[:, : 2 * size].chunk(2, 1)

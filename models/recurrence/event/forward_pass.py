@@ -6,80 +6,80 @@ Letters: B batch, T steps, H hidden, L layers, E updates in all rows, S = B + E 
 import torch
 from torch import Tensor
 
+from skipreel.models.recurrence.event.active_rows import ActiveRows
 from skipreel.models.recurrence.event.cells import CELLS, Vectors
-from skipreel.models.recurrence.event.frontier import Frontier
-from skipreel.models.recurrence.event.inputs import Inputs, project_beforehand
+from skipreel.models.recurrence.event.input_projection import InputProjection, project_beforehand
 from skipreel.models.recurrence.event.jumps import jumps
 from skipreel.models.recurrence.event.memory import Held, Memory, Updates, initial_vectors
-from skipreel.models.recurrence.problem import Answer, Problem, Trace
+from skipreel.models.recurrence.interface import ForwardInputs, ForwardOutputs, Trace
 from skipreel.models.recurrence.reference import SkipState
 from skipreel.models.recurrence.segments import accumulate_for, row_ends, waits
 
 
 class Forward:
-    """One forward: `run` makes the updates, `answer` tells what came of them."""
+    """One forward: `run` makes the updates, `outputs` returns the results."""
 
-    def __init__(self, problem: Problem, *, save: bool) -> None:
-        self._problem = problem
-        self._cell = CELLS[problem.cell]
-        self._layers = self._cell.layers(problem)
-        self._projection = project_beforehand(problem, self._layers[0]) if save else None
-        self._inputs = Inputs(problem, self._layers[0], projection=self._projection)
-        self._memory = Memory(problem, self._cell, self._layers, save=save)
+    def __init__(self, inputs: ForwardInputs, *, save: bool) -> None:
+        self._inputs = inputs
+        self._cell = CELLS[inputs.cell]
+        self._layers = self._cell.layers(inputs)
+        self._projection = project_beforehand(inputs, self._layers[0]) if save else None
+        self._input_projection = InputProjection(inputs, self._layers[0], projection=self._projection)
+        self._memory = Memory(inputs, self._cell, self._layers, save=save)
         # Candidates of skipped steps, which only gradients of learned gates need, are made of these.
-        self._held = Held(problem, self._cell, self._layers) if save and problem.gates is None else None
-        self._updates = Updates(problem.x.shape[1])
-        self._last = _LastSegments(problem)
-        self._update_weight = problem.weights.update_weight[0]
+        self._held = Held(inputs, self._cell, self._layers) if save and inputs.gates is None else None
+        self._updates = Updates(inputs.x.shape[1])
+        self._last = _LastSegments(inputs)
+        self._update_weight = inputs.weights.update_weight[0]
 
     def run(self) -> None:
-        problem = self._problem
-        num_steps, batch_size, _ = problem.x.shape
-        segments = torch.arange((num_steps + 1) * batch_size, device=problem.x.device)
-        jump = jumps(problem)
-        frontier = Frontier(jump.first(), row_ends(problem))
-        states, prob = initial_vectors(problem), problem.state.update_prob
-        while len(frontier):
-            places = frontier.going_on()
+        inputs = self._inputs
+        num_steps, batch_size, _ = inputs.x.shape
+        segments = torch.arange((num_steps + 1) * batch_size, device=inputs.x.device)
+        jump = jumps(inputs)
+        active = ActiveRows(jump.first(), row_ends(inputs))
+        states, prob = initial_vectors(inputs), inputs.state.update_prob
+        while len(active):
+            places = active.going_on()
             if places is not None:
-                self._last.write(frontier, states, prob)
-                frontier.keep(places)
+                self._last.write(active, states, prob)
+                active.keep(places)
                 states = [tuple(vector.index_select(0, places) for vector in layer) for layer in states]
                 continue
             start = batch_size + self._updates.count
-            states, prob = self._update(frontier, states, start=start)
-            self._updates.add(frontier, prob)
-            following = jump.following(frontier.row, frontier.step, prob)
-            frontier.move(following, segments[start : start + len(frontier)])
+            states, prob = self._update(active, states, start=start)
+            self._updates.add(active, prob)
+            following = jump.following(active.row, active.step, prob)
+            active.move(following, segments[start : start + len(active)])
 
-    def _update(self, frontier: Frontier, old: list[Vectors], *, start: int) -> tuple[list[Vectors], Tensor]:
+    def _update(self, active: ActiveRows, old: list[Vectors], *, start: int) -> tuple[list[Vectors], Tensor]:
         """One update of every row: the new states (n, H), and their p (n,)."""
-        new, saved = self._memory.batch(start, len(frontier))
+        new, saved = self._memory.batch(start, len(active))
         held: list[Tensor] | None = None
-        if self._held is not None and frontier.any_waited:
-            held = self._held.make(old, frontier.segment)
+        if self._held is not None and active.any_waited:
+            held = self._held.make(old, active.segment)
         for depth, layer in enumerate(self._layers):
             pre_activation = saved[depth][:, : layer.bias.shape[0]]
             if depth:
                 torch.addmm(layer.bias, new[depth - 1][0], layer.weight_ih.t(), out=pre_activation)
-            elif frontier.common_step is not None:
-                self._inputs.at(frontier.common_step, out=pre_activation)
+            elif active.common_step is not None:
+                self._input_projection.at(active.common_step, out=pre_activation)
             else:
-                self._inputs.gather(frontier.row, frontier.step, out=pre_activation)
+                self._input_projection.gather(active.row, active.step, out=pre_activation)
             products = None if held is None else held[depth]
-            self._cell.advance(saved[depth], old[depth], new[depth], layer, held=products)
-        logit = torch.addmv(self._problem.weights.update_bias, new[-1][-1], self._update_weight)
+            self._cell.forward_step(saved[depth], old[depth], new[depth], layer, held=products)
+        logit = torch.addmv(self._inputs.weights.update_bias, new[-1][-1], self._update_weight)
         return new, logit.sigmoid_()
 
-    def answer(self, *, save: bool) -> Answer:
-        index = self._updates.index(self._problem.x.device)
+    def outputs(self, *, save: bool) -> ForwardOutputs:
+        index = self._updates.index(self._inputs.x.device)
         output, gates = self._spread(index)
-        return Answer(output, self._last.state(), gates, self._trace(index) if save else None)
+        return ForwardOutputs(output, self._last.state(), gates, self._trace(index) if save else None)
 
     def _spread(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Output and gates of all steps."""
-        num_steps, batch_size, _ = self._problem.x.shape
-        gates = self._problem.state.update_prob.new_zeros(num_steps, batch_size)
+        num_steps, batch_size, _ = self._inputs.x.shape
+        gates = self._inputs.state.update_prob.new_zeros(num_steps, batch_size)
         if self._updates.count == gates.numel():
             output = self._memory.top[batch_size:].view(num_steps, batch_size, -1)
             return output.clone(), gates.fill_(1)
@@ -98,12 +98,12 @@ class Forward:
         if self._held is not None:
             self._hold_last()
             held = self._held.finish(index[:, 3])
-            index[waits(self._problem, index) == 0, 3] = -1
+            index[waits(self._inputs, index) == 0, 3] = -1
         return Trace(
             states=memory.states[:, :, : index.shape[0]].permute(2, 0, 1, 3),
             saved=memory.saved[:, : self._updates.count].transpose(0, 1),
             held=held,
-            prob=self._updates.prob(self._problem.state.update_prob),
+            prob=self._updates.prob(self._inputs.state.update_prob),
             index=index,
             projection=self._projection,
         )
@@ -119,21 +119,21 @@ class Forward:
 class _LastSegments:
     """The segment of each row, its states (B, H) for each layer, p and first step; written when some row has ended."""
 
-    def __init__(self, problem: Problem) -> None:
-        self.states = [tuple(vector.clone() for vector in layer) for layer in initial_vectors(problem)]
-        self.segment = torch.arange(problem.x.shape[1], device=problem.x.device)
-        self._prob = problem.state.update_prob.clone()
+    def __init__(self, inputs: ForwardInputs) -> None:
+        self.states = [tuple(vector.clone() for vector in layer) for layer in initial_vectors(inputs)]
+        self.segment = torch.arange(inputs.x.shape[1], device=inputs.x.device)
+        self._prob = inputs.state.update_prob.clone()
         self._since = torch.full_like(self.segment, -1)
-        self._initial = problem.state
-        self._ends = row_ends(problem)
+        self._initial = inputs.state
+        self._ends = row_ends(inputs)
 
-    def write(self, frontier: Frontier, states: list[Vectors], prob: Tensor) -> None:
+    def write(self, active: ActiveRows, states: list[Vectors], prob: Tensor) -> None:
         for layer, now in zip(self.states, states, strict=True):
             for vector, values in zip(layer, now, strict=True):
-                vector.index_copy_(0, frontier.row, values)
-        self._prob.index_copy_(0, frontier.row, prob)
-        self._since.index_copy_(0, frontier.row, frontier.since)
-        self.segment.index_copy_(0, frontier.row, frontier.segment)
+                vector.index_copy_(0, active.row, values)
+        self._prob.index_copy_(0, active.row, prob)
+        self._since.index_copy_(0, active.row, active.since)
+        self.segment.index_copy_(0, active.row, active.segment)
 
     def waits(self) -> Tensor:
         """(B,): the valid steps for which it is held."""

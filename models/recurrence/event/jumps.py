@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from skipreel.models.recurrence.gates import negated_thresholds, steps_until_update
-from skipreel.models.recurrence.problem import Problem
+from skipreel.models.recurrence.interface import ForwardInputs
 from skipreel.models.recurrence.reference import valid_steps
 
 
@@ -23,16 +23,16 @@ class Jumps(Protocol):
         """The step of the update after the one at `steps`, which left p = prob; all (n,)."""
 
 
-def jumps(problem: Problem) -> Jumps:
-    return _LearnedJumps(problem) if problem.gates is None else _GivenJumps(problem, problem.gates)
+def jumps(inputs: ForwardInputs) -> Jumps:
+    return _LearnedJumps(inputs) if inputs.gates is None else _GivenJumps(inputs, inputs.gates)
 
 
 class _LearnedJumps:
-    def __init__(self, problem: Problem) -> None:
-        self._state = problem.state
-        self._num_steps = problem.x.shape[0]
+    def __init__(self, inputs: ForwardInputs) -> None:
+        self._state = inputs.state
+        self._num_steps = inputs.x.shape[0]
         size = 1 << (self._num_steps - 1).bit_length()  # so that few tables serve sequences of all lengths
-        prob = problem.state.update_prob
+        prob = inputs.state.update_prob
         self._negated = negated_thresholds(size, prob.dtype, prob.device)
 
     def first(self) -> Tensor:
@@ -46,9 +46,9 @@ class _LearnedJumps:
 
 
 class _GivenJumps:
-    def __init__(self, problem: Problem, gates: Tensor) -> None:
+    def __init__(self, inputs: ForwardInputs, gates: Tensor) -> None:
         num_steps, self._batch_size = gates.shape
-        valid = valid_steps(problem.lengths, num_steps=num_steps, batch_size=self._batch_size, device=gates.device)
+        valid = valid_steps(inputs.lengths, num_steps=num_steps, batch_size=self._batch_size, device=gates.device)
         update = torch.where(gates & valid, torch.arange(num_steps, device=gates.device)[:, None], num_steps)
         never = update.new_full((1, self._batch_size), num_steps)
         self._next = torch.cat([update, never]).flip(0).cummin(0).values.flip(0)

@@ -7,14 +7,14 @@ rows of a batch of updates, X and Y as in `Trace`.
 import torch
 from torch import Tensor
 
+from skipreel.models.recurrence.event.active_rows import ActiveRows
 from skipreel.models.recurrence.event.cells import Cell, Layer, Vectors
-from skipreel.models.recurrence.event.frontier import Frontier
-from skipreel.models.recurrence.problem import Problem
+from skipreel.models.recurrence.interface import ForwardInputs
 
 
-def initial_vectors(problem: Problem) -> list[Vectors]:
+def initial_vectors(inputs: ForwardInputs) -> list[Vectors]:
     """What each layer starts with, (B, H) each."""
-    h, c = problem.state.h, problem.state.c
+    h, c = inputs.state.h, inputs.state.c
     return [(layer,) for layer in h] if c is None else list(zip(h, c, strict=True))
 
 
@@ -25,15 +25,15 @@ class Memory:
     layer's h. Every vector is a matrix by itself, because operators are fastest on rows that lie together.
     """
 
-    def __init__(self, problem: Problem, cell: Cell, layers: list[Layer], *, save: bool) -> None:
-        num_steps, batch_size, _ = problem.x.shape
-        num_layers, _, size = problem.state.h.shape
+    def __init__(self, inputs: ForwardInputs, cell: Cell, layers: list[Layer], *, save: bool) -> None:
+        num_steps, batch_size, _ = inputs.x.shape
+        num_layers, _, size = inputs.state.h.shape
         norm = layers[0].norm
         width = cell.saved_blocks * size + (0 if norm is None else norm.width)
         updates = num_steps * batch_size
         # As if no step were skipped: memory that is never touched costs nothing.
         states, saved = (updates + batch_size, updates) if save else (batch_size, batch_size)
-        new = problem.state.h.new_empty
+        new = inputs.state.h.new_empty
         self.states = new(num_layers, cell.vectors, states, size)
         self.saved = new(num_layers, saved, width)
         self.top = self.states[-1, 0] if save else new(updates + batch_size, size)
@@ -42,7 +42,7 @@ class Memory:
         self._vectors = [layer.unbind(0) for layer in self.states.unbind(0)]
         self._vectors[-1] = (self.top, *self._vectors[-1][1:])
         self._saved = self.saved.unbind(0)
-        for vectors, initial in zip(self._vectors, initial_vectors(problem), strict=True):
+        for vectors, initial in zip(self._vectors, initial_vectors(inputs), strict=True):
             for vector, start in zip(vectors, initial, strict=True):
                 vector[:batch_size] = start
 
@@ -61,12 +61,12 @@ class Memory:
 class Held:
     """The recurrent products of states that are held, in the order in which they are made."""
 
-    def __init__(self, problem: Problem, cell: Cell, layers: list[Layer]) -> None:
-        num_steps, batch_size, _ = problem.x.shape
-        size = problem.state.h.shape[2]
+    def __init__(self, inputs: ForwardInputs, cell: Cell, layers: list[Layer]) -> None:
+        num_steps, batch_size, _ = inputs.x.shape
+        size = inputs.state.h.shape[2]
         self._cell = cell
         self._layers = layers
-        self._values = problem.state.h.new_empty(len(layers), (num_steps + 1) * batch_size, cell.held_blocks * size)
+        self._values = inputs.state.h.new_empty(len(layers), (num_steps + 1) * batch_size, cell.held_blocks * size)
         self._segments: list[Tensor] = []
         self._count = 0
 
@@ -96,10 +96,10 @@ class Updates:
         self._prob: list[Tensor] = []
         self.count = 0
 
-    def add(self, frontier: Frontier, prob: Tensor) -> None:
-        self._columns.append((frontier.row, frontier.step, frontier.segment))
+    def add(self, active: ActiveRows, prob: Tensor) -> None:
+        self._columns.append((active.row, active.step, active.segment))
         self._prob.append(prob)
-        self.count += len(frontier)
+        self.count += len(active)
 
     def index(self, device: torch.device) -> Tensor:
         """(S, 4) as in `Trace`, with −1 for every row of `held`."""

@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
 from skipreel.models.recurrence.event.cells import CELLS, Vectors
-from skipreel.models.recurrence.event.inputs import Inputs
-from skipreel.models.recurrence.problem import Problem, Trace
+from skipreel.models.recurrence.event.input_projection import InputProjection
+from skipreel.models.recurrence.interface import ForwardInputs, Trace
 
 _CHUNK: Final = 2048
 
@@ -42,14 +42,14 @@ class _Steps(NamedTuple):
 
 
 def skipped_steps(
-    problem: Problem, trace: Trace, waits: Tensor, *, reached: Tensor | None, gates: Tensor | None
+    inputs: ForwardInputs, trace: Trace, waits: Tensor, *, reached: Tensor | None, gates: Tensor | None
 ) -> Skipped:
     """waits (S,), not all 0; reached (T, B, H), C at each step, and gates (T, B), λ, are None where they are 0."""
     steps = _steps(trace, waits)
-    away, change = _Candidates(problem, trace).compare(steps, reached)
+    away, change = _Candidates(inputs, trace).compare(steps, reached)
     if gates is not None:
         away[:, -1] += gates[steps.step, steps.row]
-    weights, product, accumulated = _scan(problem, trace, waits, steps, change)
+    weights, product, accumulated = _scan(inputs, trace, waits, steps, change)
     each = torch.arange(steps.row.shape[0], device=waits.device)
     first = waits.cumsum(0) - waits
     # The fastest sum over runs of rows that torch has.
@@ -71,13 +71,13 @@ def _steps(trace: Trace, waits: Tensor) -> _Steps:
 class _Candidates:
     """The candidates of skipped steps, some at a time, in scratch memory that is small enough for the cache."""
 
-    def __init__(self, problem: Problem, trace: Trace) -> None:
-        self._problem = problem
+    def __init__(self, inputs: ForwardInputs, trace: Trace) -> None:
+        self._inputs = inputs
         self._trace = trace
-        self._cell = CELLS[problem.cell]
-        self._layers = self._cell.layers(problem)
-        self._inputs = Inputs(problem, self._layers[0], projection=trace.projection)
-        size = problem.state.h.shape[2]
+        self._cell = CELLS[inputs.cell]
+        self._layers = self._cell.layers(inputs)
+        self._input_projection = InputProjection(inputs, self._layers[0], projection=trace.projection)
+        size = inputs.state.h.shape[2]
         new = trace.prob.new_empty
         self._saved = new(_CHUNK, trace.saved.shape[2])
         # Two layers in turn: one reads what the one below it made.
@@ -85,7 +85,7 @@ class _Candidates:
 
     def compare(self, steps: _Steps, reached: Tensor | None) -> tuple[Tensor, Tensor]:
         """(D, 0, 0, ⟨C, D⟩) for each step, (Q, W); and q (Q,)."""
-        size = self._problem.state.h.shape[2]
+        size = self._inputs.state.h.shape[2]
         count, columns = steps.row.shape[0], len(self._layers) * self._cell.vectors * size
         away = self._trace.prob.new_empty(count, columns + 3)
         away[:, columns:] = 0
@@ -113,19 +113,19 @@ class _Candidates:
             if depth:
                 torch.addmm(layer.bias, new[0], layer.weight_ih.t(), out=pre_activation)
             else:
-                self._inputs.gather(steps.row, steps.step, out=pre_activation)
+                self._input_projection.gather(steps.row, steps.step, out=pre_activation)
             old = tuple(vector.index_select(0, steps.segment) for vector in trace.states[:, depth].unbind(1))
             new = tuple(vector[:num_rows] for vector in self._vectors[depth % 2])
-            self._cell.advance(saved, old, new, layer, held=trace.held[:, depth].index_select(0, held))
+            self._cell.forward_step(saved, old, new, layer, held=trace.held[:, depth].index_select(0, held))
             for place, (one, other) in enumerate(zip(new, old, strict=True)):
                 torch.sub(one, other, out=differences[:, depth, place])
-        weights = self._problem.weights
+        weights = self._inputs.weights
         prob = torch.addmv(weights.update_bias, new[-1], weights.update_weight[0]).sigmoid_()
         return prob.sub_(trace.prob.index_select(0, steps.segment))
 
 
 def _scan(
-    problem: Problem, trace: Trace, waits: Tensor, steps: _Steps, change: Tensor
+    inputs: ForwardInputs, trace: Trace, waits: Tensor, steps: _Steps, change: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """w = (∏ M of the steps before)·(1, 1) at each step, (2, Q); ∏ M of each segment, (2, S, 2), and its last ũ, (S,).
 
@@ -141,7 +141,7 @@ def _scan(
     place = starts[steps.position - 1] + rank[steps.segment]
 
     accumulated = torch.zeros_like(trace.prob)
-    accumulated[: problem.x.shape[1]] = problem.state.accumulated
+    accumulated[: inputs.x.shape[1]] = inputs.state.accumulated
     alpha = _accumulate_by_position(trace.prob[order], accumulated[order], bounds)
     room = 1 - alpha
     change = torch.empty_like(change).index_copy_(0, place, change)

@@ -21,7 +21,7 @@ from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 from skipreel.models.recurrence.event.cells import CELLS, Cell, Layer
 from skipreel.models.recurrence.event.gate_terms import final_adjoint, gate_terms
 from skipreel.models.recurrence.event.jumps import jumps
-from skipreel.models.recurrence.problem import Adjoints, Answer, Incoming, Problem, Trace
+from skipreel.models.recurrence.interface import ForwardInputs, ForwardOutputs, OutputGrads, PreactivationGrads, Trace
 from skipreel.models.recurrence.reference import SkipState
 from skipreel.models.recurrence.segments import FlatRows, row_ends, waits
 
@@ -33,20 +33,20 @@ _ALIGNED: Final = 4
 OPTIONS: Final[dict[str, Any]] = {"num_warps": 8, "num_stages": 1, "enable_fp_fusion": True}
 
 
-def hindrance(problem: Problem) -> str | None:
-    """None if this problem can be computed here, otherwise what is in the way."""
-    layer, *upper = problem.weights.layers
+def unsupported_reason(inputs: ForwardInputs) -> str | None:
+    """Why this implementation cannot compute these inputs; None if it can."""
+    layer, *upper = inputs.weights.layers
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed"
-    if not problem.x.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
-        return f"tensors on {problem.x.device}"
+    if not inputs.x.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
+        return f"tensors on {inputs.x.device}"
     if upper:
         return f"{1 + len(upper)} layers"
     if layer.norm_weight is not None:
         return "layer normalisation"
-    if problem.x.dtype != torch.float32:
-        return str(problem.x.dtype)
-    if problem.state.h.shape[2] > MAX_HIDDEN:
+    if inputs.x.dtype != torch.float32:
+        return str(inputs.x.dtype)
+    if inputs.state.h.shape[2] > MAX_HIDDEN:
         return f"more than {MAX_HIDDEN} hidden units"
     return None
 
@@ -58,14 +58,14 @@ class Tiling(NamedTuple):
     operand: Literal["float16", "bfloat16", "float32"] | None
 
 
-def tiling(problem: Problem) -> Tiling:
+def tiling(inputs: ForwardInputs) -> Tiling:
     """float32, unless torch may use TF32, with the fraction of which float16 weights fit into the registers."""
-    if not problem.x.is_cuda:
+    if not inputs.x.is_cuda:
         return Tiling(16, None)
     if torch.backends.cuda.matmul.allow_tf32:
         return Tiling(8, "float16")
-    processors = torch.cuda.get_device_properties(problem.x.device).multi_processor_count
-    return Tiling(1 if problem.x.shape[1] <= 2 * processors else 2, None)
+    processors = torch.cuda.get_device_properties(inputs.x.device).multi_processor_count
+    return Tiling(1 if inputs.x.shape[1] <= 2 * processors else 2, None)
 
 
 @contextmanager
@@ -91,23 +91,23 @@ class _Slots(NamedTuple):
     projection: FlatRows
 
 
-def forward(problem: Problem, *, save: bool) -> Answer:
+def forward(inputs: ForwardInputs, *, save: bool) -> ForwardOutputs:
     """The whole sequence; with a trace if `save`.
 
     A row whose p is not a number never updates again, and ends with that p.
     """
-    with _plainly(problem.x):
-        cell = CELLS[problem.cell]
-        (layer,) = cell.layers(problem)
-        slots = _slots(problem, cell, layer, save=save)
-        _run(problem, layer, slots)
-        trace = _trace(problem, cell, layer, slots) if save else None
-        return Answer(_held_output(slots), slots.last, slots.gates.t(), trace)
+    with _plainly(inputs.x):
+        cell = CELLS[inputs.cell]
+        (layer,) = cell.layers(inputs)
+        slots = _slots(inputs, cell, layer, save=save)
+        _run(inputs, layer, slots)
+        trace = _trace(inputs, cell, layer, slots) if save else None
+        return ForwardOutputs(_held_output(slots), slots.last, slots.gates.t(), trace)
 
 
-def _slots(problem: Problem, cell: Cell, layer: Layer, *, save: bool) -> _Slots:
-    num_steps, batch_size, _ = problem.x.shape
-    h, c, p, a = problem.state
+def _slots(inputs: ForwardInputs, cell: Cell, layer: Layer, *, save: bool) -> _Slots:
+    num_steps, batch_size, _ = inputs.x.shape
+    h, c, p, a = inputs.state
     vectors = [h[0]] if c is None else [h[0], c[0]]
     first = torch.stack(vectors if save else vectors[:1], 1)
     states = first.new_empty(batch_size, num_steps + 1, *first.shape[1:])
@@ -117,7 +117,7 @@ def _slots(problem: Problem, cell: Cell, layer: Layer, *, save: bool) -> _Slots:
         saved = first.new_empty(batch_size, num_steps, cell.saved_blocks, first.shape[2])
         prob = first.new_empty(batch_size, num_steps + 1)
         prob[:, 0] = p
-    flat = FlatRows.of(problem.x)
+    flat = FlatRows.of(inputs.x)
     return _Slots(
         states=states,
         gates=first.new_zeros(batch_size, num_steps),
@@ -128,21 +128,21 @@ def _slots(problem: Problem, cell: Cell, layer: Layer, *, save: bool) -> _Slots:
     )
 
 
-def _run(problem: Problem, layer: Layer, slots: _Slots) -> None:
-    num_steps, batch_size, _ = problem.x.shape
+def _run(inputs: ForwardInputs, layer: Layer, slots: _Slots) -> None:
+    num_steps, batch_size, _ = inputs.x.shape
     width = slots.projection.values.shape[1]
     _launch(
         "forward_kernel",
-        problem,
+        inputs,
         slots.projection.values,
         slots.projection.per_row * width,
         slots.projection.per_step * width,
         _blocks(layer.weight_hh, transposed=True),
         layer.bias_n,
-        problem.weights.update_weight.contiguous(),
-        problem.weights.update_bias,
-        row_ends(problem).to(torch.int32),
-        None if problem.gates is None else _following(problem),
+        inputs.weights.update_weight.contiguous(),
+        inputs.weights.update_bias,
+        row_ends(inputs).to(torch.int32),
+        None if inputs.gates is None else _following(inputs),
         *slots.last,
         slots.states,
         slots.saved,
@@ -154,22 +154,22 @@ def _run(problem: Problem, layer: Layer, slots: _Slots) -> None:
     )
 
 
-def _launch(kernel: str, problem: Problem, *arguments: Any, **constants: Any) -> None:
+def _launch(kernel: str, inputs: ForwardInputs, *arguments: Any, **constants: Any) -> None:
     """One of the two kernels, for all rows."""
     from skipreel.models.recurrence.triton import kernels
 
-    rows, operand = tiling(problem)
-    size = problem.state.h.shape[2]
-    num_programs = -(-problem.x.shape[1] // rows)
+    rows, operand = tiling(inputs)
+    size = inputs.state.h.shape[2]
+    num_programs = -(-inputs.x.shape[1] // rows)
     getattr(kernels, kernel)[(num_programs,)](
         *arguments,
-        CELL=problem.cell,
+        CELL=inputs.cell,
         H=size,
         WIDTH=_width(size),
         STRIDE=size + -size % _ALIGNED,
         ROWS=rows,
         OPERAND=operand and kernels.OPERANDS[operand],
-        GIVEN=problem.gates is not None,
+        GIVEN=inputs.gates is not None,
         **constants,
         **OPTIONS,
     )
@@ -186,12 +186,12 @@ def _blocks(weight_hh: Tensor, *, transposed: bool) -> Tensor:
     return F.pad(blocks.transpose(1, 2) if transposed else blocks, (0, -size % _ALIGNED)).contiguous()
 
 
-def _following(problem: Problem) -> Tensor:
+def _following(inputs: ForwardInputs) -> Tensor:
     """(T + 1, B) int32: the first given update from each step on; T or more if there is none."""
-    num_steps, batch_size, _ = problem.x.shape
-    place = torch.arange(num_steps * batch_size, device=problem.x.device)
-    jump = jumps(problem)
-    later = jump.following(place % batch_size, place // batch_size, problem.state.update_prob)
+    num_steps, batch_size, _ = inputs.x.shape
+    place = torch.arange(num_steps * batch_size, device=inputs.x.device)
+    jump = jumps(inputs)
+    later = jump.following(place % batch_size, place // batch_size, inputs.state.update_prob)
     return torch.cat([jump.first(), later]).view(num_steps + 1, batch_size).to(torch.int32)
 
 
@@ -205,11 +205,11 @@ def _held_output(slots: _Slots) -> Tensor:
     return h.index_select(0, latest.t().flatten()).view(-1, batch_size, size)
 
 
-def _trace(problem: Problem, cell: Cell, layer: Layer, slots: _Slots) -> Trace:
+def _trace(inputs: ForwardInputs, cell: Cell, layer: Layer, slots: _Slots) -> Trace:
     """Updates in the order of rows, and of steps within a row."""
     assert slots.saved is not None
     assert slots.prob is not None
-    num_steps, batch_size, _ = problem.x.shape
+    num_steps, batch_size, _ = inputs.x.shape
     update = slots.gates.flatten().nonzero().flatten()
     row = update // num_steps
     index = update.new_full((batch_size + update.shape[0], 4), -1)
@@ -221,8 +221,8 @@ def _trace(problem: Problem, cell: Cell, layer: Layer, slots: _Slots) -> Trace:
     place = torch.cat([segment[:batch_size] * (num_steps + 1), update + row + 1])
     states = slots.states.flatten(0, 1).index_select(0, place).unsqueeze(1)
     held = states.new_empty(0, 1, 0)
-    if problem.gates is None:
-        waiting = (waits(problem, index) > 0).nonzero().flatten()
+    if inputs.gates is None:
+        waiting = (waits(inputs, index) > 0).nonzero().flatten()
         index[waiting, 3] = segment[: waiting.shape[0]]
         held = states.new_empty(waiting.shape[0], 1, cell.held_blocks * states.shape[3])
         cell.hold(states[:, 0, 0].index_select(0, waiting), layer, held[:, 0])
@@ -237,39 +237,39 @@ def _trace(problem: Problem, cell: Cell, layer: Layer, slots: _Slots) -> Trace:
 
 
 def backward(
-    problem: Problem,
+    inputs: ForwardInputs,
     trace: Trace,
-    incoming: Incoming,
+    output_grads: OutputGrads,
     *,
     needs_x: bool,  # noqa: ARG001 - what it takes is always made
-) -> Adjoints:
+) -> PreactivationGrads:
     """The straight-through gradients of `forward`: those of stepping, to rounding."""
-    with _plainly(problem.x):
-        return _backward(problem, trace, incoming)
+    with _plainly(inputs.x):
+        return _backward(inputs, trace, output_grads)
 
 
-def _backward(problem: Problem, trace: Trace, incoming: Incoming) -> Adjoints:
-    batch_size, size = problem.x.shape[1], problem.state.h.shape[2]
+def _backward(inputs: ForwardInputs, trace: Trace, output_grads: OutputGrads) -> PreactivationGrads:
+    batch_size, size = inputs.x.shape[1], inputs.state.h.shape[2]
     num_segments, _, vectors, _ = trace.states.shape
-    cell = CELLS[problem.cell]
-    reached = None if incoming.output is None else _segment_sums(incoming.output, trace.index)
-    gate = gate_terms(problem, trace, incoming, reached=reached) if problem.gates is None else None
+    cell = CELLS[inputs.cell]
+    reached = None if output_grads.output is None else _segment_sums(output_grads.output, trace.index)
+    gate = gate_terms(inputs, trace, output_grads, reached=reached) if inputs.gates is None else None
     waiting = None if gate is None else gate.waiting
-    adjoints = final_adjoint(problem, trace, incoming)
+    adjoints = final_adjoint(inputs, trace, output_grads)
     pre = trace.states.new_empty(num_segments - batch_size, 1, cell.blocks, size)
     logit = torch.empty_like(trace.prob[batch_size:])
     segments = torch.arange(num_segments, device=trace.index.device)
     last = segments.new_zeros(batch_size).scatter_reduce_(0, trace.index[:, 0], segments, "amax")
     _launch(
         "backward_kernel",
-        problem,
+        inputs,
         trace.index.contiguous(),
         last,
         trace.states.contiguous(),
         trace.saved.contiguous(),
         trace.prob.contiguous(),
-        _blocks(problem.weights.layers[0].weight_hh, transposed=False),
-        problem.weights.update_weight.contiguous(),
+        _blocks(inputs.weights.layers[0].weight_hh, transposed=False),
+        inputs.weights.update_weight.contiguous(),
         reached,
         gate and gate.terms,
         gate and gate.clamp,
@@ -281,7 +281,7 @@ def _backward(problem: Problem, trace: Trace, incoming: Incoming) -> Adjoints:
         WAITED=waiting is not None,
         OUTPUTS=reached is not None,
     )
-    return Adjoints(
+    return PreactivationGrads(
         pre_activation=pre,
         logit=logit,
         states=adjoints[:, :-3].reshape(batch_size, 1, vectors, size),

@@ -1,6 +1,6 @@
 // Runs every path of models/recurrence/cpp/skip_rnn.cpp on exactly sized buffers, for the address and thread sanitizers; and runs out
 // of memory at every place where it asks for some.
-#include "../models/recurrence/cpp/skip_rnn.cpp"
+#include "../../../models/recurrence/cpp/skip_rnn.cpp"
 
 #include <atomic>
 #include <cstdio>

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skipreel.models.recurrence import cpp
-from skipreel.models.recurrence.problem import CellName, Problem
+from skipreel.models.recurrence.interface import CellName, ForwardInputs
 from skipreel.models.recurrence.reference import accumulate
-from tests.support.recurrence_problems import (
+from tests.support.recurrence_inputs import (
     BATCH_SIZE,
     CELLS,
     GATING,
@@ -26,9 +26,9 @@ from tests.support.recurrence_problems import (
     autograd,
     check,
     implementation,
-    incoming,
-    make_problem,
+    make_inputs,
     narrowed,
+    output_grads,
     reference,
     run,
     uneven,
@@ -83,7 +83,7 @@ def check_each(name: str, cell: CellName, *variants: dict[str, Any], **arguments
     """`check` for several problems; which one went wrong stands below the traceback."""
     for variant in variants or ({},):
         try:
-            check(name, make_problem(cell, dtype=DTYPES[name], **arguments, **variant))
+            check(name, make_inputs(cell, dtype=DTYPES[name], **arguments, **variant))
         except BaseException as error:
             error.add_note(f"{name}, {cell}: {arguments | variant}")
             raise
@@ -115,7 +115,7 @@ def test_equal_to_stepping(name: str, run_check: Run, cell: CellName, gating: st
 @pytest.mark.parametrize(("gating", "fewest", "most"), [("mixed", 0.2, 0.6), ("sharp", 0.2, 0.8), ("open", 0.9, 1)])
 def test_these_gates_are_what_they_are_called(gating: str, fewest: float, most: float) -> None:
     bias, sharpness = GATING[gating]
-    gates = reference(make_problem("lstm", update_bias=bias, sharpness=sharpness))[-1]
+    gates = reference(make_inputs("lstm", update_bias=bias, sharpness=sharpness))[-1]
     assert gates is not None
     assert fewest < gates.mean() <= most
     if gating == "sharp":
@@ -167,7 +167,7 @@ def test_equal_to_stepping_at_any_shape(name: str, data: st.DataObject) -> None:
     draw = data.draw
     num_steps, batch_size = draw(st.integers(1, 20), label="T"), draw(st.integers(1, 6), label="B")
     padded = draw(st.lists(st.integers(0, num_steps), min_size=batch_size, max_size=batch_size), label="lengths")
-    problem = make_problem(
+    inputs = make_inputs(
         draw(st.sampled_from(list(CELLS)), label="cell"),
         shape=(num_steps, batch_size, draw(st.sampled_from([1, 2, 5, 8, 9, 13]), label="D")),
         size=draw(st.integers(1, 20), label="H"),
@@ -179,15 +179,15 @@ def test_equal_to_stepping_at_any_shape(name: str, data: st.DataObject) -> None:
         lengths=draw(st.sampled_from([None, torch.tensor(padded)]), label="padded"),
         seed=draw(st.integers(0, 99), label="seed"),
     )
-    check(name, problem)
+    check(name, inputs)
 
 
 def check_strides(name: str, width: int, update_bias: float) -> None:
-    problem = make_problem("lstm", shape=(9, 5, width), update_bias=update_bias, dtype=DTYPES[name])
-    x = problem.x.detach()
+    inputs = make_inputs("lstm", shape=(9, 5, width), update_bias=update_bias, dtype=DTYPES[name])
+    x = inputs.x.detach()
     for other in (x.transpose(0, 1).contiguous().transpose(0, 1), torch.stack([x, x], -1)[..., 0]):
         assert not other.is_contiguous()
-        check(name, problem._replace(x=other.requires_grad_()))
+        check(name, inputs._replace(x=other.requires_grad_()))
 
 
 @pytest.mark.parametrize("width", [2, 12], ids=["narrow", "wide"])
@@ -197,11 +197,11 @@ def test_steps_or_rows_first_in_memory(run_check: Run, width: int, update_bias: 
 
 
 def check_padding(name: str, cell: CellName, width: int) -> None:
-    problem = make_problem(cell, shape=(NUM_STEPS, BATCH_SIZE, width), lengths=LENGTHS, dtype=DTYPES[name])
-    upstream = uneven(reference(problem))
-    expected, by_expected = run(name, problem, upstream)
+    inputs = make_inputs(cell, shape=(NUM_STEPS, BATCH_SIZE, width), lengths=LENGTHS, dtype=DTYPES[name])
+    upstream = uneven(reference(inputs))
+    expected, by_expected = run(name, inputs, upstream)
     padding = torch.arange(NUM_STEPS)[:, None] >= LENGTHS
-    filled = problem._replace(x=problem.x.detach().masked_fill(padding[:, :, None], torch.nan))
+    filled = inputs._replace(x=inputs.x.detach().masked_fill(padding[:, :, None], torch.nan))
     actual, by_actual = run(name, filled, upstream)
     assert torch.equal(actual.output, expected.output)
     for leaf, gradient in by_expected.items():
@@ -216,19 +216,19 @@ def test_padding_is_never_read(run_check: Run, cell: CellName, width: int) -> No
 
 def check_ties(name: str, p: float, dtype: torch.dtype) -> None:
     bias = 40.0 if p == 1 else math.log(p / (1 - p))
-    problem = make_problem("lstm", update_bias=bias, sharpness=0, lengths=LENGTHS, dtype=dtype)
-    state = problem.state._replace(update_prob=torch.full((BATCH_SIZE,), p, dtype=dtype, requires_grad=True))
-    problem = problem._replace(state=state)
-    parts = reference(problem)
+    inputs = make_inputs("lstm", update_bias=bias, sharpness=0, lengths=LENGTHS, dtype=dtype)
+    state = inputs.state._replace(update_prob=torch.full((BATCH_SIZE,), p, dtype=dtype, requires_grad=True))
+    inputs = inputs._replace(state=state)
+    parts = reference(inputs)
     assert parts[-1] is not None
     assert int(parts[-1][:, 0].argmax()) == {0.5: 1, 0.25: 2, 0.125: 4, 1.0: 0}[p]
-    answer = implementation(name).forward(problem, save=False)
-    assert torch.equal(answer.gates, parts[-1])
-    assert torch.equal(answer.state.accumulated, parts[-2])
+    outputs = implementation(name).forward(inputs, save=False)
+    assert torch.equal(outputs.gates, parts[-1])
+    assert torch.equal(outputs.state.accumulated, parts[-2])
     if name == "event":
-        assert torch.equal(answer.state.update_prob, parts[-3])
+        assert torch.equal(outputs.state.update_prob, parts[-3])
     if dtype == torch.float64:
-        check(name, problem)
+        check(name, inputs)
 
 
 @pytest.mark.parametrize("p", [0.5, 0.25, 0.125, 1.0])
@@ -241,12 +241,12 @@ def test_ties_are_those_of_stepping_bit_for_bit(name: str, run_check: Run, p: fl
 def check_clamps(name: str, p: float) -> None:
     dtype = DTYPES[name]
     gates = torch.zeros(NUM_STEPS, BATCH_SIZE, dtype=torch.bool)
-    problem = make_problem("gru", gates=gates, lengths=LENGTHS, dtype=dtype)
-    state = problem.state._replace(
+    inputs = make_inputs("gru", gates=gates, lengths=LENGTHS, dtype=dtype)
+    state = inputs.state._replace(
         update_prob=torch.full((BATCH_SIZE,), p, dtype=dtype, requires_grad=True),
         accumulated=torch.tensor([0, 0.25, 0.5, 0.75, 1.0], dtype=dtype, requires_grad=True),
     )
-    check(name, problem._replace(state=state))
+    check(name, inputs._replace(state=state))
 
 
 @pytest.mark.parametrize("p", [0.1, 0.25, 0.5, 0.9])
@@ -256,15 +256,15 @@ def test_ties_and_clamps_of_a_wait_under_given_gates(run_check: Run, p: float) -
 
 
 def check_accumulation(name: str, cell: CellName) -> None:
-    problem = make_problem(cell, shape=(40, BATCH_SIZE, 2), update_bias=-3.5, midway=True, dtype=DTYPES[name])
-    answer = implementation(name).forward(problem, save=False)
-    waited = 39 - torch.where(answer.gates > 0, torch.arange(40)[:, None], -1).amax(0)
+    inputs = make_inputs(cell, shape=(40, BATCH_SIZE, 2), update_bias=-3.5, midway=True, dtype=DTYPES[name])
+    outputs = implementation(name).forward(inputs, save=False)
+    waited = 39 - torch.where(outputs.gates > 0, torch.arange(40)[:, None], -1).amax(0)
     assert waited.max() > 8
     for row, steps in enumerate(waited.tolist()):
-        a = problem.state.accumulated[row] * (steps == 40)
+        a = inputs.state.accumulated[row] * (steps == 40)
         for _ in range(steps):
-            a = accumulate(answer.state.update_prob[row], a)
-        assert answer.state.accumulated[row] == a
+            a = accumulate(outputs.state.update_prob[row], a)
+        assert outputs.state.accumulated[row] == a
 
 
 @each_cell
@@ -273,9 +273,9 @@ def test_the_last_accumulation_is_that_of_stepping_bit_for_bit(run_check: Run, c
 
 
 def check_two_runs(name: str, cell: CellName, dtype: torch.dtype, **arguments: Any) -> None:
-    problem = make_problem(cell, update_bias=-2.0, midway=True, dtype=dtype, **arguments)
-    upstream = uneven(reference(problem))
-    (one, first), (other, second) = run(name, problem, upstream), run(name, problem, upstream)
+    inputs = make_inputs(cell, update_bias=-2.0, midway=True, dtype=dtype, **arguments)
+    upstream = uneven(reference(inputs))
+    (one, first), (other, second) = run(name, inputs, upstream), run(name, inputs, upstream)
     assert torch.equal(one.output, other.output)
     for leaf, gradient in first.items():
         assert torch.equal(gradient, second[leaf]), leaf
@@ -291,18 +291,18 @@ def test_two_runs_are_equal_bit_for_bit(name: str, run_check: Run, cell: CellNam
 def check_float32(name: str, *problems: tuple[CellName, dict[str, Any]]) -> None:
     """Its answers and gradients against those of float64; gradients in units of the largest entry of each."""
     for cell, arguments in problems:
-        assert_float32(name, make_problem(cell, **arguments))
+        assert_float32(name, make_inputs(cell, **arguments))
 
 
-def assert_float32(name: str, problem: Problem) -> None:
-    parts = reference(problem)
+def assert_float32(name: str, inputs: ForwardInputs) -> None:
+    parts = reference(inputs)
     upstream = uneven(parts)
-    answer, actual = run(name, narrowed(problem), [None if g is None else g.float() for g in upstream])
+    outputs, actual = run(name, narrowed(inputs), [None if g is None else g.float() for g in upstream])
     assert parts[0] is not None
     assert parts[-1] is not None
-    assert torch.equal(answer.gates.double(), parts[-1])
-    assert_close(answer.output, parts[0].detach().float())
-    for leaf, gradient in autograd(problem, parts, upstream).items():
+    assert torch.equal(outputs.gates.double(), parts[-1])
+    assert_close(outputs.output, parts[0].detach().float())
+    for leaf, gradient in autograd(inputs, parts, upstream).items():
         unit = gradient.abs().max().clamp_min(1e-30)
         assert_close(actual[leaf] / unit.float(), (gradient / unit).float())
 
@@ -315,17 +315,17 @@ def test_float32_gradients_are_those_of_float64(name: str, run_check: Run, cell:
 
 
 def check_parts(name: str, *, given: bool) -> None:
-    """A loss on one part of the answer alone, and gradients of the output of other strides: as of a sum, transposed."""
+    """A loss on one part of the outputs alone, and output gradients with other strides, as of a sum, transposed."""
     steps = torch.arange(NUM_STEPS * BATCH_SIZE).view(NUM_STEPS, BATCH_SIZE)
     layers = MOST_LAYERS[name] > 1 and not given
-    problem = make_problem(
+    inputs = make_inputs(
         "lstm",
         num_layers=1 + layers,
         lengths=LENGTHS,
         gates=steps % 3 == 0 if given else None,
         dtype=DTYPES[name],
     )
-    parts = reference(problem)
+    parts = reference(inputs)
     whole = uneven(parts)
     upstreams = [[grad if place == kept else None for place, grad in enumerate(whole)] for kept in range(len(whole))]
     by_output = whole[0]
@@ -333,8 +333,8 @@ def check_parts(name: str, *, given: bool) -> None:
     upstreams.append([torch.ones((), dtype=by_output.dtype).expand_as(by_output), *[None] * 5])
     upstreams.append([by_output.permute(1, 2, 0).contiguous().permute(2, 0, 1), *[None] * 5])
     for upstream in upstreams:
-        _, actual = run(name, problem, upstream)
-        assert_gradients(actual, autograd(problem, reference(problem), upstream))
+        _, actual = run(name, inputs, upstream)
+        assert_gradients(actual, autograd(inputs, reference(inputs), upstream))
 
 
 @pytest.mark.parametrize("given", [False, True])
@@ -345,16 +345,16 @@ def test_a_loss_on_one_part_alone(run_check: Run, given: bool) -> None:
 
 def check_saturated(name: str, cell: CellName, bias: float) -> None:
     for block in range(4 if cell == "lstm" else 3):
-        problem = make_problem(cell, shape=(5, 3, 3))
-        layer = problem.weights.layers[0]
+        inputs = make_inputs(cell, shape=(5, 3, 3))
+        layer = inputs.weights.layers[0]
         shift = torch.zeros_like(layer.bias_ih)
         shift[5 * block : 5 * block + 5] = bias
         saturated = layer._replace(bias_ih=(layer.bias_ih.detach() + shift).requires_grad_())
-        problem = problem._replace(weights=problem.weights._replace(layers=(saturated,)))
+        inputs = inputs._replace(weights=inputs.weights._replace(layers=(saturated,)))
         if DTYPES[name] == torch.float64:
-            check(name, problem)
+            check(name, inputs)
         if name != "cpp":  # its own exp is exact to the last bit of 1 and no further: what is left of 1 − σ is noise
-            assert_float32(name, problem)
+            assert_float32(name, inputs)
 
 
 @pytest.mark.parametrize("bias", [-200.0, -95.0, 95.0, 200.0])
@@ -366,21 +366,21 @@ def test_saturated_gates(run_check: Run, cell: CellName, bias: float) -> None:
 
 def check_nan(name: str, cell: CellName) -> None:
     """Row 1 starts with a p that is not a number, row 2 reads an x that is none."""
-    problem = make_problem(cell, update_bias=30.0, dtype=DTYPES[name])
-    p = problem.state.update_prob.detach().clone()
-    x = problem.x.detach().clone()
+    inputs = make_inputs(cell, update_bias=30.0, dtype=DTYPES[name])
+    p = inputs.state.update_prob.detach().clone()
+    x = inputs.x.detach().clone()
     p[1], x[4, 2] = torch.nan, torch.nan
-    damaged = problem._replace(x=x, state=problem.state._replace(update_prob=p))
+    damaged = inputs._replace(x=x, state=inputs.state._replace(update_prob=p))
     module = implementation(name)
-    expected = module.forward(problem, save=False)
+    expected = module.forward(inputs, save=False)
     for save in (False, True):
-        answer = module.forward(damaged, save=save)
-        assert answer.state.update_prob.isnan().tolist() == [False, True, True, False, False]
-        assert answer.gates.sum(0).tolist() == [11, 0, 5, 11, 11]
-        assert_close(answer.output[:, [0, 3, 4]], expected.output[:, [0, 3, 4]])
-    assert answer.trace.prob.isnan().sum() == 2
-    upstream = uneven([answer.output, *answer.state, answer.gates])
-    adjoints = module.backward(damaged, answer.trace, incoming(damaged, upstream), needs_x=True)
+        outputs = module.forward(damaged, save=save)
+        assert outputs.state.update_prob.isnan().tolist() == [False, True, True, False, False]
+        assert outputs.gates.sum(0).tolist() == [11, 0, 5, 11, 11]
+        assert_close(outputs.output[:, [0, 3, 4]], expected.output[:, [0, 3, 4]])
+    assert outputs.trace.prob.isnan().sum() == 2
+    upstream = uneven([outputs.output, *outputs.state, outputs.gates])
+    adjoints = module.backward(damaged, outputs.trace, output_grads(damaged, upstream), needs_x=True)
     assert adjoints.update_prob.isnan().tolist() == [False, True, True, False, False]
 
 
@@ -390,11 +390,11 @@ def test_a_row_that_is_not_a_number_updates_no_more_and_says_so(run_check: Run, 
 
 
 def check_autocast(name: str, cell: CellName) -> None:
-    problem = make_problem(cell, num_layers=MOST_LAYERS[name], dtype=torch.float32)
-    upstream = uneven(reference(problem))
-    expected, by_expected = run(name, problem, upstream)
+    inputs = make_inputs(cell, num_layers=MOST_LAYERS[name], dtype=torch.float32)
+    upstream = uneven(reference(inputs))
+    expected, by_expected = run(name, inputs, upstream)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        actual, by_actual = run(name, problem, upstream)
+        actual, by_actual = run(name, inputs, upstream)
     assert torch.equal(actual.output, expected.output)
     for leaf, gradient in by_expected.items():
         assert torch.equal(by_actual[leaf], gradient), leaf

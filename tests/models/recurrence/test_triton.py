@@ -17,9 +17,9 @@ import torch
 
 from skipreel.models import SkipGRU, SkipLSTM
 from skipreel.models.recurrence import triton as implementation
-from skipreel.models.recurrence.problem import CellName
-from skipreel.models.recurrence.triton import Tiling
-from tests.support.recurrence_problems import CELLS, check, incoming, make_problem, reference, uneven
+from skipreel.models.recurrence.interface import CellName
+from skipreel.models.recurrence.triton import Tiling, unsupported_reason
+from tests.support.recurrence_inputs import CELLS, check, make_inputs, output_grads, reference, uneven
 from tests.support.tolerances import assert_close
 from tests.support.triton_process import needs_triton, triton_process
 
@@ -47,7 +47,7 @@ def compiling(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
 
 def check_tiling(cell: CellName, tiling: Tiling, *, scale: float = 1.0, **arguments: Any) -> None:
     with mock.patch.object(implementation, "tiling", return_value=tiling):
-        check("triton", make_problem(cell, shape=SHAPE, dtype=torch.float32, **arguments), scale=scale)
+        check("triton", make_inputs(cell, shape=SHAPE, dtype=torch.float32, **arguments), scale=scale)
 
 
 @needs_triton
@@ -66,13 +66,13 @@ def test_small_adjoints_survive_narrow_products(interpreted: Run, cell: CellName
 
 def check_narrow(cell: CellName, *, scale: float) -> None:
     """In float16 most of these adjoints would be 0: it ends at 6e-8."""
-    problem = make_problem(cell, shape=SHAPE, update_bias=30.0, dtype=torch.float32)
-    upstream = incoming(problem, uneven(reference(problem), scale=scale))
-    trace = implementation.forward(problem, save=True).trace
-    exact = implementation.backward(problem, trace, upstream, needs_x=True).pre_activation
+    inputs = make_inputs(cell, shape=SHAPE, update_bias=30.0, dtype=torch.float32)
+    upstream = output_grads(inputs, uneven(reference(inputs), scale=scale))
+    trace = implementation.forward(inputs, save=True).trace
+    exact = implementation.backward(inputs, trace, upstream, needs_x=True).pre_activation
     with mock.patch.object(implementation, "tiling", return_value=Tiling(8, "float16")):
-        trace = implementation.forward(problem, save=True).trace
-        narrow = implementation.backward(problem, trace, upstream, needs_x=True).pre_activation
+        trace = implementation.forward(inputs, save=True).trace
+        narrow = implementation.backward(inputs, trace, upstream, needs_x=True).pre_activation
     assert 0 < (narrow - exact).norm() < 2e-3 * exact.norm()
 
 
@@ -101,16 +101,16 @@ def check_layer(cell: CellName, *, batch_first: bool) -> None:
 
 @needs_triton
 def test_it_says_what_it_does_not_do(interpreted: Run) -> None:
-    interpreted(check_hindrances)
-    assert implementation.hindrance(make_problem("lstm")) == "tensors on cpu"
+    interpreted(check_unsupported_reasons)
+    assert unsupported_reason(make_inputs("lstm")) == "tensors on cpu"
 
 
-def check_hindrances() -> None:
-    assert implementation.hindrance(make_problem("gru", dtype=torch.float32, size=128)) is None
-    assert implementation.hindrance(make_problem("gru", dtype=torch.float32, size=129)) == "more than 128 hidden units"
-    assert implementation.hindrance(make_problem("gru", dtype=torch.float32, num_layers=2)) == "2 layers"
-    assert implementation.hindrance(make_problem("lstm", dtype=torch.float32, norm=True)) == "layer normalisation"
-    assert implementation.hindrance(make_problem("lstm")) == "torch.float64"
+def check_unsupported_reasons() -> None:
+    assert unsupported_reason(make_inputs("gru", dtype=torch.float32, size=128)) is None
+    assert unsupported_reason(make_inputs("gru", dtype=torch.float32, size=129)) == "more than 128 hidden units"
+    assert unsupported_reason(make_inputs("gru", dtype=torch.float32, num_layers=2)) == "2 layers"
+    assert unsupported_reason(make_inputs("lstm", dtype=torch.float32, norm=True)) == "layer normalisation"
+    assert unsupported_reason(make_inputs("lstm")) == "torch.float64"
 
 
 def test_without_triton_it_can_be_imported_and_says_so() -> None:

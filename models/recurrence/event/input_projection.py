@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
 from skipreel.models.recurrence.event.cells import Layer
-from skipreel.models.recurrence.problem import Problem
+from skipreel.models.recurrence.interface import ForwardInputs
 from skipreel.models.recurrence.segments import FlatRows
 
 _NARROW: Final = 8
@@ -20,20 +20,20 @@ _AHEAD: Final = 16
 """Steps: when all rows have updated at so many in turn, so many are projected together."""
 
 
-def project_beforehand(problem: Problem, layer: Layer) -> Tensor | None:
+def project_beforehand(inputs: ForwardInputs, layer: Layer) -> Tensor | None:
     """(T, B, G·H), or None where it would not pay."""
-    num_steps, _, width = problem.x.shape
-    if width <= _NARROW or (problem.gates is not None and 2 * int(problem.gates.sum()) < problem.gates.numel()):
+    num_steps, _, width = inputs.x.shape
+    if width <= _NARROW or (inputs.gates is not None and 2 * int(inputs.gates.sum()) < inputs.gates.numel()):
         return None
-    flat = FlatRows.of(problem.x)
+    flat = FlatRows.of(inputs.x)
     return flat._replace(values=torch.addmm(layer.bias, flat.values, layer.weight_ih.t())).by_step(num_steps)
 
 
-class Inputs:
+class InputProjection:
     """Fetches W x + b, from `projection` (T, B, G·H) if there is one."""
 
-    def __init__(self, problem: Problem, layer: Layer, *, projection: Tensor | None) -> None:
-        x = problem.x if projection is None else projection
+    def __init__(self, inputs: ForwardInputs, layer: Layer, *, projection: Tensor | None) -> None:
+        x = inputs.x if projection is None else projection
         self._weight: Tensor | None = None if projection is not None else layer.weight_ih
         self._bias: Tensor | None = layer.bias
         if projection is None and x.shape[2] <= _NARROW:

@@ -1,4 +1,4 @@
-"""Problems of the recurrence, their solution by autograd through the reference, and the comparison with it.
+"""Inputs of the recurrence, its results by autograd through the reference, and the comparison with them.
 
 Letters: B batch, T steps, D features, H hidden, L layers.
 """
@@ -10,8 +10,15 @@ import torch
 from torch import Tensor
 
 from skipreel.models.recurrence.gradients import parameter_gradients
+from skipreel.models.recurrence.interface import (
+    CellName,
+    ForwardInputs,
+    ForwardOutputs,
+    OutputGrads,
+    PreactivationGrads,
+    Trace,
+)
 from skipreel.models.recurrence.operator import CELLS
-from skipreel.models.recurrence.problem import Adjoints, Answer, CellName, Incoming, Problem, Trace
 from skipreel.models.recurrence.reference import LayerWeights, SkipState, SkipWeights, skip_recurrence
 from tests.support.tolerances import assert_close
 
@@ -26,7 +33,7 @@ def implementation(name: str) -> Any:
     return importlib.import_module(f"skipreel.models.recurrence.{name}")
 
 
-def make_problem(
+def make_inputs(
     cell: CellName,
     *,
     shape: tuple[int, int, int] = (NUM_STEPS, BATCH_SIZE, 3),
@@ -40,7 +47,7 @@ def make_problem(
     gates: Tensor | None = None,
     dtype: torch.dtype = torch.float64,
     seed: int = 0,
-) -> Problem:
+) -> ForwardInputs:
     """Nothing at zero. midway: each row has its own p and a; sharpness: how much the gate depends on the state."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -71,35 +78,35 @@ def make_problem(
         p.to(dtype).requires_grad_(),
         a.to(dtype).requires_grad_(),
     )
-    return Problem(leaf(*shape, scale=1.0), state, weights, cell, lengths, gates)
+    return ForwardInputs(leaf(*shape, scale=1.0), state, weights, cell, lengths, gates)
 
 
-def narrowed(problem: Problem) -> Problem:
+def narrowed(inputs: ForwardInputs) -> ForwardInputs:
     """The same in float32, without gradients."""
 
     def narrow(t: Tensor | None) -> Any:
         return None if t is None else t.detach().float()
 
-    weights = problem.weights
+    weights = inputs.weights
     layers = tuple(LayerWeights(*map(narrow, layer)) for layer in weights.layers)
-    return problem._replace(
-        x=narrow(problem.x),
-        state=SkipState(*map(narrow, problem.state)),
+    return inputs._replace(
+        x=narrow(inputs.x),
+        state=SkipState(*map(narrow, inputs.state)),
         weights=SkipWeights(layers, narrow(weights.update_weight), narrow(weights.update_bias)),
     )
 
 
-def leaves(problem: Problem) -> dict[str, Tensor]:
-    named = {"x": problem.x, **{f"state.{name}": t for name, t in problem.state._asdict().items()}}
-    for depth, layer in enumerate(problem.weights.layers):
+def leaves(inputs: ForwardInputs) -> dict[str, Tensor]:
+    named = {"x": inputs.x, **{f"state.{name}": t for name, t in inputs.state._asdict().items()}}
+    for depth, layer in enumerate(inputs.weights.layers):
         named |= {f"{name}_l{depth}": t for name, t in layer._asdict().items()}
-    named |= {"update_weight": problem.weights.update_weight, "update_bias": problem.weights.update_bias}
+    named |= {"update_weight": inputs.weights.update_weight, "update_bias": inputs.weights.update_bias}
     return {name: t for name, t in named.items() if t is not None}
 
 
-def reference(problem: Problem) -> list[Tensor | None]:
+def reference(inputs: ForwardInputs) -> list[Tensor | None]:
     """output, h, c, p, a, gates."""
-    x, state, weights, cell, lengths, gates = problem
+    x, state, weights, cell, lengths, gates = inputs
     output, last, used = skip_recurrence(x, state, weights, cell=CELLS[cell], lengths=lengths, gates=gates)
     return [output, *last, used]
 
@@ -110,12 +117,12 @@ def uneven(parts: list[Tensor | None], *, scale: float = 1.0) -> list[Tensor | N
     return [None if p is None else scale * torch.randn(p.shape, generator=generator, dtype=p.dtype) for p in parts]
 
 
-def autograd(problem: Problem, parts: list[Tensor | None], upstream: list[Tensor | None]) -> dict[str, Tensor]:
+def autograd(inputs: ForwardInputs, parts: list[Tensor | None], upstream: list[Tensor | None]) -> dict[str, Tensor]:
     """Gradients by all leaves through the reference; zeros where none of the parts wants one."""
     pairs = [
         (p, g) for p, g in zip(parts, upstream, strict=True) if p is not None and g is not None and p.requires_grad
     ]
-    named = leaves(problem)
+    named = leaves(inputs)
     if not pairs:
         return {name: torch.zeros_like(leaf) for name, leaf in named.items()}
     found = torch.autograd.grad(
@@ -124,41 +131,41 @@ def autograd(problem: Problem, parts: list[Tensor | None], upstream: list[Tensor
     return dict(zip(named, found, strict=True))
 
 
-def incoming(problem: Problem, upstream: list[Tensor | None]) -> Incoming:
+def output_grads(inputs: ForwardInputs, upstream: list[Tensor | None]) -> OutputGrads:
     """As autograd hands it on: given gates carry no gradient."""
-    return Incoming(*upstream)._replace(**({} if problem.gates is None else {"gates": None}))
+    return OutputGrads(*upstream)._replace(**({} if inputs.gates is None else {"gates": None}))
 
 
-def run(name: str, problem: Problem, upstream: list[Tensor | None]) -> tuple[Answer, dict[str, Tensor]]:
-    """The answer and all gradients of the implementation under test."""
+def run(name: str, inputs: ForwardInputs, upstream: list[Tensor | None]) -> tuple[ForwardOutputs, dict[str, Tensor]]:
+    """The outputs and all gradients of the implementation under test."""
     code = implementation(name)
-    answer = code.forward(problem, save=True)
-    adjoints = code.backward(problem, answer.trace, incoming(problem, upstream), needs_x=True)
-    return answer, gradients(problem, answer.trace, adjoints)
+    outputs = code.forward(inputs, save=True)
+    grads = code.backward(inputs, outputs.trace, output_grads(inputs, upstream), needs_x=True)
+    return outputs, gradients(inputs, outputs.trace, grads)
 
 
-def gradients(problem: Problem, trace: Trace, adjoints: Adjoints) -> dict[str, Tensor]:
+def gradients(inputs: ForwardInputs, trace: Trace, grads: PreactivationGrads) -> dict[str, Tensor]:
     """By all leaves, from what a backward answers."""
-    by_x, by_weights = parameter_gradients(problem, trace, adjoints, needs_x=True)
+    by_x, by_weights = parameter_gradients(inputs, trace, grads, needs_x=True)
     assert by_x is not None
-    h, *c = adjoints.states[..., : problem.state.h.shape[2]].permute(2, 1, 0, 3)
-    state = SkipState(h, c[0] if c else None, adjoints.update_prob, adjoints.accumulated)
-    return leaves(problem._replace(x=by_x, state=state, weights=by_weights))
+    h, *c = grads.states[..., : inputs.state.h.shape[2]].permute(2, 1, 0, 3)
+    state = SkipState(h, c[0] if c else None, grads.update_prob, grads.accumulated)
+    return leaves(inputs._replace(x=by_x, state=state, weights=by_weights))
 
 
-def check(name: str, problem: Problem, *, scale: float = 1.0) -> None:
+def check(name: str, inputs: ForwardInputs, *, scale: float = 1.0) -> None:
     """Both kinds of forward, and every gradient of a loss that depends on everything; scale: of that loss."""
-    parts = reference(problem)
+    parts = reference(inputs)
     upstream = uneven(parts, scale=scale)
-    answer, actual = run(name, problem, upstream)
-    for one in (answer, implementation(name).forward(problem, save=False)):
+    outputs, actual = run(name, inputs, upstream)
+    for one in (outputs, implementation(name).forward(inputs, save=False)):
         *values, gates = [one.output, *one.state, one.gates]
         assert torch.equal(gates, parts[-1])
         for value, expected in zip(values, parts, strict=False):
             assert (value is None) == (expected is None)
             if value is not None:
                 assert_close(value, expected.detach())
-    assert_gradients(actual, autograd(problem, parts, upstream), scale=scale)
+    assert_gradients(actual, autograd(inputs, parts, upstream), scale=scale)
 
 
 def assert_gradients(actual: dict[str, Tensor], expected: dict[str, Tensor], *, scale: float = 1.0) -> None:

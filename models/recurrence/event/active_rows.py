@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 
-class Frontier:
+class ActiveRows:
     """The rows that still run, in ascending order, all (n,) int64.
 
     row; step, that of the row's next update; end, its number of valid steps; segment, the one that it is in until then;

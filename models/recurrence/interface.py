@@ -1,4 +1,4 @@
-"""What every fast implementation is given and answers: one contract for torch operators, C++ and Triton.
+"""What every fast implementation is given and returns: one contract for torch operators, C++ and Triton.
 
 A *segment* is a state and the steps for which it is held. Segments 0 … B − 1 are those that the rows start with; each
 update begins another. So there are S = B + E segments for E updates.
@@ -17,7 +17,7 @@ from skipreel.models.recurrence.reference import LayerWeights, SkipState, SkipWe
 CellName = Literal["lstm", "gru", "gru_reset_after"]
 
 
-class Problem(NamedTuple):
+class ForwardInputs(NamedTuple):
     """x (T, B, D) of any strides; lengths (B,) int64 or None; gates (T, B) bool or None for learned ones.
 
     Given gates carry no gradient and may be anything in padding. All floating tensors share one dtype.
@@ -52,7 +52,7 @@ class Trace(NamedTuple):
     projection: Tensor | None = None
 
 
-class Answer(NamedTuple):
+class ForwardOutputs(NamedTuple):
     """output (T, B, H), the top layer's h, held while skipping and in padding; state, the last one; gates (T, B).
 
     Gates are 0 in padding. The trace is there if it was asked for.
@@ -64,8 +64,8 @@ class Answer(NamedTuple):
     trace: Trace | None
 
 
-class Incoming(NamedTuple):
-    """Gradients of the loss by each part of an `Answer`; None where the loss does not depend on it."""
+class OutputGrads(NamedTuple):
+    """Gradients of the loss by each part of `ForwardOutputs`; None where the loss does not depend on it."""
 
     output: Tensor | None
     h: Tensor | None
@@ -75,7 +75,7 @@ class Incoming(NamedTuple):
     gates: Tensor | None
 
 
-class Adjoints(NamedTuple):
+class PreactivationGrads(NamedTuple):
     """Gradients by pre-activation and by what the rows started with; the parameters' follow from them.
 
     pre_activation (E, L, G, P), by W x + b_ih at each update, segment B + e at place e, before layer normalisation;
