@@ -131,7 +131,7 @@ class Update(nn.Module):
         self.layer = layer
 
     def forward(self, x: Tensor, state: SkipState) -> SkipState:
-        return candidate(x, state, self.layer._weights(), cell=CELLS[self.layer.cell])
+        return candidate(x, state, self.layer.weights(), cell=CELLS[self.layer.cell])
 
 
 @each_cell

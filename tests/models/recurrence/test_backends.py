@@ -296,27 +296,6 @@ def test_scheduled_gates(backend: Backend, gate: RandomGate | StridedGate) -> No
     assert_equal(run(layer, backend, x), run(layer, "reference", x))
 
 
-@each_cell
-@pytest.mark.parametrize("batch_first", [False, True])
-def test_reading_on_demand_equals_forward_and_asks_for_nothing_else(cell: str, batch_first: bool) -> None:
-    layer = build(cell, 3, 6, 2, batch_first=batch_first)
-    x, lengths = inputs(19, 4, 3), torch.tensor([19, 7, 1, 12])
-    asked = torch.zeros(19, 4, dtype=torch.float64)
-
-    def fetch(rows: Tensor, steps: Tensor) -> Tensor:
-        asked[steps, rows] += 1
-        return x[steps, rows]
-
-    expected = layer(x.transpose(0, 1) if batch_first else x, lengths=lengths)
-    output, state, gates = layer.read(fetch, lengths)
-    assert torch.equal(gates, expected[2])
-    assert torch.equal(asked, expected[2].T if batch_first else expected[2])
-    assert_close(output, expected[0].detach())
-    for ours, theirs in zip(state, expected[1], strict=True):
-        if ours is not None and theirs is not None:
-            assert_close(ours, theirs.detach())
-
-
 @each_backend
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_torch_finds_the_operator_in_order(backend: Backend, cell: str) -> None:
@@ -324,7 +303,7 @@ def test_torch_finds_the_operator_in_order(backend: Backend, cell: str) -> None:
     from skipreel.models.recurrence import operator
 
     layer = build(cell, 3, 6, 2)
-    weights = layer._weights()
+    weights = layer.weights()
     parameters = [
         *(tensor for each in weights.layers for tensor in each[:4]),
         weights.update_weight,

@@ -1,10 +1,10 @@
-"""The forms in which torch.nn.LSTM and torch.nn.GRU take sequences and states, brought to one: x (T, B, D), SkipState.
+"""torch's forms of sequences and states, converted to the recurrence's: x (T, B, D) and SkipState.
 
 Letters: B batch, T steps, D features, H hidden, L layers.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from skipreel.models.recurrence.reference import SkipState
 
 State = SkipState | tuple[Tensor, Tensor] | Tensor
-"""Where a sequence continues (SkipState), or where one starts: (h, c) for an LSTM, h for a GRU."""
+"""Where a sequence continues (SkipState), or where it starts: (h, c) for an LSTM, h for a GRU."""
 
 Lengths = Tensor | Sequence[int] | NDArray[np.integer[Any]]
 """Valid steps of each row, (B,) integers."""
@@ -27,7 +27,10 @@ Run = Callable[[Tensor, SkipState | None, Tensor | None, Tensor | None], tuple[T
 def as_state(state: State, *, has_cell_state: bool) -> SkipState:
     """A SkipState as it is; (h, c) or h, which start a sequence, with (p, a) = (1, 0): the first step is an update.
 
-    h and c are (L, B, H), or (L, H) without a batch. Raises ValueError for anything else.
+    h and c are (L, B, H), or (L, H) without a batch.
+
+    Raises:
+        ValueError: For anything else.
     """
     if isinstance(state, SkipState):
         return state
@@ -40,15 +43,49 @@ def as_state(state: State, *, has_cell_state: bool) -> SkipState:
     return SkipState(h, parts[1] if has_cell_state else None, ones, torch.zeros_like(ones))
 
 
-def as_lengths(lengths: Lengths, *, batch_size: int) -> Tensor:
-    """(B,) int64. Raises ValueError for another shape, and for what are not integers, as a mask of bools."""
+def run_sequences(
+    run: Run,
+    x: Tensor | PackedSequence,
+    state: SkipState | None,
+    lengths: Lengths | None,
+    gates: Tensor | PackedSequence | None,
+    *,
+    batch_first: bool,
+) -> tuple[Tensor | PackedSequence, SkipState, Tensor | PackedSequence]:
+    """Calls `run` for a batch, one sequence (T, D) or packed sequences; output and gates are in the form of x.
+
+    Raises:
+        ValueError: When state, lengths or gates do not fit x.
+    """
+    if lengths is not None and (isinstance(x, PackedSequence) or x.dim() == 2):
+        raise ValueError("lengths are for a padded batch: a PackedSequence has its own, and one sequence can be cut")
+    if gates is not None and isinstance(gates, PackedSequence) != isinstance(x, PackedSequence):
+        raise ValueError(f"gates must be packed where x is, and only there, got a {type(gates).__name__}")
+    if isinstance(x, PackedSequence):
+        return _run_packed(run, x, state, cast(PackedSequence | None, gates))
+    gates = cast(Tensor | None, gates)
+    if gates is not None and gates.shape != x.shape[:-1]:
+        raise ValueError(
+            f"gates must have shape {tuple(x.shape[:-1])}, as the input's rows and steps, got {tuple(gates.shape)}"
+        )
+    if x.dim() == 2:
+        return _run_unbatched(run, x, state, gates)
+    if batch_first:
+        x = x.transpose(0, 1)
+        gates = None if gates is None else gates.transpose(0, 1)
+    output, last, used = run(x, state, None if lengths is None else _as_lengths(lengths, batch_size=x.shape[1]), gates)
+    return (output.transpose(0, 1), last, used.transpose(0, 1)) if batch_first else (output, last, used)
+
+
+def _as_lengths(lengths: Lengths, *, batch_size: int) -> Tensor:
+    """(B,) int64; refuses bools too, since a mask is not a number of steps."""
     given = torch.as_tensor(lengths)
     if given.shape != (batch_size,) or given.dtype == torch.bool or given.is_floating_point():
         raise ValueError(f"lengths must be ({batch_size},) integers, got {tuple(given.shape)} of {given.dtype}")
     return given.to(torch.int64)
 
 
-def run_unbatched(
+def _run_unbatched(
     run: Run, x: Tensor, state: SkipState | None, gates: Tensor | None
 ) -> tuple[Tensor, SkipState, Tensor]:
     """One sequence x (T, D) and a state without a batch, h (L, H) -> (output (T, H), such a state, gates (T,))."""
@@ -62,12 +99,12 @@ def run_unbatched(
     return output[:, 0], SkipState(last.h[:, 0], c, last.update_prob[0], last.accumulated[0]), used[:, 0]
 
 
-def run_packed(
+def _run_packed(
     run: Run, x: PackedSequence, state: SkipState | None, gates: PackedSequence | None
 ) -> tuple[PackedSequence, SkipState, PackedSequence]:
-    """Packed sequences in, packed output and gates of the same order out.
+    """Packed sequences -> packed output and gates in the same order.
 
-    Rows of the state are in the order in which the sequences were given to be packed, as torch's.
+    Rows of the state are in the order of the sequences before they were packed, as torch's.
     """
     padded, lengths = pad_packed_sequence(x)
     if gates is not None and not torch.equal(gates.batch_sizes, x.batch_sizes):
