@@ -9,11 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from skipreel.models import RandomGate, SkipGRU, SkipLSTM, SkipState, StridedGate, rows_of
+from skipreel.models import RandomGate, SkipState, StridedGate, rows_of
 from skipreel.models.recurrence.operator import CELLS
 from skipreel.models.recurrence.reference import candidate
-from tests.models.test_layers import Make, build, each_cell, inputs, state_tensors
+from tests.support.layers import Layer, drawn, each_cell, make_layer, state_tensors
 from tests.support.tolerances import assert_close
+
+D, H = 3, 5
 
 
 @each_cell
@@ -21,10 +23,10 @@ from tests.support.tolerances import assert_close
 @settings(max_examples=8, deadline=None)
 @given(seed=st.integers(0, 2**20), num_steps=st.integers(1, 25))
 def test_stepping_from_update_to_update_equals_forward(
-    make: Make, dtype: torch.dtype, seed: int, num_steps: int
+    cell: str, dtype: torch.dtype, seed: int, num_steps: int
 ) -> None:
-    layer = build(make, num_layers=2, seed=seed, dtype=dtype)
-    x = inputs(num_steps, 1, seed=seed, dtype=dtype)
+    layer = make_layer(cell, D, H, 2, seed=seed, dtype=dtype)
+    x = drawn(num_steps, 1, D, seed=seed, dtype=dtype)
     output, last, gates = layer(x)
     state, t, used, skipped = None, 0, [], 0
     while t < num_steps:
@@ -42,9 +44,9 @@ def test_stepping_from_update_to_update_equals_forward(
 
 
 @each_cell
-def test_rows_with_waits_of_their_own_can_be_stepped_as_they_fall_due(make: Make) -> None:
-    layer = build(make)
-    x = inputs(30, 6)
+def test_rows_with_waits_of_their_own_can_be_stepped_as_they_fall_due(cell: str) -> None:
+    layer = make_layer(cell, D, H)
+    x = drawn(30, 6, D)
     _, _, gates = layer(x)
     _, state, wait = layer.step(x[0])
     next_due = 1 + wait
@@ -68,10 +70,10 @@ def test_rows_with_waits_of_their_own_can_be_stepped_as_they_fall_due(make: Make
 
 
 def test_a_row_that_is_not_due_is_not_stepped_and_an_update_is_not_skipped_over() -> None:
-    layer = build(SkipLSTM)
+    layer = make_layer("lstm", D, H)
     with torch.no_grad():
         layer.update_weight.zero_()  # p = σ(−1.5) ≈ 0.18: a passes 0.5 at the third step
-    x = inputs(1, 2)[0]
+    x = drawn(1, 2, D)[0]
     _, state, wait = layer.step(x)
     assert wait.tolist() == [2, 2]
     with pytest.raises(ValueError, match=r"rows \[0, 1\] are not due"):
@@ -85,16 +87,16 @@ def test_a_row_that_is_not_due_is_not_stepped_and_an_update_is_not_skipped_over(
 
 @pytest.mark.parametrize("gate", [RandomGate(0.5), StridedGate(2)])
 def test_stepping_is_for_learned_gates(gate: RandomGate | StridedGate) -> None:
-    layer = build(SkipGRU, gate=gate)
+    layer = make_layer("gru", D, H, gate=gate)
     with pytest.raises(
         ValueError, match=r"step\(\) follows a learned gate, this layer has .*run forward on the samples"
     ):
-        layer.step(inputs(1, 1)[0])
+        layer.step(drawn(1, 1, D)[0])
 
 
 def test_a_scheduled_gate_equals_forward_on_the_scheduled_samples() -> None:
-    layer = build(SkipLSTM, gate=StridedGate(2.5))
-    x = inputs(10, 2)
+    layer = make_layer("lstm", D, H, gate=StridedGate(2.5))
+    x = drawn(10, 2, D)
     output, _, gates = layer(x)
     used = gates[:, 0].bool()
     dense, _, _ = layer(x[used], gates=torch.ones(int(used.sum()), 2))
@@ -102,8 +104,8 @@ def test_a_scheduled_gate_equals_forward_on_the_scheduled_samples() -> None:
 
 
 def test_a_scheduled_gate_needs_its_gates_to_continue_from_a_state() -> None:
-    layer = build(SkipLSTM, gate=StridedGate(3))
-    x = inputs(8, 2)
+    layer = make_layer("lstm", D, H, gate=StridedGate(3))
+    x = drawn(8, 2, D)
     whole, _, gates = layer(x)
     first, state, _ = layer(x[:4])
     with pytest.raises(ValueError, match="pass gates="):
@@ -114,8 +116,8 @@ def test_a_scheduled_gate_needs_its_gates_to_continue_from_a_state() -> None:
 
 
 def test_a_random_gate_is_fresh_in_training_and_fixed_in_evaluation() -> None:
-    layer = build(SkipGRU, gate=RandomGate(0.5, seed=4))
-    x = inputs(40, 2)
+    layer = make_layer("gru", D, H, gate=RandomGate(0.5, seed=4))
+    x = drawn(40, 2, D)
     assert not torch.equal(layer(x)[2], layer(x)[2])
     layer.eval()
     _, _, gates = layer(x)
@@ -126,7 +128,7 @@ def test_a_random_gate_is_fresh_in_training_and_fixed_in_evaluation() -> None:
 class Update(nn.Module):
     """What `step` computes, without its looks at the values: whether rows are due, and how long they wait."""
 
-    def __init__(self, layer: SkipLSTM | SkipGRU) -> None:
+    def __init__(self, layer: Layer) -> None:
         super().__init__()
         self.layer = layer
 
@@ -136,13 +138,13 @@ class Update(nn.Module):
 
 @each_cell
 @pytest.mark.parametrize("batch_size", [2, 7])
-def test_the_update_of_a_step_can_be_exported(make: Make, batch_size: int) -> None:
-    layer = build(make, num_layers=2)
-    x, state = inputs(1, 3)[0], layer.initial_state(3)
+def test_the_update_of_a_step_can_be_exported(cell: str, batch_size: int) -> None:
+    layer = make_layer(cell, D, H, 2)
+    x, state = drawn(1, 3, D)[0], layer.initial_state(3)
     rows, planes = {0: torch.export.Dim("batch", min=2)}, {1: torch.export.Dim("batch", min=2)}
     dims = [None if part is None else planes if part.dim() == 3 else rows for part in state]
     exported = torch.export.export(Update(layer), (x, state), dynamic_shapes=(rows, SkipState(*dims))).module()
-    x, state = inputs(1, batch_size)[0], layer.initial_state(batch_size)
+    x, state = drawn(1, batch_size, D)[0], layer.initial_state(batch_size)
     output, expected, _ = layer.step(x, state)
     actual = exported(x, state)
     assert_close(actual.h[-1], output)

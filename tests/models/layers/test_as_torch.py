@@ -12,11 +12,12 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from skipreel.models import SkipGRU, SkipLSTM, SkipState, StridedGate
 from skipreel.models.recurrence import cpp, event
+from tests.support.layers import drawn
 from tests.support.tolerances import assert_close
 
 D, H, T, B = 3, 5, 6, 4
@@ -31,10 +32,6 @@ def pair(kind: type[nn.LSTM] | type[nn.GRU], num_layers: int = 2, **arguments: A
     layer = (SkipLSTM if kind is nn.LSTM else SkipGRU).from_dense(dense)
     layer.gate = StridedGate(1.0)
     return dense, layer
-
-
-def drawn(*shape: int, seed: int = 1) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def start(kind: type[nn.Module], *shape: int) -> Any:

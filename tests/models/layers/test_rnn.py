@@ -3,49 +3,17 @@
 Letters: B batch, T steps, D features, H hidden, L layers.
 """
 
-from collections.abc import Callable
-
 import pytest
 import torch
 from torch import Tensor, nn
 
 from skipreel.models import SkipGRU, SkipLSTM, SkipState, StridedGate
+from tests.support.layers import CELLS, Layer, drawn, each_cell, make_layer, state_tensors
 from tests.support.tolerances import assert_close
-
-Layer = SkipLSTM | SkipGRU
-Make = Callable[..., Layer]
 
 D, H = 3, 5
 
-
-def make_reset_after(*args: int, **kwargs: object) -> SkipGRU:
-    return SkipGRU(*args, reset_after=True, **kwargs)  # type: ignore[arg-type]
-
-
-each_cell = pytest.mark.parametrize("make", [SkipLSTM, SkipGRU, make_reset_after])
 each_depth = pytest.mark.parametrize("num_layers", [1, 2, 3])
-
-
-def build(
-    make: Make, *, num_layers: int = 1, seed: int = 0, dtype: torch.dtype = torch.float64, **kwargs: object
-) -> Layer:
-    """A layer whose gates, at this update bias, both open and close."""
-    torch.manual_seed(seed)
-    layer = make(D, H, num_layers, dtype=dtype, update_bias=-1.5, **kwargs)
-    with torch.no_grad():
-        for name, parameter in layer.named_parameters():
-            if name.startswith("bias"):
-                parameter.normal_()
-    return layer
-
-
-def inputs(num_steps: int, batch_size: int, *, seed: int = 1, dtype: torch.dtype = torch.float64) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(num_steps, batch_size, D, generator=generator, dtype=dtype)
-
-
-def state_tensors(state: SkipState) -> list[Tensor]:
-    return [tensor for tensor in state if tensor is not None]
 
 
 def loss_of(output: Tensor, state: SkipState, gates: Tensor) -> Tensor:
@@ -71,23 +39,23 @@ def assert_same_gradients(actual: dict[str, Tensor], expected: dict[str, Tensor]
 
 
 def test_these_layers_both_update_and_skip() -> None:
-    for make in (SkipLSTM, SkipGRU, make_reset_after):
+    for cell in CELLS:
         for num_layers in (1, 2, 3):
-            _, _, gates = build(make, num_layers=num_layers)(inputs(20, 4))
+            _, _, gates = make_layer(cell, D, H, num_layers)(drawn(20, 4, D))
             assert 0.1 < gates.mean().item() < 0.9
 
 
 @each_depth
-@pytest.mark.parametrize("make", [SkipLSTM, make_reset_after])
-def test_with_every_gate_open_it_is_torchs_layer(make: Make, num_layers: int) -> None:
-    layer = build(make, num_layers=num_layers, gate=StridedGate(1.0))
+@pytest.mark.parametrize("cell", ["lstm", "gru_reset_after"])
+def test_with_every_gate_open_it_is_torchs_layer(cell: str, num_layers: int) -> None:
+    layer = make_layer(cell, D, H, num_layers, gate=StridedGate(1.0))
     torch_class = nn.LSTM if isinstance(layer, SkipLSTM) else nn.GRU
     peer = torch_class(D, H, num_layers, dtype=torch.float64)
     own = layer.state_dict()
     peer.load_state_dict({name: own[name] for name in peer.state_dict()})
     h0 = layer.initial_h.detach().expand(-1, 4, -1).clone().requires_grad_()
     c0 = layer.initial_c.detach().expand(-1, 4, -1).clone().requires_grad_() if isinstance(layer, SkipLSTM) else None
-    x, x_peer = inputs(7, 4).requires_grad_(), inputs(7, 4).requires_grad_()
+    x, x_peer = drawn(7, 4, D).requires_grad_(), drawn(7, 4, D).requires_grad_()
 
     output, state, gates = layer(x)
     expected, last = peer(x_peer, h0 if c0 is None else (h0, c0))
@@ -113,16 +81,16 @@ def test_with_every_gate_open_it_is_torchs_layer(make: Make, num_layers: int) ->
 
 
 def test_reset_before_is_the_default_and_is_not_torchs_gru() -> None:
-    default, after = build(SkipGRU), build(make_reset_after)
+    default, after = make_layer("gru", D, H), make_layer("gru_reset_after", D, H)
     after.load_state_dict(default.state_dict())
-    assert not torch.allclose(default(inputs(5, 2))[0], after(inputs(5, 2))[0])
+    assert not torch.allclose(default(drawn(5, 2, D))[0], after(drawn(5, 2, D))[0])
 
 
 @each_cell
 @pytest.mark.parametrize("num_layers", [1, 2])
-def test_gradients_under_recorded_gates_are_those_of_finite_differences(make: Make, num_layers: int) -> None:
-    layer = build(make, num_layers=num_layers)
-    x = inputs(4, 2).requires_grad_()
+def test_gradients_under_recorded_gates_are_those_of_finite_differences(cell: str, num_layers: int) -> None:
+    layer = make_layer(cell, D, H, num_layers)
+    x = drawn(4, 2, D).requires_grad_()
     recorded = torch.tensor([[1, 0], [0, 1], [1, 1], [0, 0]])
     names = [name for name, _ in layer.named_parameters()]
 
@@ -135,9 +103,9 @@ def test_gradients_under_recorded_gates_are_those_of_finite_differences(make: Ma
 
 @each_cell
 @pytest.mark.parametrize("num_layers", [1, 2])
-def test_padding_changes_nothing(make: Make, num_layers: int) -> None:
-    layer = build(make, num_layers=num_layers)
-    x, lengths = inputs(9, 3), torch.tensor([9, 1, 4])
+def test_padding_changes_nothing(cell: str, num_layers: int) -> None:
+    layer = make_layer(cell, D, H, num_layers)
+    x, lengths = drawn(9, 3, D), torch.tensor([9, 1, 4])
     padded = x.clone()
     for row, length in enumerate(lengths.tolist()):
         padded[length:, row] = torch.nan  # padding is never read
@@ -165,9 +133,9 @@ def test_padding_changes_nothing(make: Make, num_layers: int) -> None:
 
 @each_cell
 @pytest.mark.parametrize("cuts", [[1], [3, 4], [8]])
-def test_chunks_equal_the_whole(make: Make, cuts: list[int]) -> None:
-    layer = build(make, num_layers=2)
-    x = inputs(11, 3)
+def test_chunks_equal_the_whole(cell: str, cuts: list[int]) -> None:
+    layer = make_layer(cell, D, H, 2)
+    x = drawn(11, 3, D)
     whole = layer(x)
     outputs, gates, state = [], [], None
     for chunk in torch.tensor_split(x, cuts):
@@ -184,41 +152,41 @@ def test_chunks_equal_the_whole(make: Make, cuts: list[int]) -> None:
 
 
 @each_cell
-def test_recorded_gates_give_the_run_that_they_came_from(make: Make) -> None:
-    layer = build(make)
-    output, _, gates = layer(inputs(12, 3))
-    again, _, given_back = layer(inputs(12, 3), gates=gates.detach().bool())
+def test_recorded_gates_give_the_run_that_they_came_from(cell: str) -> None:
+    layer = make_layer(cell, D, H)
+    output, _, gates = layer(drawn(12, 3, D))
+    again, _, given_back = layer(drawn(12, 3, D), gates=gates.detach().bool())
     assert_close(again, output)
     assert torch.equal(given_back, gates)
 
 
 @each_cell
-def test_batch_first_is_the_same_transposed(make: Make) -> None:
-    layer, batch_first = build(make), build(make, batch_first=True)
+def test_batch_first_is_the_same_transposed(cell: str) -> None:
+    layer, batch_first = make_layer(cell, D, H), make_layer(cell, D, H, batch_first=True)
     lengths, recorded = torch.tensor([6, 2]), torch.ones(2, 6)
-    output, _, gates = layer(inputs(6, 2), lengths=lengths)
-    swapped, _, swapped_gates = batch_first(inputs(6, 2).transpose(0, 1), lengths=lengths)
+    output, _, gates = layer(drawn(6, 2, D), lengths=lengths)
+    swapped, _, swapped_gates = batch_first(drawn(6, 2, D).transpose(0, 1), lengths=lengths)
     assert_close(swapped.transpose(0, 1), output)
     assert torch.equal(swapped_gates.T, gates)
-    assert batch_first(inputs(6, 2).transpose(0, 1), gates=recorded)[2].shape == (2, 6)
+    assert batch_first(drawn(6, 2, D).transpose(0, 1), gates=recorded)[2].shape == (2, 6)
 
 
 @each_cell
-def test_one_step_of_one_row_is_an_update(make: Make) -> None:
-    layer = build(make)
-    output, state, gates = layer(inputs(1, 1))
-    stepped, after, _ = layer.step(inputs(1, 1)[0])
+def test_one_step_of_one_row_is_an_update(cell: str) -> None:
+    layer = make_layer(cell, D, H)
+    output, state, gates = layer(drawn(1, 1, D))
+    stepped, after, _ = layer.step(drawn(1, 1, D)[0])
     assert output.shape == (1, 1, H)
     assert gates.tolist() == [[1.0]]
     assert_close(output[0], stepped)
-    assert torch.equal(state.update_prob, after.update_prob)
+    assert_close(state.update_prob, after.update_prob)
     assert state.accumulated.tolist() == [0.0]
 
 
 @each_cell
-def test_the_same_call_gives_the_same_bits(make: Make) -> None:
-    layer = build(make)
-    first, second = layer(inputs(9, 3)), layer(inputs(9, 3))
+def test_the_same_call_gives_the_same_bits(cell: str) -> None:
+    layer = make_layer(cell, D, H)
+    first, second = layer(drawn(9, 3, D)), layer(drawn(9, 3, D))
     assert torch.equal(first[0], second[0])
     grads = [gradients(layer, loss_of(*result)) for result in (first, second)]
     assert all(torch.equal(grads[0][name], grads[1][name]) for name in grads[0])
@@ -226,29 +194,29 @@ def test_the_same_call_gives_the_same_bits(make: Make) -> None:
 
 @each_cell
 @pytest.mark.parametrize("autocast", [False, True])
-def test_in_bfloat16_the_gate_path_stays_float32(make: Make, autocast: bool) -> None:
+def test_in_bfloat16_the_gate_path_stays_float32(cell: str, autocast: bool) -> None:
     narrow, wide = torch.bfloat16, torch.float32
-    layer = build(make, num_layers=2, dtype=wide if autocast else narrow)
-    x = inputs(6, 3, dtype=wide if autocast else narrow)
+    layer = make_layer(cell, D, H, 2, dtype=wide if autocast else narrow)
+    x = drawn(6, 3, D, dtype=wide if autocast else narrow)
     with torch.autocast("cpu", dtype=narrow, enabled=autocast):
         output, state, gates = layer(x)
     assert output.dtype == (wide if autocast else narrow)
     assert {gates.dtype, state.update_prob.dtype, state.accumulated.dtype} == {wide}
     exact = state.update_prob.bfloat16().float()
     assert not torch.equal(state.update_prob, exact)  # it never went through bfloat16
-    recorded = build(make, num_layers=2, dtype=wide)
+    recorded = make_layer(cell, D, H, 2, dtype=wide)
     recorded.load_state_dict(layer.state_dict())
     expected, _, _ = recorded(x.float(), gates=gates.detach())
     assert_close(output.bfloat16(), expected.bfloat16())
 
 
-@pytest.mark.parametrize(("make", "blocks"), [(SkipLSTM, 4), (SkipGRU, 3)])
-def test_parameters_are_named_and_shaped_as_torchs(make: Make, blocks: int) -> None:
-    layer = make(D, H, 2)
-    peer = (nn.LSTM if blocks == 4 else nn.GRU)(D, H, 2)
+@pytest.mark.parametrize("layer", [SkipLSTM(D, H, 2), SkipGRU(D, H, 2)])
+def test_parameters_are_named_and_shaped_as_torchs(layer: Layer) -> None:
+    is_lstm = isinstance(layer, SkipLSTM)
+    peer = (nn.LSTM if is_lstm else nn.GRU)(D, H, 2)
     shapes = {name: tuple(parameter.shape) for name, parameter in peer.named_parameters()}
     shapes |= {"update_weight": (1, H), "update_bias": (1,), "initial_h": (2, 1, H)}
-    shapes |= {"initial_c": (2, 1, H)} if blocks == 4 else {}
+    shapes |= {"initial_c": (2, 1, H)} if is_lstm else {}
     assert {name: tuple(parameter.shape) for name, parameter in layer.named_parameters()} == shapes
 
 
