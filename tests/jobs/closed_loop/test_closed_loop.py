@@ -18,8 +18,8 @@ from skipreel.jobs.trained.model import TrainedModel
 from skipreel.jobs.training.evaluation import evaluate
 from skipreel.models import RandomGate, StridedGate, save_checkpoint
 from skipreel.pipeline.errors import VideoError
-from tests.support.prediction_models import BACKBONE
-from tests.support.prediction_models import make_model as model
+from tests.support.models import BACKBONE
+from tests.support.models import make_model as model
 from tests.support.videos import write_video
 
 

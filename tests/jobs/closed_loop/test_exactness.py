@@ -19,7 +19,7 @@ from skipreel.jobs.closed_loop.scheduler import Scheduler
 from skipreel.jobs.closed_loop.session import Request
 from skipreel.jobs.trained.model import TrainedModel
 from skipreel.pipeline.video.sampling import Sampling
-from tests.support.prediction_models import BACKBONE, make_model, untrained
+from tests.support.models import BACKBONE, make_model, untrained
 from tests.support.videos import write_video
 
 DATA = Path(__file__).parents[4] / "shared" / "data"

@@ -15,7 +15,7 @@ from skipreel.jobs.predictions import store
 from skipreel.jobs.predictions.store import PredictionRows, PredictionSpec
 from skipreel.models import save_checkpoint
 from skipreel.pipeline.storage import FileStat
-from tests.support.prediction_models import BACKBONE, make_model
+from tests.support.models import BACKBONE, make_model
 from tests.support.videos import write_video
 
 PAGE = (Path(__file__).parents[3] / "docs" / "closed-loop.md").read_text()

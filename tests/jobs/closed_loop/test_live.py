@@ -16,8 +16,8 @@ from skipreel.jobs.closed_loop.recognizer import predict, predict_dense
 from skipreel.models import StridedGate
 from skipreel.pipeline.errors import VideoError
 from tests.support.live_sources import fifo, http, write_stream
-from tests.support.prediction_models import BACKBONE
-from tests.support.prediction_models import make_model as model
+from tests.support.models import BACKBONE
+from tests.support.models import make_model as model
 
 ENDED = {"video", "start_s", "damaged", "cost", "seconds"}
 
@@ -119,8 +119,8 @@ def test_the_ledger_comes_on_an_interruption_while_labels_are_written(path, tmp_
 PROGRAM = """
 import json
 from skipreel.jobs.closed_loop.live import follow, open_live_session
-from tests.support.prediction_models import BACKBONE
-from tests.support.prediction_models import make_model as model
+from tests.support.models import BACKBONE
+from tests.support.models import make_model as model
 print("ready", flush=True)
 session = open_live_session("-", model=model(), backbone=BACKBONE)
 follow(session, lambda described: print(json.dumps(described), flush=True))

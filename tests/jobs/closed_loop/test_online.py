@@ -8,11 +8,11 @@ import torch
 
 from skipreel.jobs.closed_loop.online import OnlineRecognizer
 from skipreel.jobs.closed_loop.recognizer import predict_dense
-from skipreel.models import RandomGate, Recognizer, RecognizerConfig, StridedGate
+from skipreel.models import RandomGate, StridedGate
 from skipreel.models.recurrence.gates import MAX_WAIT
 from skipreel.pipeline.video import open_video
-from tests.support.prediction_models import BACKBONE
-from tests.support.prediction_models import make_model as model
+from tests.support.models import BACKBONE
+from tests.support.models import make_model as model
 from tests.support.videos import write_video
 
 FRAME = np.full((48, 64, 3), 90, np.uint8)
@@ -27,11 +27,9 @@ def path(tmp_path_factory):
 
 
 def mean_model(task):
-    network = model(task=task)
-    torch.manual_seed(0)
-    recognizer = Recognizer(RecognizerConfig("mean", task, BACKBONE.dim, 3)).eval()
-    recognizer.fit_standardisation(torch.full((BACKBONE.dim,), 0.1), torch.full((BACKBONE.dim,), 0.5))
-    return dataclasses.replace(network, recognizer=recognizer)
+    network = model(task=task, cell="mean")
+    network.recognizer.fit_standardisation(torch.full((BACKBONE.dim,), 0.1), torch.full((BACKBONE.dim,), 0.5))
+    return network
 
 
 def walk(recognizer, path, sampling):

@@ -17,10 +17,11 @@ from skipreel.features.feature_set.spec import FeatureSpec
 from skipreel.jobs.closed_loop.scheduler import Outcome, Scheduler
 from skipreel.jobs.closed_loop.session import ClosedLoopSession, Request, ScheduledSession
 from skipreel.jobs.trained.model import TrainedModel
-from skipreel.models import LearnedGate, Recognizer, RecognizerConfig, StridedGate
+from skipreel.models import StridedGate
 from skipreel.pipeline.errors import VideoError
 from skipreel.pipeline.video import Frame, VideoDecoder
 from skipreel.pipeline.video.sampling import Sampling
+from tests.support.models import untrained
 
 DIM = 16
 MAX_FRAMES = 1000
@@ -159,13 +160,8 @@ def backbone(device: str = "cpu") -> FakeBackbone:
 
 
 def model(gate=None, *, task="frames", cell="gru", seed=0) -> TrainedModel:
-    torch.manual_seed(seed)
-    config = RecognizerConfig(cell, task, DIM, 3, hidden_size=8, num_layers=2, gate=gate or LearnedGate())
-    recognizer = Recognizer(config)
-    torch.nn.init.constant_(recognizer.recurrent.update_bias, -1.2)
-    torch.nn.init.normal_(recognizer.recurrent.update_weight, std=0.5)
     spec = FeatureSpec("fake", "0", {}, Sampling(10.0), DIM)
-    return TrainedModel(recognizer.eval(), ("a", "b", "c"), spec.feature_set_id, spec, {})
+    return untrained(spec, gate=gate, task=task, cell=cell, seed=seed, spread=0.5)
 
 
 def label(world: World, network: TrainedModel, *, device: str = "cpu", **settings) -> dict[str, Outcome]:

@@ -27,7 +27,7 @@ from skipreel.pipeline import storage
 from skipreel.pipeline.errors import InputError
 from skipreel.pipeline.video import VideoDecoder
 from skipreel.pipeline.video.pyav.decoder import PyAVDecoder
-from tests.support.prediction_models import BACKBONE, make_model
+from tests.support.models import BACKBONE, make_model
 from tests.support.videos import write_video
 
 ROOT = Path(__file__).parents[3]

@@ -23,7 +23,7 @@ from skipreel.jobs.predictions.store import PredictionRows, PredictionSpec
 from skipreel.models import Cost
 from skipreel.pipeline.storage import FileStat
 from tests.support.feature_sets import spec as feature_recipe
-from tests.support.prediction_models import make_model
+from tests.support.models import make_model
 
 if TYPE_CHECKING:
     from tests.support.s3 import S3Folder

@@ -20,10 +20,11 @@ from skipreel.jobs.trained.model import TrainedModel, load_model
 from skipreel.jobs.training.evaluation import evaluate
 from skipreel.jobs.training.loop import build_recognizer, fit
 from skipreel.jobs.training.settings import ModelSettings, Schedule
-from skipreel.models import RandomGate, Recognizer, RecognizerConfig, save_checkpoint
+from skipreel.models import RandomGate, Recognizer
 from skipreel.pipeline.errors import InputError
 from skipreel.pipeline.manifest import Manifest, VideoEntry, read_manifest
 from tests.support.feature_sets import spec, two_class_corpus, write_sequence
+from tests.support.models import save_model, untrained
 
 DIM = 5
 
@@ -131,15 +132,12 @@ def test_a_budget_is_a_share(model, share):
 
 
 def test_networks_without_a_dial_are_refused(examples):
-    for config in (
-        RecognizerConfig("gru", "frames", DIM, 2, hidden_size=4, gate=RandomGate(0.5)),
-        RecognizerConfig("mean", "frames", DIM, 2),
-    ):
-        recognizer = Recognizer(config)
-        with pytest.raises(InputError, match=f"cell {config.cell}, .*leave the budget out"):
-            with_budget(as_model(recognizer, None), 0.5)
+    for cell, gate in (("gru", RandomGate(0.5)), ("mean", None)):
+        network = untrained(spec(DIM), cell=cell, gate=gate)
+        with pytest.raises(InputError, match=f"cell {cell}, .*leave the budget out"):
+            with_budget(network, 0.5)
         with pytest.raises(ValueError, match="does not learn its gate"):
-            measure_curve(recognizer, examples)
+            measure_curve(network.recognizer, examples)
 
 
 def listing(features: str, splits: dict[str, int]) -> Manifest:
@@ -179,16 +177,12 @@ def stored(tmp_path):
     manifest, features = two_class_corpus(tmp_path)
     feature_set = FeatureSet(features)
     examples = load_examples(feature_set, read_manifest(manifest), split="test", task="frames")
-    torch.manual_seed(0)
-    recognizer = Recognizer(RecognizerConfig("gru", "frames", DIM, 2, hidden_size=8)).eval()
-    torch.nn.init.normal_(recognizer.recurrent.update_weight)
-    facts = {"settings": {}, "class_names": ["low", "high"], "feature_set_id": feature_set.id}
-    facts["recipe"] = feature_set.spec.to_json()
+    network = untrained(feature_set.spec, class_names=("low", "high"), num_layers=1, update_bias=1.0, spread=1.0)
     words = ["evaluate", "--model", str(tmp_path / "net"), "--manifest", manifest, "--features", features]
 
     def save(*, with_curve: bool) -> list[str]:
-        curve = {"budget_curve": measure_curve(recognizer, examples)} if with_curve else {}
-        save_checkpoint(tmp_path / "net", recognizer, facts | curve)
+        curve = {"budget_curve": measure_curve(network.recognizer, examples)} if with_curve else {}
+        save_model(tmp_path / "net", network, **curve)
         return words
 
     return save

@@ -7,22 +7,18 @@ from types import SimpleNamespace
 
 import mlflow
 import pytest
-import torch
 
 from skipreel.jobs.runtime.mlflow_runs import Tracking, start_run
 from skipreel.jobs.trained.location import local_model
 from skipreel.jobs.trained.model import load_model
-from skipreel.models import Recognizer, RecognizerConfig, save_checkpoint
 from skipreel.pipeline.errors import InputError
 from tests.support.feature_sets import spec
+from tests.support.models import save_model, untrained
 
 
 def checkpoint(folder: Path, *, seed: int) -> Path:
-    torch.manual_seed(seed)
-    made = spec(5)
-    facts = {"settings": {"seed": seed}, "class_names": ["low", "high"], "feature_set_id": made.feature_set_id}
-    network = Recognizer(RecognizerConfig("gru", "frames", 5, 2, hidden_size=4))
-    save_checkpoint(folder / f"net-{seed}", network, {**facts, "recipe": made.to_json()})
+    model = untrained(spec(5), class_names=("low", "high"), seed=seed)
+    save_model(folder / f"net-{seed}", model, settings={"seed": seed})
     return folder / f"net-{seed}"
 
 

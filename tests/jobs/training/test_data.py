@@ -18,9 +18,10 @@ from skipreel.jobs.training.data import checked_data
 from skipreel.jobs.training.ray_workers import TrainingData, _train_worker
 from skipreel.jobs.training.record import SweepPoint, SweepRecord
 from skipreel.jobs.training.settings import ModelSettings
-from skipreel.models import Cost, Recognizer, RecognizerConfig, save_checkpoint
+from skipreel.models import Cost
 from skipreel.pipeline.manifest import Label, Manifest, VideoEntry, read_manifest, write_manifest
 from tests.support.feature_sets import two_class_corpus, write_sequence
+from tests.support.models import save_model, untrained
 
 DIM, NUM_TRAIN, NUM_TEST = 5, 4, 3
 
@@ -63,9 +64,7 @@ def unspoilt(tmp_path_factory):
     folder = tmp_path_factory.mktemp("unspoilt")
     _, features = two_class_corpus(folder, num_train=NUM_TRAIN, num_test=NUM_TEST, dim=DIM)
     feature_set = FeatureSet(features)
-    recognizer = Recognizer(RecognizerConfig("gru", "frames", DIM, 2, hidden_size=4))
-    facts = {"settings": {}, "class_names": ["low", "high"], "feature_set_id": feature_set.id}
-    save_checkpoint(folder / "net", recognizer, facts | {"recipe": feature_set.spec.to_json()})
+    save_model(folder / "net", untrained(feature_set.spec, class_names=("low", "high")))
     return folder
 
 
