@@ -1,6 +1,6 @@
 """Skip RNN layers, the recogniser built on them, its losses, metrics, cost model and checkpoints.
 
-Needs torch and numpy alone.
+Needs only torch, numpy and safetensors.
 """
 
 from skipreel.models.checkpoint import (

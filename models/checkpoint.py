@@ -1,7 +1,7 @@
 """A checkpoint is a directory: `model.safetensors` (weights and buffers) and `model.json` (configuration and metadata).
 
-Nothing in it can run code. It is replaced as a whole: whoever reads it, whenever a write was cut off, finds the old one
-or the new one.
+Nothing in it can run code. It is replaced as a whole: even after an interrupted write, a reader finds the old one or
+the new one.
 """
 
 import hashlib
@@ -25,23 +25,30 @@ FORMAT_VERSION: Final = 1
 
 
 class CheckpointError(Exception):
-    """A checkpoint could not be written or read; the message says which, why, and what to do."""
+    """A checkpoint cannot be written or read; the message says which one, why, and what to do."""
 
 
 def save_checkpoint(directory: str | Path, recognizer: Recognizer, metadata: Mapping[str, Any]) -> None:
-    """Writes `directory`, replacing an older checkpoint there only once the new one is safe on disk.
+    """Writes a checkpoint; an older one is replaced only once the new one is safe on disk.
 
-    metadata: anything JSON can hold (class names, the feature set's id, …). Raises CheckpointError for other metadata,
-    or where something that is not a checkpoint stands at `directory`; OSError when the disk refuses.
+    Args:
+        directory: Where it goes; missing parents are made.
+        recognizer: The network.
+        metadata: Anything that JSON can hold, such as class names.
+
+    Raises:
+        CheckpointError: For other metadata, or where `directory` exists and is not a checkpoint.
+        OSError: When the disk refuses.
     """
     check_replaceable(directory)
     write_checkpoint(directory, pack_checkpoint(recognizer, metadata))
 
 
 def pack_checkpoint(recognizer: Recognizer, metadata: Mapping[str, Any]) -> dict[str, bytes]:
-    """The files of a checkpoint by name, to be sent to the process that writes them.
+    """The files of a checkpoint by name, for the process that writes them.
 
-    metadata: anything JSON can hold. Raises CheckpointError for other metadata.
+    Raises:
+        CheckpointError: For metadata that JSON cannot hold.
     """
     weights = safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in recognizer.state_dict().items()})
     description = {
@@ -58,13 +65,13 @@ def pack_checkpoint(recognizer: Recognizer, metadata: Mapping[str, Any]) -> dict
 
 
 def write_checkpoint(directory: str | Path, files: Mapping[str, bytes]) -> None:
-    """Writes the files of `pack_checkpoint` as `save_checkpoint` does."""
+    """Writes the files of `pack_checkpoint`; replaces and raises as `save_checkpoint` does."""
     directory = Path(directory).absolute()
     check_replaceable(directory)
     directory.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
     try:
-        temporary.chmod(0o755)  # mkdtemp's 0700 would keep a shared checkpoint from its readers
+        temporary.chmod(0o755)  # with mkdtemp's 0700 other users could not read a shared checkpoint
         for name, content in files.items():
             _write(temporary / name, content)
         _sync_directory(temporary)
@@ -74,20 +81,24 @@ def write_checkpoint(directory: str | Path, files: Mapping[str, bytes]) -> None:
 
 
 def load_checkpoint(directory: str | Path) -> tuple[Recognizer, dict[str, Any]]:
-    """(the recogniser in evaluation mode on the CPU, in the dtype it was saved in; the metadata).
+    """Reads a checkpoint.
 
-    Raises CheckpointError when a file is missing, corrupt or does not fit the other.
+    Returns:
+        The recogniser, in evaluation mode on the CPU and in the dtype in which it was saved; and the metadata.
+
+    Raises:
+        CheckpointError: When a file is missing or corrupt, or the two files do not belong together.
     """
     directory = Path(directory).absolute()
     if not directory.exists() and _previous(directory).exists():
-        directory = _previous(directory)  # a write was cut off between its two renames
+        directory = _previous(directory)  # a write was interrupted between its two renames
     description = _read_description(directory)
     weights = _read(directory, WEIGHTS_FILE)
     if hashlib.sha256(weights).hexdigest() != description["weights_sha256"]:
         raise _broken(directory, f"{WEIGHTS_FILE} is not the file that {CONFIG_FILE} was written for")
     try:
         config = RecognizerConfig.from_json(description["config"])
-        # No memory is taken for a configuration until its weights have been seen to fit.
+        # No memory is allocated for a configuration before its weights are known to fit.
         with torch.device("meta"):
             recognizer = Recognizer(config)
         recognizer.load_state_dict(safetensors.torch.load(weights), assign=True)
@@ -130,7 +141,7 @@ def _broken(directory: Path, reason: str) -> CheckpointError:
 
 
 def check_replaceable(directory: str | Path) -> None:
-    """Raises CheckpointError where something that is not a checkpoint stands at `directory`."""
+    """Raises CheckpointError where `directory` exists and is not a checkpoint."""
     directory = Path(directory).absolute()
     if not directory.exists():
         return
@@ -146,7 +157,10 @@ def _previous(directory: Path) -> Path:
 
 
 def _put_in_place(temporary: Path, directory: Path) -> None:
-    """A directory cannot be renamed over one that has files, so the older one steps aside under a name `load` knows."""
+    """Renames; an older checkpoint first gets the name under which `load_checkpoint` looks too.
+
+    A directory cannot be renamed over one that has files.
+    """
     previous = _previous(directory)
     if directory.exists():
         shutil.rmtree(previous, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""What an answer cost: four counts that are always reported together, and the work behind an update."""
+"""What a prediction cost: counts that are always reported together, and the work of one update."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -9,13 +9,18 @@ _GATE_BLOCKS: Final = {"lstm": 4, "gru": 3}
 
 @dataclass(frozen=True)
 class Cost:
-    """Counts for one sequence, or summed over several with `+`; None means not measured, and stays so in a sum.
+    """Counts for one sequence, or summed over several with `+`. None means not measured, in a sum too.
 
-    frames_total: frames there were, on the sampling grid; frames_wanted: those the gate asked for; frames_decoded and
-    frames_encoded: those really decoded (more than wanted where a codec needs its neighbours) and put through the CNN;
-    state_updates: updates of the recurrent state; frames_converted: decoded frames that were turned into RGB pictures.
+    Attributes:
+        frames_total: All frames on the sampling grid.
+        frames_wanted: Those that the gate asked for.
+        frames_decoded: More than wanted where the codec needs a frame's neighbours.
+        frames_encoded: Those that went through the CNN.
+        state_updates: Updates of the recurrent state.
+        frames_converted: Decoded frames that were converted to RGB.
 
-    Raises ValueError for a negative count, or more frames wanted than there were.
+    Raises:
+        ValueError: For a negative count, or more frames wanted than there are.
     """
 
     frames_total: int
@@ -52,8 +57,10 @@ def multiply_accumulates(
 ) -> int:
     """Multiply-accumulates of one update, matrix products only, as the paper counts "inference FLOPs".
 
-    4·H·(H + I) for each LSTM layer, 3·H·(H + I) for a GRU, where I is the layer's input size: input_size for the first,
-    H above. Raises ValueError for another cell or a size below 1.
+    4·H·(H + I) for each LSTM layer, 3·H·(H + I) for a GRU; I is input_size in the first layer and H above.
+
+    Raises:
+        ValueError: For another cell or a size below 1.
     """
     if cell not in _GATE_BLOCKS:
         raise ValueError(f"cell must be one of {', '.join(_GATE_BLOCKS)}, got {cell!r}")

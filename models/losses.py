@@ -1,4 +1,4 @@
-"""What training minimises: the task's loss, and the price of updates.
+"""What training minimises: the task's loss and the cost of updates.
 
 Letters: B batch, T steps, C classes.
 """
@@ -17,11 +17,11 @@ from skipreel.models.recurrence.reference import valid_steps
 class Summed:
     """A loss as a sum and the number of its terms.
 
-    Parts of a batch add up: the loss of the whole is the sum of the totals divided by the sum of the counts. The mean
-    of the parts' means would be another loss wherever the parts are of different size.
+    The loss of a whole batch is the sum of its parts' totals divided by the sum of their counts. The mean of the parts'
+    means would be a different loss where the parts differ in size.
 
     Attributes:
-        total: a scalar, float32 or wider.
+        total: A scalar, float32 or wider.
         count: 1 or more.
     """
 
@@ -30,18 +30,25 @@ class Summed:
 
     @property
     def mean(self) -> Tensor:
-        """A scalar."""
+        """total / count, a scalar."""
         return self.total / self.count
 
 
 def task_loss(logits: Tensor, targets: Tensor, lengths: Tensor, *, task: Task) -> Summed:
-    """The error of the answers, in float32 or wider.
+    """The task's loss, in float32 or wider.
 
-    "frames": logits and targets {0, 1} (B, T, C), lengths (B,) int64: binary cross-entropy, summed over all valid
-    frames and all classes; the count is valid frames x classes. "video": logits (B, C), targets (B,) int64 class
-    indices: cross-entropy, summed over the B videos; lengths are not looked at.
+    Args:
+        logits: (B, T, C) for "frames", (B, C) for "video".
+        targets: {0, 1} (B, T, C) for "frames", class indices (B,) int64 for "video".
+        lengths: (B,) int64, valid frames of each video; not used for "video".
+        task: "frames" or "video".
 
-    Raises ValueError when shapes do not fit together, or no frame is valid.
+    Returns:
+        "frames": binary cross-entropy, summed over valid frames and classes; the count is their product. "video":
+        cross-entropy, summed over the videos; the count is B.
+
+    Raises:
+        ValueError: When shapes do not fit together, or no frame is valid.
     """
     logits = logits if logits.dtype.itemsize >= 4 else logits.float()
     if task == "video":
@@ -65,8 +72,13 @@ def task_loss(logits: Tensor, targets: Tensor, lengths: Tensor, *, task: Task) -
 def budget_loss(gates: Tensor, *, weight: float, lengths: Tensor | None = None) -> Summed:
     """λ · Σ_t u_t (eq. 8), summed over the sequences of the batch; the count is B.
 
-    gates (B, T), as a recogniser gives them; weight is λ. Layers give 0 in padding, so lengths (B,) int64 matter only
-    for gates from elsewhere. Raises ValueError when gates are not (B, T) or λ is negative or not finite.
+    Args:
+        gates: (B, T), as a recogniser returns them.
+        weight: λ.
+        lengths: (B,) int64. Layers return 0 in padding, so it matters only for gates from elsewhere.
+
+    Raises:
+        ValueError: When gates are not (B, T), or λ is negative or not finite.
     """
     if not (math.isfinite(weight) and weight >= 0):
         raise ValueError(f"the budget's weight λ must be finite, 0 or more, got {weight}")

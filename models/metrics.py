@@ -1,4 +1,4 @@
-"""How good the answers are.
+"""How good the predictions are.
 
 Letters: N scored examples, C classes.
 """
@@ -10,11 +10,14 @@ from torch import Tensor
 
 
 def average_precision(scores: Tensor, positives: Tensor) -> float:
-    """Mean of the precision at the rank of each positive, no interpolation, as Charades defines it.
+    """Mean of the precision at the rank of each positive, without interpolation, as Charades defines it.
 
-    scores (N,) float, positives (N,) bool or {0, 1}. Equal scores rank in the order given. NaN without positives.
+    Args:
+        scores: (N,) float. Equal scores rank in the order given; infinities are allowed.
+        positives: (N,) bool or {0, 1}. Without any the result is NaN.
 
-    Raises ValueError for other shapes or a NaN score; infinities are allowed.
+    Raises:
+        ValueError: For other shapes or a NaN score.
     """
     if scores.dim() != 1 or positives.shape != scores.shape:
         raise ValueError(f"scores and positives must be (N,), got {tuple(scores.shape)} and {tuple(positives.shape)}")
@@ -27,10 +30,18 @@ def average_precision(scores: Tensor, positives: Tensor) -> float:
 
 
 def mean_average_precision(scores: Tensor, targets: Tensor) -> tuple[float, Tensor]:
-    """(mAP, AP of each class (C,) float64): scores (N, C) float, targets (N, C) bool or {0, 1}.
+    """The mean of the classes' average precision.
 
-    A class without positives has AP NaN and is left out of the mean, which is NaN where no class has any.
-    Raises ValueError for other shapes or a NaN score.
+    Args:
+        scores: (N, C) float.
+        targets: (N, C) bool or {0, 1}.
+
+    Returns:
+        mAP, and the AP of each class (C,) float64. A class without positives has AP NaN and does not count in the
+        mean, which is NaN where no class has any.
+
+    Raises:
+        ValueError: For other shapes or a NaN score.
     """
     if scores.dim() != 2 or targets.shape != scores.shape:
         raise ValueError(f"scores and targets must be (N, C), got {tuple(scores.shape)} and {tuple(targets.shape)}")
@@ -44,7 +55,8 @@ def mean_average_precision(scores: Tensor, targets: Tensor) -> tuple[float, Tens
 def accuracy(logits: Tensor, targets: Tensor) -> float:
     """The share of rows whose highest logit is the target: logits (N, C), targets (N,) int64.
 
-    Raises ValueError for other shapes or no rows.
+    Raises:
+        ValueError: For other shapes or no rows.
     """
     if logits.dim() != 2 or targets.shape != logits.shape[:1] or len(targets) < 1:
         shapes = f"{tuple(logits.shape)} and {tuple(targets.shape)}"

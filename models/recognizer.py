@@ -1,4 +1,4 @@
-"""The recogniser: frame features in, class scores and the frames it asked for out.
+"""The recogniser: from frame features to class scores and the frames that it asked for.
 
 Letters: B batch, T steps, D features, H hidden, C classes.
 """
@@ -25,12 +25,19 @@ _LAYERS: Final[dict[str, type[SkipGRU] | type[SkipLSTM]]] = {"gru": SkipGRU, "ls
 class RecognizerConfig:
     """What a recogniser is made of.
 
-    cell: "gru" and "lstm" are Skip RNNs; "mean" is the baseline without recurrence, a linear classifier on the mean of
-    all frames ("video") or on each frame ("frames"), which uses neither hidden_size, num_layers nor a gate.
-    task: "frames" scores every step (several labels at once, in time), "video" the whole (one label).
-    dropout stands before the classifier.
+    Attributes:
+        cell: "gru" and "lstm" are Skip RNNs. "mean" is the baseline without recurrence: a linear classifier on the mean
+            of all frames ("video") or on each frame ("frames"), without hidden_size, num_layers and gate.
+        task: "frames" scores every step, with several labels at once; "video" the whole, with one label.
+        feature_dim: D.
+        num_classes: C.
+        hidden_size: H.
+        num_layers: Of the Skip RNN.
+        gate: What decides about updates.
+        dropout: Before the classifier, at least 0 and below 1.
 
-    Raises ValueError when a value is not allowed.
+    Raises:
+        ValueError: When a value is not allowed.
     """
 
     cell: CellName
@@ -58,13 +65,13 @@ class RecognizerConfig:
             raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout!r}")
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values that json can write; `from_json` gives an equal config."""
+        """Plain values that json can write; `from_json` makes an equal config of them."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {**fields, "gate": gate_to_json(self.gate)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "RecognizerConfig":
-        """Raises ValueError for unknown or missing fields and for values not allowed."""
+        """The config of `to_json`; ValueError for unknown or missing fields and for values not allowed."""
         fields = dict(data)
         if "gate" in fields:
             if not isinstance(fields["gate"], Mapping):
@@ -77,7 +84,12 @@ class RecognizerConfig:
 
 
 class Recognition(NamedTuple):
-    """logits (B, T, C) for task "frames", (B, C) for "video"; gates (B, T), 1 where a frame was used, 0 in padding."""
+    """What a recogniser returns.
+
+    Attributes:
+        logits: (B, T, C) for task "frames", (B, C) for "video".
+        gates: (B, T), 1 where a frame was used, 0 in padding.
+    """
 
     logits: Tensor
     gates: Tensor
@@ -86,8 +98,8 @@ class Recognition(NamedTuple):
 class Recognizer(nn.Module):
     """Standardised features, a Skip RNN, dropout, a linear classifier.
 
-    The buffers `feature_mean` and `feature_std` (D,) start at 0 and 1, so that features pass unchanged until
-    `fit_standardisation`; they travel with the weights.
+    The buffers `feature_mean` and `feature_std` (D,) are saved with the weights. They start at 0 and 1, so features
+    stay as they are until `fit_standardisation`.
     """
 
     feature_mean: Tensor
@@ -112,9 +124,10 @@ class Recognizer(nn.Module):
 
     @torch.no_grad()
     def fit_standardisation(self, mean: Tensor, std: Tensor) -> None:
-        """Takes the training features' mean and standard deviation, each (D,); a feature with std 0 is only centred.
+        """Sets the training features' mean and standard deviation, each (D,); a feature with std 0 is only centred.
 
-        Raises ValueError for another shape, a value that is not finite, or a negative std.
+        Raises:
+            ValueError: For another shape, a value that is not finite, or a negative std.
         """
         dim = self.config.feature_dim
         for name, value in (("mean", mean), ("std", std)):
@@ -128,12 +141,18 @@ class Recognizer(nn.Module):
         self.feature_std.copy_(torch.where(std > 0, std, torch.ones_like(std)))
 
     def forward(self, features: Tensor, lengths: Tensor, *, gates: Tensor | None = None) -> Recognition:
-        """features (B, T, D) of any float dtype, lengths (B,) int64 in 1..T; gates {0, 1} (B, T) replace the config's.
+        """Scores a batch of sequences.
 
-        What stands in padding is never read. For "frames" the logits of skipped steps come from the held output, and
-        those of padded steps mean nothing. For "video" they come from the last valid step.
+        For "frames" the logits of skipped steps come from the held output, and those of padded steps have no meaning.
+        For "video" they come from the last valid step.
 
-        Raises ValueError for an empty batch or row, another feature dimension, or NaN or infinity in a valid frame.
+        Args:
+            features: (B, T, D) of any float dtype; padding is never read.
+            lengths: (B,) int64 in 1..T.
+            gates: {0, 1} (B, T), used in place of the config's.
+
+        Raises:
+            ValueError: For an empty batch or row, another feature dimension, or NaN or infinity in a valid frame.
         """
         x, valid = self._prepare(features, lengths)
         if self.recurrent is not None:
@@ -150,10 +169,10 @@ class Recognizer(nn.Module):
     def step(
         self, feature: Tensor, state: SkipState | None = None, *, limit: int = MAX_WAIT
     ) -> tuple[Tensor, SkipState, Tensor]:
-        """One frame for rows that are all due: feature (B, D) -> (logits (B, C), state, wait (B,) int64).
+        """One frame of rows that are all due: feature (B, D) -> (logits (B, C), state, wait (B,) int64).
 
-        The next `wait` frames need be neither decoded nor encoded; then `skip(state, wait)` and step again. See
-        `SkipLSTM.step` for `limit` and for what is raised; the mean cell cannot step.
+        The next `wait` frames need not be decoded or encoded: `skip(state, wait)`, then step again. See `SkipLSTM.step`
+        for `limit` and for what is raised; the mean cell cannot step.
         """
         if feature.dim() != 2 or feature.shape[-1] != self.config.feature_dim:
             raise ValueError(f"a step takes (B, {self.config.feature_dim}), got shape {tuple(feature.shape)}")

@@ -1,7 +1,7 @@
 // Skip RNN on the CPU, in event order: every row jumps from update to update, forward and backward.
 //
 // Campos et al., ICLR 2018; equation numbers are the paper's. The mathematics of the exact straight-through gradient, and why a
-// skipped step costs no recurrent product, is in docs/fast-layers.md. The contract of the buffers is models/recurrence/problem.py.
+// skipped step costs no recurrent product, is in docs/fast-layers.md. The contract of the buffers is models/recurrence/interface.py.
 //
 // A thread owns a block of rows for the whole sequence, so that nothing waits for anything. Rows of the block that update
 // together share one matrix product against weights packed once. No library is needed: C++17 and GCC's or Clang's vectors.
