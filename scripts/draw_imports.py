@@ -9,17 +9,18 @@ INSIDE = ("pipeline", "features", "jobs")
 """Packages that are drawn folder by folder; any other is one box."""
 
 
-def folder_of(module: str) -> str | None:
-    """``skipreel.pipeline.video.live.stream`` -> ``pipeline/video``; None for modules beside the folders."""
-    _, package, *rest = [*module.split("."), ""]
-    if package not in INSIDE:
-        return package or None
-    return f"{package}/{rest[0]}" if len(rest) > 2 else None
-
-
 def folder_imports() -> set[tuple[str, str]]:
     """Pairs (importer, imported) of folders, without those that follow from others."""
     graph = grimp.build_graph("skipreel")
+
+    def folder_of(module: str) -> str | None:
+        """``skipreel.pipeline.video.live.stream`` -> ``pipeline/video``; None for modules beside the folders."""
+        package, *rest = module.split(".")[1:3] or [""]
+        if package not in INSIDE:
+            return package or None
+        is_folder = bool(rest) and bool(graph.find_children(f"skipreel.{package}.{rest[0]}"))
+        return f"{package}/{rest[0]}" if is_folder else None
+
     pairs = {
         (importer, imported)
         for module in graph.modules

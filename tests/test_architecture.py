@@ -1,5 +1,8 @@
+import re
+
 from importlinter.cli import EXIT_STATUS_SUCCESS, lint_imports
 
+from scripts.draw_imports import drawing
 from tests.support.imported import modules_after
 
 
@@ -26,3 +29,27 @@ def test_the_tests_of_pipeline_need_neither_torch_nor_ray():
     (loaded,) = modules_after(code)
     assert "pyarrow" in loaded
     assert not {"torch", "ray", "mlflow"} & loaded
+
+
+def test_the_drawing_shows_the_imports_as_they_are(request):
+    page = (request.config.rootpath / "ARCHITECTURE.md").read_text()
+    assert f"```mermaid\n{drawing()}\n```" in page, "replace it by what scripts/draw_imports.py prints"
+
+
+def test_the_page_names_every_folder_and_only_what_is_there(request):
+    root = request.config.rootpath
+    page = (root / "ARCHITECTURE.md").read_text()
+    named = re.findall(r"`((?:pipeline|features|models|jobs|scripts|src)/[\w/.]*)`", page)
+    assert [path for path in named if not (root / path).exists()] == []
+
+    package, folders = root, set()
+    for is_package, name, first in re.findall(
+        r"^\| (\*\*)?`(\w+)/`(?:\*\*)? \|.*\| (?:`([\w.]+)` )?\|$", page, re.MULTILINE
+    ):
+        package = root / name if is_package else package
+        folder = package / name if (package / name).is_dir() else root / name
+        folders.add(folder)
+        assert (folder / first).exists()
+    for package in ("pipeline", "features", "models", "jobs"):
+        there = {path.parent for path in (root / package).glob("*/__init__.py")}
+        assert there <= folders
