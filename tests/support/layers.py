@@ -20,6 +20,7 @@ CELLS: Final[dict[str, tuple[type[Layer], dict[str, Any]]]] = {
 }
 
 each_cell = pytest.mark.parametrize("cell", CELLS)
+each_fast_backend = pytest.mark.parametrize("backend", ["event", "cpp"])
 
 
 def make_layer(

@@ -7,8 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from skipreel.models import SkipGRU, SkipLSTM, SkipState, StridedGate
-from tests.support.layers import CELLS, Layer, drawn, each_cell, make_layer, state_tensors
+from skipreel.models import LearnedGate, SkipGRU, SkipLSTM, SkipState, StridedGate
+from skipreel.models.recurrence.gates import Gate
+from skipreel.models.recurrence.operator import Backend
+from tests.support.layers import CELLS, Layer, drawn, each_cell, each_fast_backend, make_layer, state_tensors
 from tests.support.tolerances import assert_close
 
 D, H = 3, 5
@@ -45,14 +47,22 @@ def test_these_layers_both_update_and_skip() -> None:
             assert 0.1 < gates.mean().item() < 0.9
 
 
+@each_fast_backend
 @each_depth
-@pytest.mark.parametrize("cell", ["lstm", "gru_reset_after"])
-def test_with_every_gate_open_it_is_torchs_layer(cell: str, num_layers: int) -> None:
-    layer = make_layer(cell, D, H, num_layers, gate=StridedGate(1.0))
-    torch_class = nn.LSTM if isinstance(layer, SkipLSTM) else nn.GRU
-    peer = torch_class(D, H, num_layers, dtype=torch.float64)
-    own = layer.state_dict()
-    peer.load_state_dict({name: own[name] for name in peer.state_dict()})
+@pytest.mark.parametrize("gate", [LearnedGate(), StridedGate(1.0)])
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_with_every_gate_open_it_is_torchs_layer_and_converts_both_ways(
+    kind: type[nn.LSTM | nn.GRU], gate: Gate, num_layers: int, backend: Backend
+) -> None:
+    torch.manual_seed(0)
+    peer = kind(D, H, num_layers, dtype=torch.float64)
+    layer = (SkipLSTM if kind is nn.LSTM else SkipGRU).from_dense(peer, update_bias=30.0, backend=backend)
+    layer.gate = gate
+    nn.init.normal_(layer.initial_h)
+    if isinstance(layer, SkipLSTM):
+        nn.init.normal_(layer.initial_c)
+    back = layer.to_dense()
+    assert all(torch.equal(back.get_parameter(name), parameter) for name, parameter in peer.named_parameters())
     h0 = layer.initial_h.detach().expand(-1, 4, -1).clone().requires_grad_()
     c0 = layer.initial_c.detach().expand(-1, 4, -1).clone().requires_grad_() if isinstance(layer, SkipLSTM) else None
     x, x_peer = drawn(7, 4, D).requires_grad_(), drawn(7, 4, D).requires_grad_()
@@ -131,10 +141,11 @@ def test_padding_changes_nothing(cell: str, num_layers: int) -> None:
     assert_same_gradients(gradients(layer, loss), gradients(layer, expected_loss))
 
 
+@each_fast_backend
 @each_cell
-@pytest.mark.parametrize("cuts", [[1], [3, 4], [8]])
-def test_chunks_equal_the_whole(cell: str, cuts: list[int]) -> None:
-    layer = make_layer(cell, D, H, 2)
+@pytest.mark.parametrize("cuts", [[1], [3, 4], [8], [1, 2, 10]])
+def test_chunks_equal_the_whole(backend: Backend, cell: str, cuts: list[int]) -> None:
+    layer = make_layer(cell, D, H, 2, backend=backend)
     x = drawn(11, 3, D)
     whole = layer(x)
     outputs, gates, state = [], [], None
@@ -184,15 +195,6 @@ def test_one_step_of_one_row_is_an_update(cell: str) -> None:
 
 
 @each_cell
-def test_the_same_call_gives_the_same_bits(cell: str) -> None:
-    layer = make_layer(cell, D, H)
-    first, second = layer(drawn(9, 3, D)), layer(drawn(9, 3, D))
-    assert torch.equal(first[0], second[0])
-    grads = [gradients(layer, loss_of(*result)) for result in (first, second)]
-    assert all(torch.equal(grads[0][name], grads[1][name]) for name in grads[0])
-
-
-@each_cell
 @pytest.mark.parametrize("autocast", [False, True])
 def test_in_bfloat16_the_gate_path_stays_float32(cell: str, autocast: bool) -> None:
     narrow, wide = torch.bfloat16, torch.float32
@@ -233,6 +235,17 @@ def test_initialisation_is_the_released_codes() -> None:
         bound = (6 / fan) ** 0.5
         assert 0.8 * bound < matrix.abs().max().item() <= bound
     assert 0.6 < lstm.initial_c.std().item() < 1.4
+
+
+def test_what_torch_has_no_counterpart_of_is_not_converted() -> None:
+    with pytest.raises(ValueError, match=r"SkipLSTM takes over a torch.nn.LSTM, not one with the kind GRU"):
+        SkipLSTM.from_dense(nn.GRU(3, 4))
+    with pytest.raises(ValueError, match=r"not one with bidirectional=True"):
+        SkipGRU.from_dense(nn.GRU(3, 4, bidirectional=True))
+    with pytest.raises(ValueError, match="not one with proj_size"):
+        SkipLSTM.from_dense(nn.LSTM(3, 4, proj_size=2))
+    with pytest.raises(ValueError, match="only without layer_norm, and for a GRU with reset_after"):
+        SkipGRU(3, 4).to_dense()
 
 
 @pytest.mark.parametrize(

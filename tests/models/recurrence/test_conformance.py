@@ -1,5 +1,7 @@
 """What every implementation of the recurrence must do: torch operators, C++ and Triton against the reference.
 
+Most checks call an implementation directly; some go through torch's operator around it.
+
 A check is a function of the implementation's name. Triton's run in its interpreter, in a process of its own: see
 triton_process. Letters: B batch, T steps, D features, H hidden, L layers.
 """
@@ -12,9 +14,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from skipreel.models.recurrence import cpp
 from skipreel.models.recurrence.interface import CellName, ForwardInputs
+from skipreel.models.recurrence.operator import Backend, recurrence
 from skipreel.models.recurrence.reference import accumulate
 from tests.support.recurrence_inputs import (
     BATCH_SIZE,
@@ -26,6 +30,7 @@ from tests.support.recurrence_inputs import (
     autograd,
     check,
     implementation,
+    leaves,
     make_inputs,
     narrowed,
     output_grads,
@@ -33,7 +38,7 @@ from tests.support.recurrence_inputs import (
     run,
     uneven,
 )
-from tests.support.tolerances import assert_close
+from tests.support.tolerances import TOLERANCES, assert_close
 from tests.support.triton_process import needs_triton, triton_process
 
 Run = Callable[..., Any]
@@ -45,13 +50,12 @@ DTYPES = {"event": torch.float64, "cpp": torch.float64, "triton": torch.float32}
 each_cell = pytest.mark.parametrize("cell", CELLS)
 
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
 @pytest.fixture(scope="module", autouse=True)
-def _compiled_and_quick() -> Iterator[None]:
+def _compiled() -> None:
     assert cpp.library() is not None, "these tests need g++ and ninja"
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)  # threads that wait for each other over a few numbers take longer than the numbers
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +87,7 @@ def check_each(name: str, cell: CellName, *variants: dict[str, Any], **arguments
     """`check` for several problems; which one went wrong stands below the traceback."""
     for variant in variants or ({},):
         try:
-            check(name, make_inputs(cell, dtype=DTYPES[name], **arguments, **variant))
+            check(name, make_inputs(cell, **{"dtype": DTYPES[name], **arguments, **variant}))
         except BaseException as error:
             error.add_note(f"{name}, {cell}: {arguments | variant}")
             raise
@@ -100,6 +104,7 @@ def some(name: str, variants: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return variants[::3] if name == "triton" else variants
 
 
+DRAWN = torch.rand(NUM_STEPS, BATCH_SIZE, generator=torch.Generator().manual_seed(2)) < 0.4
 STARTS = [{"midway": midway, "lengths": lengths} for midway in (False, True) for lengths in (None, LENGTHS)]
 
 
@@ -125,9 +130,9 @@ def test_these_gates_are_what_they_are_called(gating: str, fewest: float, most: 
 @each_cell
 def test_equal_to_stepping_under_given_gates(name: str, run_check: Run, cell: CellName) -> None:
     steps = torch.arange(NUM_STEPS)[:, None].expand(-1, BATCH_SIZE)
-    drawn = torch.rand(NUM_STEPS, BATCH_SIZE, generator=torch.Generator().manual_seed(2)) < 0.4
-    gates = [steps % 2 == 1, steps % 2 == 0, drawn, steps >= 0, steps == 0, steps < 0]
+    gates = [steps % 2 == 1, steps % 2 == 0, DRAWN, steps >= 0, steps == 0, steps < 0]
     variants = [{"gates": given} | start for given in gates for start in STARTS]
+    variants += [{"gates": DRAWN, "dtype": torch.float32} | start for start in STARTS]
     for depth in depths(name)[:4]:
         run_check(check_each, cell, *some(name, variants), **depth)
 
@@ -196,12 +201,14 @@ def test_steps_or_rows_first_in_memory(run_check: Run, width: int, update_bias: 
     run_check(check_strides, width, update_bias)
 
 
-def check_padding(name: str, cell: CellName, width: int) -> None:
-    inputs = make_inputs(cell, shape=(NUM_STEPS, BATCH_SIZE, width), lengths=LENGTHS, dtype=DTYPES[name])
+def check_unread(name: str, cell: CellName, width: int, gates: Tensor | None) -> None:
+    inputs = make_inputs(cell, shape=(NUM_STEPS, BATCH_SIZE, width), lengths=LENGTHS, gates=gates, dtype=DTYPES[name])
     upstream = uneven(reference(inputs))
     expected, by_expected = run(name, inputs, upstream)
-    padding = torch.arange(NUM_STEPS)[:, None] >= LENGTHS
-    filled = inputs._replace(x=inputs.x.detach().masked_fill(padding[:, :, None], torch.nan))
+    unread = torch.arange(NUM_STEPS)[:, None] >= LENGTHS
+    if gates is not None:
+        unread = unread | ~gates
+    filled = inputs._replace(x=inputs.x.detach().masked_fill(unread[:, :, None], torch.nan))
     actual, by_actual = run(name, filled, upstream)
     assert torch.equal(actual.output, expected.output)
     for leaf, gradient in by_expected.items():
@@ -210,8 +217,11 @@ def check_padding(name: str, cell: CellName, width: int) -> None:
 
 @each_cell
 @pytest.mark.parametrize("width", [2, 12], ids=["narrow", "wide"])
-def test_padding_is_never_read(run_check: Run, cell: CellName, width: int) -> None:
-    run_check(check_padding, cell, width)
+@pytest.mark.parametrize("gates", [None, DRAWN], ids=["learned", "given"])
+def test_padding_and_steps_that_given_gates_skip_are_never_read(
+    run_check: Run, cell: CellName, width: int, gates: Tensor | None
+) -> None:
+    run_check(check_unread, cell, width, gates)
 
 
 def check_ties(name: str, p: float, dtype: torch.dtype) -> None:
@@ -315,7 +325,7 @@ def test_float32_gradients_are_those_of_float64(name: str, run_check: Run, cell:
 
 
 def check_parts(name: str, *, given: bool) -> None:
-    """A loss on one part of the outputs alone, and output gradients with other strides, as of a sum, transposed."""
+    """A loss on one output alone, and gradients of the output of other strides: as of a sum, transposed."""
     steps = torch.arange(NUM_STEPS * BATCH_SIZE).view(NUM_STEPS, BATCH_SIZE)
     layers = MOST_LAYERS[name] > 1 and not given
     inputs = make_inputs(
@@ -403,3 +413,77 @@ def check_autocast(name: str, cell: CellName) -> None:
 @each_cell
 def test_autocast_around_it_changes_nothing(run_check: Run, cell: CellName) -> None:
     run_check(check_autocast, cell)
+
+
+def check_operator(name: Backend, cell: CellName) -> None:
+    """Values and gradients of the operator, for both orders of x in memory."""
+    for depth in depths(name):
+        for gates, rows_first in ((None, False), (None, True), (DRAWN, False)):
+            inputs = make_inputs(cell, midway=True, lengths=LENGTHS, gates=gates, dtype=DTYPES[name], **depth)
+            parts = reference(inputs)
+            x = inputs.x.transpose(0, 1).contiguous().transpose(0, 1) if rows_first else inputs.x
+            output, last, used = recurrence(
+                x, inputs.state, inputs.weights, cell=cell, backend=name, lengths=LENGTHS, gates=gates
+            )
+            assert torch.equal(used, parts[-1])
+            for value, expected in zip([output, *last], parts, strict=False):
+                assert (value is None) == (expected is None)
+                if value is not None:
+                    assert_close(value.detach(), expected.detach())
+            upstream = uneven(parts)
+            actual = autograd(inputs, [output, *last, used], upstream)
+            assert_gradients(actual, autograd(inputs, parts, upstream))
+
+
+@each_cell
+def test_equal_to_stepping_through_torchs_operator(run_check: Run, cell: CellName) -> None:
+    run_check(check_operator, cell)
+
+
+@pytest.mark.parametrize("name", ["event", "cpp"])
+@each_cell
+@pytest.mark.parametrize(("width", "size"), [(3, 7), (300, 40)])
+def test_gradients_of_the_weights_do_not_depend_on_whether_x_wants_one(
+    name: Backend, cell: CellName, width: int, size: int
+) -> None:
+    """Small weights and large ones, which the C++ implementation sums in different ways."""
+    inputs = make_inputs(cell, shape=(40, 14, width), size=size, num_layers=2)
+    parameters = [leaf for leaf_name, leaf in leaves(inputs).items() if leaf_name != "x"]
+
+    def by_parameters(x: Tensor, backend: Backend) -> tuple[Tensor, ...]:
+        output, last, gates = recurrence(x, inputs.state, inputs.weights, cell=cell, backend=backend)
+        return torch.autograd.grad(output.square().sum() + last.h.sum() + gates.sum(), parameters)
+
+    expected = by_parameters(inputs.x, "reference")
+    for x in (inputs.x, inputs.x.detach()):
+        for actual, gradient in zip(by_parameters(x, name), expected, strict=True):
+            scale = gradient.abs().max().clamp_min(1)
+            assert_close(actual / scale, gradient / scale)
+
+
+@pytest.mark.parametrize("name", ["event", "cpp"])
+@each_cell
+def test_float32_gates_decided_freely_agree_nearly_always(name: str, cell: CellName) -> None:
+    """One flipped gate changes all that follows in its row, so rows are counted."""
+    inputs = make_inputs(cell, shape=(60, 64, 4), size=20, update_bias=-2.0, dtype=torch.float32)
+    expected = reference(inputs)[-1]
+    assert expected is not None
+    same = (implementation(name).forward(inputs, save=False).gates == expected).all(0).float().mean().item()
+    print(f"{name} {cell}: {same:.3f} of the rows have the reference's gates")
+    assert same >= 0.98
+
+
+def test_a_weight_off_by_more_than_the_tolerance_is_found() -> None:
+    inputs = make_inputs("lstm")
+    parts = reference(inputs)
+    upstream = uneven(parts)
+    layer = inputs.weights.layers[0]
+    weight = layer.weight_hh.detach().clone()
+    weight[3, 2] += 100 * TOLERANCES[torch.float64].atol
+    moved = inputs._replace(weights=inputs.weights._replace(layers=(layer._replace(weight_hh=weight),)))
+    outputs, gradients = run("cpp", moved, upstream)
+    assert parts[0] is not None
+    with pytest.raises(AssertionError):
+        assert_close(outputs.output, parts[0].detach())
+    with pytest.raises(AssertionError):
+        assert_gradients(gradients, autograd(inputs, parts, upstream))

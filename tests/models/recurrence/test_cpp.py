@@ -1,4 +1,4 @@
-"""The C++ implementation: clean under the sanitizers, and missed gracefully where there is no compiler."""
+"""The C++ implementation: what it has beyond test_conformance, sanitizers, and machines without a compiler."""
 
 import hashlib
 import logging
@@ -13,6 +13,7 @@ from torch.utils import cpp_extension
 
 from skipreel.models import SkipLSTM
 from skipreel.models.recurrence import cpp
+from tests.support.layers import drawn, each_cell, make_layer
 from tests.support.tolerances import assert_close
 
 DRIVER = Path(__file__).with_name("sanitize_skip_rnn.cpp")
@@ -44,6 +45,28 @@ def test_clean_under_sanitizers(sanitizer: str, pytestconfig: pytest.Config) -> 
     assert result.stdout == "clean\n"
 
 
+@each_cell
+def test_a_row_does_not_depend_on_its_neighbours_chunks_or_threads(cell: str) -> None:
+    layer = make_layer(cell, 5, 20, 2, backend="cpp", update_bias=-2.0, dtype=torch.float32)
+    x = drawn(40, 9, 5, dtype=torch.float32)
+    before = torch.get_num_threads()
+    try:
+        with torch.no_grad():
+            torch.set_num_threads(1)
+            whole = layer(x)
+            torch.set_num_threads(3)
+            threaded = layer(x)
+            first, state, _ = layer(x[:13])
+            second, _, _ = layer(x[13:], state)
+            alone, _, _ = layer(x[:, 4:5])
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(threaded[0], whole[0])
+    assert torch.equal(threaded[2], whole[2])
+    assert torch.equal(torch.cat([first, second]), whole[0])
+    assert torch.equal(alone, whole[0][:, 4:5])
+
+
 def test_without_a_compiler_the_torch_operators_serve_and_one_line_says_so(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
@@ -54,7 +77,8 @@ def test_without_a_compiler_the_torch_operators_serve_and_one_line_says_so(
     x = torch.randn(7, 2, 3)
     expected, _, _ = layer(x)
     monkeypatch.setattr(cpp_extension, "load", refuse)
-    monkeypatch.setattr(cpp._logger, "disabled", False)  # MLflow's migrations silence the loggers that they meet
+    # MLflow's migrations silence the loggers that they meet.
+    monkeypatch.setattr(logging.getLogger(cpp.__name__), "disabled", False)
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
     cpp.library.cache_clear()
     try:
@@ -81,7 +105,7 @@ def test_without_a_home_folder_the_torch_operators_serve(
 
     monkeypatch.setattr(Path, "home", nowhere)
     monkeypatch.delenv("TORCH_EXTENSIONS_DIR", raising=False)
-    monkeypatch.setattr(cpp._logger, "disabled", False)
+    monkeypatch.setattr(logging.getLogger(cpp.__name__), "disabled", False)
     cpp.library.cache_clear()
     try:
         output, _, _ = SkipLSTM(3, 5)(torch.randn(7, 2, 3))

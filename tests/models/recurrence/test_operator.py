@@ -17,28 +17,17 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from skipreel.models import RandomGate, SkipGRU, SkipLSTM, SkipState
 from skipreel.models.recurrence.operator import Backend
+from tests.support.layers import Layer, drawn, each_cell, each_fast_backend, make_layer
 from tests.support.tolerances import assert_close
-
-Layer = SkipLSTM | SkipGRU
 
 T, B, D, H = 7, 3, 4, 5
 
 each_backend = pytest.mark.parametrize("backend", get_args(Backend))
 each_cpu_backend = pytest.mark.parametrize("backend", ["auto", "reference", "event", "cpp"])
-each_cell = pytest.mark.parametrize("cell", ["lstm", "gru", "gru_reset_after"])
 
 
-def build(cell: str = "lstm", *, num_layers: int = 1, dtype: torch.dtype = torch.float64, **arguments: Any) -> Layer:
-    """A layer whose gates, at this update bias, both open and close."""
-    torch.manual_seed(0)
-    arguments = {"dtype": dtype, "update_bias": -1.5, **arguments}
-    if cell == "lstm":
-        return SkipLSTM(D, H, num_layers, **arguments)
-    return SkipGRU(D, H, num_layers, reset_after=cell == "gru_reset_after", **arguments)
-
-
-def inputs(*shape: int, seed: int = 1, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+def build(cell: str = "lstm", *, num_layers: int = 1, **arguments: Any) -> Layer:
+    return make_layer(cell, D, H, num_layers, **arguments)
 
 
 def total(layer: Callable[[Tensor], Any], x: Tensor) -> Tensor:
@@ -101,7 +90,7 @@ WRONG_STATES: dict[str, tuple[Callable[[Layer], SkipState], str]] = {
 def test_a_state_that_does_not_fit_is_refused(backend: Backend, wrong: str) -> None:
     layer = build(dtype=torch.float32, backend=backend)
     make, message = WRONG_STATES[wrong]
-    x = inputs(T, B, D, dtype=torch.float32)
+    x = drawn(T, B, D, dtype=torch.float32)
     for gradients in (True, False):
         with torch.set_grad_enabled(gradients), pytest.raises(ValueError, match=message):
             layer(x, make(layer))
@@ -120,7 +109,7 @@ def test_a_wait_refuses_a_state_that_does_not_fit(wrong: str) -> None:
 def test_the_state_of_an_lstm_is_refused_by_a_gru(backend: Backend) -> None:
     layer = build("gru", dtype=torch.float32, backend=backend)
     with pytest.raises(ValueError, match="the state has a c, as an LSTM's, but this is a GRU"):
-        layer(inputs(T, B, D, dtype=torch.float32), SkipLSTM(D, H).initial_state(B))
+        layer(drawn(T, B, D, dtype=torch.float32), SkipLSTM(D, H).initial_state(B))
 
 
 @each_backend
@@ -159,7 +148,7 @@ def test_an_input_on_another_device_is_refused(backend: Backend) -> None:
     ["weight_ih_l0", "weight_hh_l1", "bias_ih_l0", "bias_hh_l1", "norm_weight_l0", "norm_bias_l1", "update_bias"],
 )
 def test_a_parameter_that_does_not_fit_the_others_is_refused(backend: Backend, name: str) -> None:
-    x = inputs(T, B, D, dtype=torch.float32)
+    x = drawn(T, B, D, dtype=torch.float32)
     layer = build(num_layers=2, dtype=torch.float32, backend=backend, layer_norm=True)
     right = getattr(layer, name)
     setattr(layer, name, nn.Parameter(right.detach().double()))
@@ -190,13 +179,13 @@ def test_gradients_have_the_gradients_of_the_reference(backend: Backend, cell: s
     if call != "learned":
         arguments["lengths"] = torch.tensor([T, 0, 3])
     if call == "recorded":
-        arguments["gates"] = (inputs(B, T, seed=5) > 0).double()
+        arguments["gates"] = (drawn(B, T, seed=5) > 0).double()
     layer.bias_ih_l0.requires_grad_(False)
     layer.weight_ih_l1 = layer.weight_hh_l1 if cell == "lstm" else layer.weight_ih_l1  # tied
     layer.backend = "reference"
-    expected = gradients_twice(layer, inputs(B, T, D), **arguments)
+    expected = gradients_twice(layer, drawn(B, T, D), **arguments)
     layer.backend = backend
-    for ours, theirs in zip(gradients_twice(layer, inputs(B, T, D), **arguments), expected, strict=True):
+    for ours, theirs in zip(gradients_twice(layer, drawn(B, T, D), **arguments), expected, strict=True):
         assert_close(ours, theirs)
 
 
@@ -206,16 +195,16 @@ def test_with_every_gate_open_gradients_of_gradients_are_torchs() -> None:
     layer = SkipLSTM.from_dense(dense, update_bias=50.0)
     for fixed in (layer.update_weight, layer.update_bias, layer.initial_h, layer.initial_c):
         fixed.requires_grad_(False)
-    x = inputs(T, B, D)
+    x = drawn(T, B, D)
     for ours, theirs in zip(gradients_twice(layer, x), gradients_twice(dense, x), strict=True):
         assert_close(ours, theirs)
 
 
 @pytest.mark.parametrize("backend", ["auto", "event", "cpp"])
 def test_several_gradients_at_once(backend: Backend) -> None:
-    layer, x = build(backend=backend), inputs(T, B, D).requires_grad_()
+    layer, x = build(backend=backend), drawn(T, B, D).requires_grad_()
     output, _, _ = layer(x)
-    grads = inputs(2, *output.shape, seed=3)
+    grads = drawn(2, *output.shape, seed=3)
     (together,) = torch.autograd.grad(output, x, grads, is_grads_batched=True, retain_graph=True)
     for each, single in zip(together, grads, strict=True):
         assert_close(each, torch.autograd.grad(output, x, single, retain_graph=True)[0])
@@ -224,7 +213,7 @@ def test_several_gradients_at_once(backend: Backend) -> None:
 @pytest.mark.parametrize("backend", ["auto", "reference"])
 @pytest.mark.parametrize("gradients", [True, False])
 def test_forward_mode_derivatives_are_those_of_reverse_mode(backend: Backend, gradients: bool) -> None:
-    layer, x, v = build(backend=backend), inputs(T, B, D), inputs(T, B, D, seed=2)
+    layer, x, v = build(backend=backend), drawn(T, B, D), drawn(T, B, D, seed=2)
     (by_x,) = torch.autograd.grad(total(layer, x.requires_grad_()), x)
     x, expected = x.detach(), (by_x * v).sum()
     with torch.set_grad_enabled(gradients):
@@ -240,7 +229,7 @@ def test_forward_mode_derivatives_are_those_of_reverse_mode(backend: Backend, gr
 @pytest.mark.parametrize("backend", ["auto", "reference"])
 @each_cell
 def test_reverse_mode_transforms_equal_autograd(backend: Backend, cell: str) -> None:
-    layer, x = build(cell, backend=backend), inputs(T, B, D)
+    layer, x = build(cell, backend=backend), drawn(T, B, D)
     parameters: dict[str, Tensor] = dict(layer.named_parameters())
     single = [torch.autograd.grad(total(layer, x[:, [row]]), list(parameters.values())) for row in range(B)]
 
@@ -256,7 +245,7 @@ def test_reverse_mode_transforms_equal_autograd(backend: Backend, cell: str) -> 
 
 
 def test_an_ensemble_is_its_members_and_second_derivatives_agree() -> None:
-    members, x = [build(), build(update_bias=0.5)], inputs(T, B, D)
+    members, x = [build(), build(update_bias=0.5)], drawn(T, B, D)
     parameters, buffers = stack_module_state(list[nn.Module](members))
     base = copy.deepcopy(members[0]).to("meta")
     together = vmap(lambda p, b: functional_call(base, (p, b), (x,))[0])(parameters, buffers)
@@ -269,7 +258,7 @@ def test_an_ensemble_is_its_members_and_second_derivatives_agree() -> None:
 
 @pytest.mark.parametrize("backend", ["event", "cpp", "triton"])
 def test_a_backend_that_was_named_says_that_it_has_no_transforms(backend: Backend) -> None:
-    layer, x = build(backend=backend), inputs(T, B, D)
+    layer, x = build(backend=backend), drawn(T, B, D)
     with pytest.raises(ValueError, match=f"backend '{backend}' cannot do this .* use backend='auto' or 'reference'"):
         vmap(lambda x: layer(x[:, None])[0], in_dims=1)(x)
 
@@ -279,7 +268,7 @@ def test_a_backend_that_was_named_says_that_it_has_no_transforms(backend: Backen
 @pytest.mark.parametrize("gradients", [True, False])
 def test_a_recording_computes_what_the_layer_does(backend: Backend, gradients: bool) -> None:
     layer = build(backend=backend, batch_first=True)
-    example, other = inputs(B, T, D), inputs(B, T, D, seed=2)
+    example, other = drawn(B, T, D), drawn(B, T, D, seed=2)
     with torch.set_grad_enabled(gradients):
         traced = torch.jit.trace(layer, (example,), check_trace=False)  # type: ignore[no-untyped-call]
         graph = make_fx(lambda x: layer(x)[0])(example)
@@ -294,7 +283,7 @@ def test_a_recording_computes_what_the_layer_does(backend: Backend, gradients: b
 @pytest.mark.parametrize("gradients", [True, False])
 def test_tensors_without_values_give_shapes(backend: Backend, cell: str, gradients: bool) -> None:
     layer = build(cell, num_layers=2, backend=backend)
-    x = inputs(T, B, D)
+    x = drawn(T, B, D)
     answers = layer(x)
     hollow = copy.deepcopy(layer).to("meta")
     with torch.set_grad_enabled(gradients):
@@ -317,10 +306,106 @@ def test_tensors_without_values_give_shapes(backend: Backend, cell: str, gradien
 def test_a_compiled_model_takes_random_gates_of_any_length() -> None:
     layer = torch.compile(build(gate=RandomGate(0.5)).train(), backend="eager")
     for num_steps in (5, 9):
-        assert layer(inputs(num_steps, B, D))[0].shape == (num_steps, B, H)
+        assert layer(drawn(num_steps, B, D))[0].shape == (num_steps, B, H)
 
 
 def test_transforms_can_be_compiled() -> None:
-    layer, x = build(), inputs(T, B, D)
+    layer, x = build(), drawn(T, B, D)
     by_x = grad(lambda x: total(layer, x))
     assert_close(torch.compile(by_x, backend="eager")(x).detach(), by_x(x).detach())
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference", "event"])
+@each_cell
+def test_layer_normalisation_is_refused_by_cpp_and_computed_by_event(backend: Backend, cell: str) -> None:
+    layer, x = build(cell, num_layers=2, layer_norm=True, backend="reference"), drawn(T, B, D)
+    expected = layer(x)
+    layer.backend = backend
+    output, _, gates = layer(x)
+    assert torch.equal(gates, expected[2])
+    assert_close(output, expected[0])
+    layer.backend = "cpp"
+    with pytest.raises(ValueError, match=r"cannot do this \(layer normalisation\): use backend='auto' or 'event'"):
+        layer(x)
+
+
+@each_cpu_backend
+@pytest.mark.parametrize("gates", [None, torch.ones(T, B)])
+def test_a_row_that_reads_nan_is_named(backend: Backend, gates: Tensor | None) -> None:
+    layer, x = build("gru", update_bias=30.0, backend=backend), drawn(T, B, D)
+    x[4, 1] = float("nan")
+    with pytest.raises(ValueError, match=r"rows \[1\] became NaN: their x or state, or the weights, are not finite"):
+        layer(x, gates=gates)
+
+
+@each_cpu_backend
+def test_values_out_of_range_are_refused(backend: Backend) -> None:
+    layer = build("gru", backend=backend)
+    with pytest.raises(ValueError, match=r"lengths must be within 0\.\.7, the steps of x, got \[8, 1, 7\]"):
+        layer(drawn(T, B, D), lengths=torch.tensor([8, 1, 7]))
+    with pytest.raises(ValueError, match="gates must be 0 or 1"):
+        layer(drawn(T, B, D), gates=torch.full((T, B), 0.5))
+
+
+@each_fast_backend
+def test_gates_that_want_a_gradient_are_for_the_reference(backend: Backend) -> None:
+    layer = build("gru", backend=backend)
+    with pytest.raises(
+        ValueError, match=rf"'{backend}' cannot do this \(gates that want a gradient\): use .*'reference'"
+    ):
+        layer(drawn(T, B, D), gates=torch.ones(T, B, requires_grad=True))
+
+
+def test_an_unknown_backend_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"backend must be one of auto, reference, event, cpp, triton, got 'cuda'"):
+        SkipGRU(2, 3, backend="cuda")  # type: ignore[arg-type]
+
+
+@each_fast_backend
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_torch_finds_the_operator_in_order(backend: Backend, cell: str) -> None:
+    """torch.library.opcheck: schema, autograd registration, fake tensors, and ahead-of-time autograd with gradients."""
+    weights = build(cell, num_layers=2).weights()
+    parameters = [
+        *(tensor for each in weights.layers for tensor in each[:4]),
+        weights.update_weight,
+        weights.update_bias,
+    ]
+    h = drawn(2, B, H).requires_grad_()
+    c = drawn(2, B, H, seed=2).requires_grad_() if cell == "lstm" else None
+    one = torch.ones(B, dtype=torch.float64)
+    x = drawn(T, B, D).requires_grad_()
+    torch.library.opcheck(
+        torch.ops.skipreel.skip_rnn.default,
+        (x, h, c, one, 0 * one, parameters, None, None, cell, backend, False, True),
+    )
+
+
+@each_fast_backend
+def test_a_compiled_model_gives_the_same_without_a_break(backend: Backend) -> None:
+    layer = build("gru", num_layers=2, backend=backend)
+    head = nn.Linear(H, 2, dtype=torch.float64)
+
+    def model(x: Tensor) -> Tensor:
+        output, _, gates = layer(torch.tanh(x))
+        return head(output).square().mean() + gates.mean()
+
+    x = drawn(T, B, D)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    expected = torch.autograd.grad(model(x), list(layer.parameters()))
+    actual = torch.autograd.grad(compiled(x), list(layer.parameters()))
+    for ours, theirs in zip(actual, expected, strict=True):
+        assert_close(ours, theirs)
+
+
+@each_fast_backend
+def test_autocast_leaves_the_recurrence_in_float32(backend: Backend) -> None:
+    layer = build(dtype=torch.float32, backend=backend)
+    x = drawn(T, B, D, dtype=torch.float32)
+    outside = layer(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = layer(x)
+        narrow, _, _ = layer(x.bfloat16())
+    assert torch.equal(inside[0], outside[0])
+    assert torch.equal(inside[2], outside[2])
+    assert narrow.dtype == torch.float32

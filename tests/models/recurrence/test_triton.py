@@ -15,12 +15,10 @@ from unittest import mock
 import pytest
 import torch
 
-from skipreel.models import SkipGRU, SkipLSTM
 from skipreel.models.recurrence import triton as implementation
 from skipreel.models.recurrence.interface import CellName
-from skipreel.models.recurrence.triton import Tiling, unsupported_reason
+from skipreel.models.recurrence.triton import Tiling
 from tests.support.recurrence_inputs import CELLS, check, make_inputs, output_grads, reference, uneven
-from tests.support.tolerances import assert_close
 from tests.support.triton_process import needs_triton, triton_process
 
 LENGTHS = torch.tensor([9, 0, 6, 1, 8])
@@ -77,40 +75,22 @@ def check_narrow(cell: CellName, *, scale: float) -> None:
 
 
 @needs_triton
-@each_cell
-@pytest.mark.parametrize("batch_first", [False, True])
-def test_a_layer_takes_it_by_name(interpreted: Run, cell: CellName, batch_first: bool) -> None:
-    interpreted(check_layer, cell, batch_first=batch_first)
-
-
-def check_layer(cell: CellName, *, batch_first: bool) -> None:
-    torch.manual_seed(0)
-    arguments = {"update_bias": -1.0, "batch_first": batch_first}
-    layer = SkipLSTM(3, 7, **arguments) if cell == "lstm" else SkipGRU(3, 7, reset_after=cell != "gru", **arguments)
-    x = torch.randn(5, 9, 3) if batch_first else torch.randn(9, 5, 3)
-    found = {}
-    for backend in ("reference", "triton"):
-        layer.backend = backend
-        layer.zero_grad()
-        output, state, gates = layer(x, lengths=LENGTHS)
-        (output.pow(2).sum() + state.h.sum() + gates.sum()).backward()
-        found[backend] = [output, state.h, gates, *(parameter.grad for parameter in layer.parameters())]
-    for ours, expected in zip(found["triton"], found["reference"], strict=True):
-        assert_close(ours, expected)
-
-
-@needs_triton
 def test_it_says_what_it_does_not_do(interpreted: Run) -> None:
-    interpreted(check_unsupported_reasons)
-    assert unsupported_reason(make_inputs("lstm")) == "tensors on cpu"
+    interpreted(check_hindrances)
+    assert implementation.unsupported_reason(make_inputs("lstm")) == "tensors on cpu"
 
 
-def check_unsupported_reasons() -> None:
-    assert unsupported_reason(make_inputs("gru", dtype=torch.float32, size=128)) is None
-    assert unsupported_reason(make_inputs("gru", dtype=torch.float32, size=129)) == "more than 128 hidden units"
-    assert unsupported_reason(make_inputs("gru", dtype=torch.float32, num_layers=2)) == "2 layers"
-    assert unsupported_reason(make_inputs("lstm", dtype=torch.float32, norm=True)) == "layer normalisation"
-    assert unsupported_reason(make_inputs("lstm")) == "torch.float64"
+def check_hindrances() -> None:
+    assert implementation.unsupported_reason(make_inputs("gru", dtype=torch.float32, size=128)) is None
+    assert (
+        implementation.unsupported_reason(make_inputs("gru", dtype=torch.float32, size=129))
+        == "more than 128 hidden units"
+    )
+    assert implementation.unsupported_reason(make_inputs("gru", dtype=torch.float32, num_layers=2)) == "2 layers"
+    assert (
+        implementation.unsupported_reason(make_inputs("lstm", dtype=torch.float32, norm=True)) == "layer normalisation"
+    )
+    assert implementation.unsupported_reason(make_inputs("lstm")) == "torch.float64"
 
 
 def test_without_triton_it_can_be_imported_and_says_so() -> None:
