@@ -141,13 +141,8 @@ class SkipRNNBase(nn.Module, ABC):
             self.initial_c.normal_()
 
     def weights(self) -> SkipWeights:
-        """The parameters as `models.recurrence` takes them, zeros in place of missing biases."""
-        return gather_weights(
-            self,
-            num_layers=self.num_layers,
-            bias_size=None if self.bias else self.gate_blocks * self.hidden_size,
-            layer_norm=self.layer_norm,
-        )
+        """The parameters as `models.recurrence` takes them, with zeros for missing biases."""
+        return gather_weights(self)
 
     def initial_state(self, batch_size: int) -> SkipState:
         """The trained s_0 for every row, with (p, a) = (1, 0): the first step is always an update."""

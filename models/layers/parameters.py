@@ -63,15 +63,15 @@ def initialise(weights: SkipWeights, *, gate_blocks: int, update_bias: float) ->
     weights.update_bias.fill_(update_bias)
 
 
-def gather_weights(layer: Any, *, num_layers: int, bias_size: int | None, layer_norm: bool) -> SkipWeights:
-    """The parameters of a layer as the recurrence takes them; zeros (bias_size,) stand for biases that it lacks."""
-    zeros = None if bias_size is None else layer.update_weight.new_zeros(bias_size)
-    names = LayerWeights._fields if layer_norm else LayerWeights._fields[:4]
+def gather_weights(layer: Any) -> SkipWeights:
+    """The parameters of a layer as the recurrence takes them, with zeros for missing biases."""
+    zeros = None if layer.bias else layer.update_weight.new_zeros(layer.gate_blocks * layer.hidden_size)
+    names = LayerWeights._fields if layer.layer_norm else LayerWeights._fields[:4]
     layers = (
         LayerWeights(
             *(zeros if zeros is not None and name in _BIASES else getattr(layer, f"{name}_l{index}") for name in names)
         )
-        for index in range(num_layers)
+        for index in range(layer.num_layers)
     )
     return SkipWeights(tuple(layers), layer.update_weight, layer.update_bias)
 

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,6 @@ import safetensors.torch
 import torch
 
 from skipreel.models import CheckpointError, RandomGate, Recognizer, RecognizerConfig, load_checkpoint, save_checkpoint
-from skipreel.models import checkpoint as module
 
 METADATA = {"class_names": ["läuft", "sitzt"], "feature_set": "abc123", "step": 7}
 
@@ -81,10 +82,8 @@ def test_a_write_cut_off_anywhere_leaves_the_old_or_the_new(
         return wrapped
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "_write", dying(module._write))
-        patch.setattr(module, "_sync_directory", dying(module._sync_directory))
-        patch.setattr(Path, "rename", dying(Path.rename))
-        patch.setattr(module.shutil, "rmtree", dying(module.shutil.rmtree))
+        for owner, name in ((Path, "open"), (Path, "rename"), (os, "fsync"), (shutil, "rmtree")):
+            patch.setattr(owner, name, dying(getattr(owner, name)))
         try:
             save_checkpoint(tmp_path / "c", build(1), {"step": 2})
             finished = True
