@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from skipreel.models import SkipGRU, SkipLSTM, SkipState, StridedGate
 from skipreel.models.recurrence import cpp, event
+from skipreel.models.recurrence.cpp.build import library
 from tests.support.layers import drawn
 from tests.support.tolerances import assert_close
 
@@ -170,7 +171,7 @@ def test_an_exported_layer_is_saved() -> None:
 def test_narrow_layers_are_computed_in_float32_by_the_fast_implementations(
     make: Any, implementation: Any, dtype: torch.dtype
 ) -> None:
-    if implementation is cpp and cpp.library() is None:
+    if implementation is cpp and library() is None:
         pytest.skip("the C++ implementation cannot be built here")
     torch.manual_seed(0)
     layer = make(D, H, 2, update_bias=-1.5, backend=implementation.__name__.rsplit(".", maxsplit=1)[-1]).to(dtype)

@@ -1,5 +1,5 @@
-// Runs every path of models/recurrence/cpp/skip_rnn.cpp on exactly sized buffers, for the address and thread sanitizers; and runs out
-// of memory at every place where it asks for some.
+// Runs every path of models/recurrence/cpp on exactly sized buffers, for the address and thread sanitizers; and runs out of
+// memory at every place where it asks for some.
 #include "../../../models/recurrence/cpp/skip_rnn.cpp"
 
 #include <atomic>
@@ -43,7 +43,7 @@ template <typename T> std::vector<T> random(int64_t n, double scale = 0.5) {
     return values;
 }
 
-template <typename T> void run(int64_t cell, int64_t L, int64_t H, int64_t D, bool ragged, bool recorded, bool ahead, double bias, bool starved = false) {
+template <typename T> void run(int64_t cell, int64_t L, int64_t H, int64_t D, bool ragged, bool given, bool ahead, double bias, bool starved = false) {
     const int64_t T_ = 13, B = 5, G = cell == 0 ? 4 : 3, K = cell == 0 ? 2 : 1, Y = cell == 0 ? 4 : cell == 1 ? 2 : 3, X = cell == 1 ? 3 : 4;
     const int64_t P = (H + 15) / 16 * 16, E = T_ * B, S = B + E;
     auto x = random<T>(T_ * B * D), h = random<T>(L * B * H), c = random<T>(L * B * H), w_p = random<T>(H, 2);
@@ -60,30 +60,30 @@ template <typename T> void run(int64_t cell, int64_t L, int64_t H, int64_t D, bo
     const std::vector<int64_t> lengths{0, T_, 1, T_ / 2, T_};
     std::vector<uint8_t> gates(T_ * B);
     for (auto &gate : gates) gate = generator() % 3 == 0;
-    const Problem problem{3, T_, B, D, H, L, cell, x.data(), B * D, D, h.data(), cell == 0 ? c.data() : nullptr, p.data(), a.data(),
-                          pointers.data(), w_p.data(), b_p.data(), ragged ? lengths.data() : nullptr, recorded ? gates.data() : nullptr,
+    const ForwardInputs inputs{3, T_, B, D, H, L, cell, x.data(), B * D, D, h.data(), cell == 0 ? c.data() : nullptr, p.data(), a.data(),
+                          pointers.data(), w_p.data(), b_p.data(), ragged ? lengths.data() : nullptr, given ? gates.data() : nullptr,
                           ahead ? projection.data() : nullptr};
     std::vector<T> output(T_ * B * H), h_end(L * B * H), c_end(L * B * H), p_end(B), a_end(B), used(T_ * B);
-    Answer answer{output.data(), B * H, H, h_end.data(), c_end.data(), p_end.data(), a_end.data(), used.data()};
+    ForwardOutputs outputs{output.data(), B * H, H, h_end.data(), c_end.data(), p_end.data(), a_end.data(), used.data()};
     std::vector<T> states(S * L * K * P), saved(E * L * X * P), held(S * L * Y * P), prob(S);
     std::vector<int64_t> index(4 * S);
     Trace trace{states.data(), saved.data(), held.data(), prob.data(), index.data(), 0, 0};
     std::vector<T> pre(E * L * G * P), logit(E), by_states(B * L * K * P), by_p(B), by_a(B);
-    const Incoming incoming{output.data(), B * H, H, h_end.data(), cell == 0 ? c_end.data() : nullptr, p_end.data(), a_end.data(), used.data()};
+    const OutputGrads output_grads{output.data(), B * H, H, h_end.data(), cell == 0 ? c_end.data() : nullptr, p_end.data(), a_end.data(), used.data()};
     int64_t size = 0;
     for (int64_t l = 0; l < L; l++) size += G * P * ((l == 0 ? (D + 15) / 16 * 16 : P) + P + 1) + P;
     std::vector<T> sums(3 * size);
-    Adjoints adjoints{ahead ? pre.data() : nullptr, logit.data(), by_states.data(), by_p.data(), by_a.data(),
+    PreactivationGrads grads{ahead ? pre.data() : nullptr, logit.data(), by_states.data(), by_p.data(), by_a.data(),
                       ahead && ragged ? nullptr : sums.data(), size};
     if constexpr (std::is_same_v<T, float>)
         if (starved) {
-            if (starve([&] { return skip_rnn_forward_float(&problem, &answer, &trace); }) < 10) std::abort();
-            if (starve([&] { return skip_rnn_backward_float(&problem, &trace, &incoming, &adjoints); }) < 10) std::abort();
+            if (starve([&] { return skip_rnn_forward_float(&inputs, &outputs, &trace); }) < 10) std::abort();
+            if (starve([&] { return skip_rnn_backward_float(&inputs, &trace, &output_grads, &grads); }) < 10) std::abort();
             return;
         }
-    if (!ahead) forward<T>(&problem, &answer, nullptr);
-    forward<T>(&problem, &answer, &trace);
-    backward<T>(&problem, &trace, &incoming, &adjoints);
+    if (!ahead) forward<T>(&inputs, &outputs, nullptr);
+    forward<T>(&inputs, &outputs, &trace);
+    backward<T>(&inputs, &trace, &output_grads, &grads);
     for (const T value : by_states)
         if (!(value == value)) std::abort();
 }

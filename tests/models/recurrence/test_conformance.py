@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from skipreel.models.recurrence import cpp
+from skipreel.models.recurrence.cpp.build import library
 from skipreel.models.recurrence.interface import CellName, ForwardInputs
 from skipreel.models.recurrence.operator import Backend, recurrence
 from skipreel.models.recurrence.reference import accumulate
@@ -55,7 +55,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(scope="module", autouse=True)
 def _compiled() -> None:
-    assert cpp.library() is not None, "these tests need g++ and ninja"
+    assert library() is not None, "these tests need g++ and ninja"
 
 
 @pytest.fixture(scope="module")

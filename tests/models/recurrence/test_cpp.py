@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch.utils import cpp_extension
 
 from skipreel.models import SkipLSTM
 from skipreel.models.recurrence import cpp
+from skipreel.models.recurrence.cpp import build
 from tests.support.layers import drawn, each_cell, make_layer
 from tests.support.tolerances import assert_close
 
@@ -67,6 +69,20 @@ def test_a_row_does_not_depend_on_its_neighbours_chunks_or_threads(cell: str) ->
     assert torch.equal(alone, whole[0][:, 4:5])
 
 
+def test_a_change_of_any_source_or_flag_builds_again(tmp_path: Path) -> None:
+    folder = shutil.copytree(Path(cpp.__file__).parent, tmp_path / "cpp")
+    seen = {build.source_digest(folder, ["-O3"]), build.source_digest(folder, ["-O2"])}
+    sources = [*folder.glob("*.h"), *folder.glob("*.cpp")]
+    for source in sources:
+        source.write_text(source.read_text() + "\n")
+        seen.add(build.source_digest(folder, ["-O3"]))
+    assert len(seen) == 2 + len(sources) > 4
+    (folder / "new.h").write_text("")
+    assert build.source_digest(folder, ["-O3"]) not in seen
+    (folder / "new.h").unlink()
+    assert build.source_digest(folder, ["-O3"]) in seen
+
+
 def test_without_a_compiler_the_torch_operators_serve_and_one_line_says_so(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
@@ -78,9 +94,9 @@ def test_without_a_compiler_the_torch_operators_serve_and_one_line_says_so(
     expected, _, _ = layer(x)
     monkeypatch.setattr(cpp_extension, "load", refuse)
     # MLflow's migrations silence the loggers that they meet.
-    monkeypatch.setattr(logging.getLogger(cpp.__name__), "disabled", False)
+    monkeypatch.setattr(logging.getLogger(build.__name__), "disabled", False)
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
-    cpp.library.cache_clear()
+    build.library.cache_clear()
     try:
         with caplog.at_level(logging.WARNING):
             for _ in range(3):
@@ -89,7 +105,7 @@ def test_without_a_compiler_the_torch_operators_serve_and_one_line_says_so(
         with pytest.raises(ValueError, match="it could not be built, the log says why"):
             layer(x)
     finally:
-        cpp.library.cache_clear()
+        build.library.cache_clear()
     assert [record.getMessage() for record in caplog.records if "building" not in record.getMessage()] == [
         "the C++ Skip RNN layers could not be built (Ninja is required to load C++ extensions): slower ones in torch "
         "operators are used; the fast ones need g++, ninja and a folder to build in: $TORCH_EXTENSIONS_DIR, or one "
@@ -105,12 +121,12 @@ def test_without_a_home_folder_the_torch_operators_serve(
 
     monkeypatch.setattr(Path, "home", nowhere)
     monkeypatch.delenv("TORCH_EXTENSIONS_DIR", raising=False)
-    monkeypatch.setattr(logging.getLogger(cpp.__name__), "disabled", False)
-    cpp.library.cache_clear()
+    monkeypatch.setattr(logging.getLogger(build.__name__), "disabled", False)
+    build.library.cache_clear()
     try:
         output, _, _ = SkipLSTM(3, 5)(torch.randn(7, 2, 3))
     finally:
-        cpp.library.cache_clear()
+        build.library.cache_clear()
     assert output.shape == (7, 2, 5)
     assert "Could not determine home directory" in caplog.text
 
