@@ -1,4 +1,4 @@
-"""The Triton kernels that models/recurrence/triton/__init__.py launches.
+"""The Triton kernels that launch.py launches.
 
 A program owns ROWS rows and goes from update to update, every row at a step of its own: it runs as often as the busiest
 of its rows updates. What decides a gate is added up in float32, one rounding after another as in stepping.

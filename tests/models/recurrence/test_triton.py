@@ -17,7 +17,8 @@ import torch
 
 from skipreel.models.recurrence import triton as implementation
 from skipreel.models.recurrence.interface import CellName
-from skipreel.models.recurrence.triton import Tiling
+from skipreel.models.recurrence.triton import launch, unsupported_reason
+from skipreel.models.recurrence.triton.launch import Tiling
 from tests.support.recurrence_inputs import CELLS, check, make_inputs, output_grads, reference, uneven
 from tests.support.triton_process import needs_triton, triton_process
 
@@ -44,7 +45,7 @@ def compiling(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
 
 
 def check_tiling(cell: CellName, tiling: Tiling, *, scale: float = 1.0, **arguments: Any) -> None:
-    with mock.patch.object(implementation, "tiling", return_value=tiling):
+    with mock.patch.object(launch, "tiling", return_value=tiling):
         check("triton", make_inputs(cell, shape=SHAPE, dtype=torch.float32, **arguments), scale=scale)
 
 
@@ -68,7 +69,7 @@ def check_narrow(cell: CellName, *, scale: float) -> None:
     upstream = output_grads(inputs, uneven(reference(inputs), scale=scale))
     trace = implementation.forward(inputs, save=True).trace
     exact = implementation.backward(inputs, trace, upstream, needs_x=True).pre_activation
-    with mock.patch.object(implementation, "tiling", return_value=Tiling(8, "float16")):
+    with mock.patch.object(launch, "tiling", return_value=Tiling(8, "float16")):
         trace = implementation.forward(inputs, save=True).trace
         narrow = implementation.backward(inputs, trace, upstream, needs_x=True).pre_activation
     assert 0 < (narrow - exact).norm() < 2e-3 * exact.norm()
@@ -77,20 +78,15 @@ def check_narrow(cell: CellName, *, scale: float) -> None:
 @needs_triton
 def test_it_says_what_it_does_not_do(interpreted: Run) -> None:
     interpreted(check_hindrances)
-    assert implementation.unsupported_reason(make_inputs("lstm")) == "tensors on cpu"
+    assert unsupported_reason(make_inputs("lstm")) == "tensors on cpu"
 
 
 def check_hindrances() -> None:
-    assert implementation.unsupported_reason(make_inputs("gru", dtype=torch.float32, size=128)) is None
-    assert (
-        implementation.unsupported_reason(make_inputs("gru", dtype=torch.float32, size=129))
-        == "more than 128 hidden units"
-    )
-    assert implementation.unsupported_reason(make_inputs("gru", dtype=torch.float32, num_layers=2)) == "2 layers"
-    assert (
-        implementation.unsupported_reason(make_inputs("lstm", dtype=torch.float32, norm=True)) == "layer normalisation"
-    )
-    assert implementation.unsupported_reason(make_inputs("lstm")) == "torch.float64"
+    assert unsupported_reason(make_inputs("gru", dtype=torch.float32, size=128)) is None
+    assert unsupported_reason(make_inputs("gru", dtype=torch.float32, size=129)) == "more than 128 hidden units"
+    assert unsupported_reason(make_inputs("gru", dtype=torch.float32, num_layers=2)) == "2 layers"
+    assert unsupported_reason(make_inputs("lstm", dtype=torch.float32, norm=True)) == "layer normalisation"
+    assert unsupported_reason(make_inputs("lstm")) == "torch.float64"
 
 
 def test_without_triton_it_can_be_imported_and_says_so() -> None:
@@ -158,7 +154,7 @@ def compile_kernel(name: str, cell: CellName, tiling: Tiling) -> tuple[int, str,
     aligned = {(place,): [["tt.divisibility", 16]] for place, kind in enumerate(signature.values()) if kind[0] == "*"}
     own = {argument: value for argument, value in constants.items() if argument in signature}
     source = ASTSource(kernel, signature, constexprs=own, attrs=aligned)
-    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=implementation.OPTIONS)
+    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=launch.OPTIONS)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as binary:
         binary.write(compiled.asm["cubin"])
         binary.flush()
