@@ -1,6 +1,6 @@
 """What every implementation of the recurrence may rely on: one dtype, one device and the right shapes.
 
-C++ is given bare addresses, so a wrong size here would be memory overwritten there, and a wrong dtype noise.
+C++ gets bare addresses: with a wrong size it would overwrite memory, with a wrong dtype read noise.
 
 Letters: B batch, T steps, D features, H hidden, L layers, G gate blocks of a cell (LSTM 4, GRU 3), N of them that layer
 normalisation acts on (LSTM 4, GRU 2).

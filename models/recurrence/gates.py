@@ -20,13 +20,13 @@ from torch import Tensor
 from skipreel.models.recurrence.reference import accumulate
 
 MAX_WAIT: Final = 10_000
-"""How many steps ahead an update is looked for unless the caller knows how many remain."""
+"""How many steps ahead to look for an update, unless the caller knows how many remain."""
 
 TABLE_SIZE: Final = 256
 """Waits up to this are looked up in a table, which takes some 20 ms to make."""
 
 FIRST_BLOCK: Final = 64
-"""Steps that other jumps look ahead at first; then as many again as they have looked at, so few looks go far."""
+"""Steps that other jumps look ahead at first. Each further look covers as many as all looks before it."""
 
 _DRAWS: Final = 1024
 
@@ -76,7 +76,7 @@ class RandomGate:
     def stream(self, *, key: str | None = None) -> Iterator[bool]:
         """The gates of `schedule` one by one, without end."""
         generator = self._generator(key)
-        yield bool(torch.rand(1, generator=generator) >= 0)  # drawn all the same: the first step is always used
+        yield bool(torch.rand(1, generator=generator) >= 0)  # drawn although the first step is always used
         while True:
             yield from (torch.rand(_DRAWS, generator=generator) >= self.p_skip).tolist()
 

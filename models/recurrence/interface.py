@@ -32,7 +32,7 @@ class ForwardInputs(NamedTuple):
 
 
 class Trace(NamedTuple):
-    """What a forward keeps for its backward, of any strides. P may be H or more: whatever stands beyond H is padding.
+    """What a forward keeps for its backward, of any strides. P may be H or more: what lies beyond H is padding.
 
     states (S, L, K, P); saved (E, L, X), values of the cell at each update; held (M, L, Y), recurrent products of the
     segments that hold their state for at least one valid step (with given gates none are needed); prob (S,), the p of

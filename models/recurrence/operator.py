@@ -79,7 +79,7 @@ def recurrence(
 
     Raises ValueError where dtypes, devices or shapes do not fit each other, and where the backend was named and cannot
     do this; and where lengths or gates hold what is not allowed or a row becomes NaN, unless torch only records or
-    transforms the call, and there are no values to look at.
+    transforms the call and there are no values to check.
     """
     check_arguments(x, state, weights, cell=cell)
     if x.dtype in _NARROW_DTYPES and backend != "reference":
@@ -130,7 +130,7 @@ def recurrence(
     )
     if differentiable or is_followed or autocast_is_on(x.device.type):
         output, h, c, update_prob, accumulated, used, *_ = _skip_rnn(*arguments)
-    else:  # the operator's book-keeping takes longer than a short sequence
+    else:  # the operator's overhead is longer than a short sequence
         return _forward(arguments)[:3]
     if batch_first:
         output, used = output.transpose(0, 1), used.transpose(0, 1)
@@ -163,7 +163,7 @@ def _check_values(lengths: Tensor | None, gates: Tensor | None, *, num_steps: in
 
 
 def _check_finite(update_prob: Tensor) -> None:
-    """A NaN that a row has read stays in its p: one look at the end finds it."""
+    """A NaN that a row has read stays in its p, so one check at the end finds it."""
     rows = update_prob.isnan().nonzero().flatten().tolist()
     if rows:
         raise ValueError(f"rows {rows} became NaN: their x or state, or the weights, are not finite")
@@ -182,7 +182,7 @@ class _Implementation(Protocol):
 def _implementation(backend: str, inputs: ForwardInputs) -> _Implementation:
     """The module that computes these inputs; ValueError where the one that was named cannot.
 
-    Loaded when wanted: whether Triton interprets its kernels is settled by the environment at their import.
+    Triton is imported here, because the environment at its import decides whether it interprets its kernels.
     """
     if backend in ("auto", "cpp"):
         reason = cpp.unsupported_reason(inputs)
@@ -202,7 +202,7 @@ def _implementation(backend: str, inputs: ForwardInputs) -> _Implementation:
 
 
 class _Arguments(NamedTuple):
-    """What the operator is called with; x is (B, T, D) with batch_first, else (T, B, D), and so are its answers."""
+    """What the operator is called with; x is (B, T, D) with batch_first, else (T, B, D), and so is its output."""
 
     x: Tensor
     h: Tensor
@@ -361,7 +361,7 @@ def _trace(tensors: Sequence[Tensor]) -> Trace:
 
 
 def _without_aliasing(tensors: Sequence[Tensor], *, of: _Arguments) -> list[Tensor]:
-    """The same, none sharing memory with another or with the arguments, as torch asks of an operator's answers."""
+    """The tensors, copied where they share memory with another or an argument, which torch forbids of outputs."""
     owned = {part.untyped_storage().data_ptr() for part in (*of[:5], *of.parameters) if part is not None}
     separate = []
     for tensor in tensors:
@@ -430,7 +430,7 @@ def _backward_by_reference(
 ) -> tuple[Any, ...]:
     """As `_backward`, by the reference's steps: torch knows how to differentiate and to batch those."""
 
-    def answers(*inputs: Tensor | None) -> list[Tensor | None]:
+    def outputs(*inputs: Tensor | None) -> list[Tensor | None]:
         first = dict(zip(call._fields, inputs[:5], strict=False))
         x, state, weights, cell, lengths, gates = call._replace(**first, parameters=inputs[5:]).forward_inputs()  # type: ignore[arg-type]
         output, last, used = skip_recurrence(x, state, weights, cell=CELLS[cell], lengths=lengths, gates=gates)
@@ -438,7 +438,7 @@ def _backward_by_reference(
 
     inputs, wanted = [*call[:5], *call.parameters], [*needed[:5], *needed[5]]
     with without_autocast(call.x.device.type):
-        gradients = differentiable_gradients(answers, inputs, grads, wanted=wanted)
+        gradients = differentiable_gradients(outputs, inputs, grads, wanted=wanted)
     return *gradients[:5], gradients[5:], *[None] * 6
 
 

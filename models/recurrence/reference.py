@@ -161,7 +161,7 @@ def candidate(x: Tensor, state: SkipState, weights: SkipWeights, *, cell: Cell, 
             c_new.append(c_layer)
     top = c_new[-1] if c_new else h_new[-1]
     return SkipState(
-        h=torch.stack(h_new).to(state.h.dtype),  # under autocast a cell may answer in a narrower dtype
+        h=torch.stack(h_new).to(state.h.dtype),  # under autocast a cell may return a narrower dtype
         c=None if state.c is None else torch.stack(c_new).to(state.c.dtype),
         update_prob=update_probability(top, weights.update_weight, weights.update_bias).to(state.update_prob.dtype),
         accumulated=torch.zeros_like(state.accumulated),
@@ -186,7 +186,7 @@ def skip_step(
     """One time step (eqs. 2–5): x (B, D), valid (B,) bool, gate (B,) or None for the learned one -> (state, u (B,)).
 
     A row that is not valid is padding: its gate is 0, and its state, p and a stay. A given gate takes the place of
-    round(a); (p, a) is carried along all the same, but nothing consults it.
+    round(a); (p, a) is still carried along, but nothing reads it.
     """
     a = accumulate(state.update_prob, state.accumulated)
     u = (binarise(a) if gate is None else gate) * valid

@@ -1,4 +1,4 @@
-"""How long segments last, and the scans in (p, a) that are as long as the longest wait, over all segments at once.
+"""How long segments last; and scans in (p, a), over all segments at once and as long as the longest wait.
 
 Letters: B batch, T steps, D features, H hidden, S segments, n steps of rows.
 """

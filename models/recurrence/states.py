@@ -1,4 +1,4 @@
-"""Single rows out of a state, and states joined into one, for callers whose rows fall due at different times.
+"""Single rows out of a state, and states joined into one, for callers whose rows update at different times.
 
 Letters: B batch, H hidden, L layers.
 """

@@ -25,8 +25,8 @@ def batched(tensor: Tensor | None) -> bool:
 def followed(tensors: Iterable[Tensor | None]) -> bool:
     """Whether the call must go through torch's dispatcher, because something there records or replaces it.
 
-    So do torch.compile, jit.trace, and modes as those of make_fx and fake tensors; and tensors that have no values, or
-    are of a class of their own.
+    That is so under torch.compile, jit.trace, and modes such as those of make_fx and fake tensors; and for tensors
+    without values or of a subclass.
     """
     return (
         torch.compiler.is_compiling()
@@ -39,7 +39,7 @@ def followed(tensors: Iterable[Tensor | None]) -> bool:
 
 
 def autocast_is_on(device_type: str) -> bool:
-    """As torch.is_autocast_enabled, which fails for a device that has none, as "meta"."""
+    """As torch.is_autocast_enabled, which fails for a device without autocast, such as "meta"."""
     return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
 
 
@@ -57,7 +57,7 @@ def differentiable_gradients(
 ) -> list[Tensor | None]:
     """Gradients by each wanted input, given those by each output of function(*inputs), which is computed once more.
 
-    They can be differentiated in their turn where gradients are on. None stands for no gradient.
+    Where gradients are on, they can be differentiated too. None stands for no gradient.
     """
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():

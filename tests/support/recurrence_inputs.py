@@ -145,7 +145,7 @@ def run(name: str, inputs: ForwardInputs, upstream: list[Tensor | None]) -> tupl
 
 
 def gradients(inputs: ForwardInputs, trace: Trace, grads: PreactivationGrads) -> dict[str, Tensor]:
-    """By all leaves, from what a backward answers."""
+    """By all leaves, from what a backward returns."""
     by_x, by_weights = parameter_gradients(inputs, trace, grads, needs_x=True)
     assert by_x is not None
     h, *c = grads.states[..., : inputs.state.h.shape[2]].permute(2, 1, 0, 3)

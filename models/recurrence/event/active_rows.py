@@ -1,4 +1,4 @@
-"""Where each row stands while a forward runs from update to update.
+"""The rows that still run while a forward goes from update to update, and where each of them is.
 
 Letters: B batch, n rows that have an update before them.
 """

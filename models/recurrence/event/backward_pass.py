@@ -1,7 +1,7 @@
 """The backward of models/recurrence/event.
 
-For each row of a batch of updates the adjoints of its state, of ũ and p, and a 1 stand beside each other, W = L·K·H + 3
-wide: what skipped steps do is linear in such a row, and so is the gradient of a gate.
+Each row of a batch of updates has one vector of the adjoints of its state, of ũ and p, and a 1, W = L·K·H + 3 wide:
+what skipped steps do is linear in that vector, and so is the gradient of a gate.
 
 Letters: B batch, T steps, H hidden, L layers, G gate blocks, K state vectors of a layer, N normalised blocks, E updates
 in all rows, S = B + E segments, n rows of a batch of updates, m of a few batches together.

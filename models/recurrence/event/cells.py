@@ -1,8 +1,8 @@
-"""One layer's candidate and its backward over a batch of rows, by hand and in place: what autograd would do.
+"""One layer's candidate and its backward over a batch of rows, in place; the backward is what autograd would compute.
 
 A backward comes in two parts: `factors`, everything that does not depend on the adjoints, for many updates at once; and
 `backward_step`, update by update. Formulas of the cells: models/recurrence/reference.py; normalisation:
-normalise.py beside this file.
+normalise.py in this folder.
 
 Letters: n rows, D features (H in upper layers), H hidden, G gate blocks, N of them that layer normalisation reaches, A
 blocks that are saved, R blocks of recurrent products that need the held h alone.

@@ -26,7 +26,7 @@ class Forward:
         self._projection = project_beforehand(inputs, self._layers[0]) if save else None
         self._input_projection = InputProjection(inputs, self._layers[0], projection=self._projection)
         self._memory = Memory(inputs, self._cell, self._layers, save=save)
-        # Candidates of skipped steps, which only gradients of learned gates need, are made of these.
+        # The candidates of skipped steps need these; only gradients of learned gates need the candidates.
         self._held = Held(inputs, self._cell, self._layers) if save and inputs.gates is None else None
         self._updates = Updates(inputs.x.shape[1])
         self._last = _LastSegments(inputs)

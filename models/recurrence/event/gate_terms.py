@@ -48,7 +48,7 @@ def gate_terms(inputs: ForwardInputs, trace: Trace, output_grads: OutputGrads, *
 def final_adjoint(inputs: ForwardInputs, trace: Trace, output_grads: OutputGrads) -> Tensor:
     """(B, W): the adjoint of each row's last segment: of its states, of a and b behind it, and a 1.
 
-    With given gates of a and b at its start, since there nothing happens to them that would need the others.
+    With given gates a and b are those at its start, because their way back depends on no other adjoint.
     """
     num_layers, batch_size, size = inputs.state.h.shape
     vectors = [output_grads.h] if inputs.state.c is None else [output_grads.h, output_grads.c]

@@ -14,10 +14,10 @@ from skipreel.models.recurrence.interface import ForwardInputs
 from skipreel.models.recurrence.segments import FlatRows
 
 _NARROW: Final = 8
-"""Up to so many features, multiplying again costs no more than fetching the product."""
+"""Up to so many features, computing the product again costs no more than fetching it."""
 
 _AHEAD: Final = 16
-"""Steps: when all rows have updated at so many in turn, so many are projected together."""
+"""After all rows have updated at so many consecutive steps, so many steps are projected together."""
 
 
 def project_beforehand(inputs: ForwardInputs, layer: Layer) -> Tensor | None:
@@ -66,7 +66,7 @@ class InputProjection:
         self._fill(self._flat.values.index_select(0, self._flat.places(rows, steps)), out)
 
     def _project(self, start: int) -> None:
-        """All rows at the next few steps: all updated for so long, so they will, and large products are fast."""
+        """All rows at the next few steps: they will probably go on updating together, and large products are fast."""
         assert self._weight is not None
         self._ahead = F.linear(self._by_step[start : start + _AHEAD], self._weight, self._bias)
         self._ahead_from = start

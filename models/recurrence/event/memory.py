@@ -19,10 +19,10 @@ def initial_vectors(inputs: ForwardInputs) -> list[Vectors]:
 
 
 class Memory:
-    """Rows for every segment where a backward will read them; otherwise one for each row, written over and over.
+    """Rows for every segment where a backward will read them; otherwise one for each row, overwritten by each update.
 
     With `save`: states (L, K, S or more, H), and saved (L, E or more, X). In any case top (S or more, H), the top
-    layer's h. Every vector is a matrix by itself, because operators are fastest on rows that lie together.
+    layer's h. Every vector is a matrix of its own, because operators are fastest on contiguous rows.
     """
 
     def __init__(self, inputs: ForwardInputs, cell: Cell, layers: list[Layer], *, save: bool) -> None:

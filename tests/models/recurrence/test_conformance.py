@@ -84,7 +84,7 @@ def run_check(name: str, request: pytest.FixtureRequest) -> Run:
 
 
 def check_each(name: str, cell: CellName, *variants: dict[str, Any], **arguments: Any) -> None:
-    """`check` for several problems; which one went wrong stands below the traceback."""
+    """`check` for several inputs; the line below the traceback says which one failed."""
     for variant in variants or ({},):
         try:
             check(name, make_inputs(cell, **{"dtype": DTYPES[name], **arguments, **variant}))
@@ -299,7 +299,7 @@ def test_two_runs_are_equal_bit_for_bit(name: str, run_check: Run, cell: CellNam
 
 
 def check_float32(name: str, *problems: tuple[CellName, dict[str, Any]]) -> None:
-    """Its answers and gradients against those of float64; gradients in units of the largest entry of each."""
+    """Its outputs and gradients against those of float64; gradients in units of the largest entry of each."""
     for cell, arguments in problems:
         assert_float32(name, make_inputs(cell, **arguments))
 
