@@ -4,8 +4,8 @@ At a skipped step the adjoints z = (a, b) of (ũ, p) become M z + (1, 1)·(λ + 
 [1 − α, 1 + q]]. D = s̃ − s_k is the candidate that was not taken less the state that is held, q = p̃ − p_k, α is ũ; λ is
 the gradient of the gate, C that of the outputs from this step to the end of the segment, A that of the state behind it.
 
-So z at the start of a segment is linear in (A, z behind it, 1), with coefficients that depend on no adjoint. They are made
-before the backward runs. Only two scans of small vectors in them are sequential, as long as the longest wait.
+So z at the start of a segment is linear in (A, z behind it, 1), with coefficients that depend on no adjoint. They are
+made before the backward runs. Only two scans of small vectors are sequential, as long as the longest wait.
 
 Letters: B batch, T steps, H hidden, L layers, K state vectors of a layer, S segments, Q skipped steps, m of them at a
 time, W = L·K·H + 3.
