@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from skipreel.jobs.closed_loop.session import Request, Session
+from skipreel.jobs.closed_loop.queue import QueuedVideo
 
 # A worker whose decoder takes longer (a slow disk, a slow network) gets a substitute: it delays its video alone.
 SLOW_S = 1.0
@@ -13,10 +13,9 @@ SLOW_S = 1.0
 
 @dataclass(slots=True, eq=False)
 class Call:
-    """A worker's call of a decoder; ``session`` is None while it opens the video."""
+    """A worker's call of a decoder, to open a video or to decode frames of it."""
 
-    request: Request
-    session: Session | None
+    video: QueuedVideo
     since: float
     has_substitute: bool = False
     is_given_up: bool = False
@@ -41,10 +40,9 @@ class DecoderCalls:
         """Those that are in a call, by their `get_ident`."""
         return set(self._calls)
 
-    def begin(self, request: Request, session: Session | None) -> Call:
+    def begin(self, video: QueuedVideo) -> None:
         """This thread is about to call a decoder."""
-        call = self._calls[threading.get_ident()] = Call(request, session, time.monotonic())
-        return call
+        self._calls[threading.get_ident()] = Call(video, time.monotonic())
 
     def end(self) -> None:
         """This thread's call has returned."""

@@ -21,7 +21,8 @@ from skipreel.features.batching.collate import Task
 from skipreel.jobs.closed_loop.labels import Labelling, labels_of
 from skipreel.jobs.closed_loop.online import OnlineRecognizer
 from skipreel.jobs.closed_loop.prediction import Prediction
-from skipreel.jobs.closed_loop.scheduler import Outcome, Scheduler
+from skipreel.jobs.closed_loop.queue import Outcome
+from skipreel.jobs.closed_loop.scheduler import Scheduler
 from skipreel.jobs.closed_loop.session import Request
 from skipreel.jobs.trained.backbone import load_backbone_of
 from skipreel.jobs.trained.budget import with_budget

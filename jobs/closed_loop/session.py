@@ -68,8 +68,6 @@ class Session(ABC):
         video.set_candidates(self.frame_index.tolist())
         self.used = np.zeros(len(self.frame_index), np.bool_)
         self.num_encoded = 0
-        # For whoever runs it: a decoder is at work, which nobody may close; it has an outcome already.
-        self.is_decoding = self.is_over = False
 
     def decode(self, steps: Steps) -> list[Frame]:
         """The frames of these steps.

@@ -16,7 +16,8 @@ from skipreel.features.extraction.actors import BLOCK_S, Decoded, extend_sys_pat
 from skipreel.features.extraction.tasks import FrameChunk, VideoJob, VideoOutcome
 from skipreel.features.feature_set.schema import Source
 from skipreel.jobs.closed_loop.prediction import Prediction
-from skipreel.jobs.closed_loop.scheduler import Outcome, Scheduler
+from skipreel.jobs.closed_loop.queue import Outcome
+from skipreel.jobs.closed_loop.scheduler import Scheduler
 from skipreel.jobs.closed_loop.session import Request
 from skipreel.jobs.trained.backbone import load_backbone_of
 from skipreel.jobs.trained.model import TrainedModel

@@ -14,7 +14,8 @@ import torch
 
 from skipreel.features.backbones.backbone import Backbone
 from skipreel.features.feature_set.spec import FeatureSpec
-from skipreel.jobs.closed_loop.scheduler import Outcome, Scheduler
+from skipreel.jobs.closed_loop.queue import Outcome
+from skipreel.jobs.closed_loop.scheduler import Scheduler
 from skipreel.jobs.closed_loop.session import ClosedLoopSession, Request, ScheduledSession
 from skipreel.jobs.trained.model import TrainedModel
 from skipreel.models import StridedGate

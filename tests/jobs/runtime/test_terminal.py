@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 from rich.console import Console
 
-from skipreel.jobs.closed_loop.scheduler import Outcome
+from skipreel.jobs.closed_loop.queue import Outcome
 from skipreel.jobs.closed_loop.session import Request
 from skipreel.jobs.commands import predict
 from skipreel.jobs.predictions.files import open_writer
