@@ -47,8 +47,8 @@ class FakeSession:
 class QueueMachine(RuleBasedStateMachine):
     """Jobs that were taken end in any order, and well or not."""
 
-    @initialize(in_flight=st.integers(1, 4), batch_size=st.integers(3, 6))
-    def begin(self, in_flight: int, batch_size: int) -> None:
+    @initialize(videos=VIDEOS, in_flight=st.integers(1, 5), batch_size=st.integers(3, 6))
+    def begin(self, videos: list[tuple[bool, list[int]]], in_flight: int, batch_size: int) -> None:
         self.in_flight, self.batch_size = in_flight, batch_size
         self.queue = VideoQueue(in_flight=in_flight, batch_size=batch_size)
         self.videos: dict[str, tuple[bool, list[int]]] = {}
@@ -58,6 +58,7 @@ class QueueMachine(RuleBasedStateMachine):
         self.begun: set[str] = set()
         self.outcomes: dict[str, bool] = {}  # whether there is a prediction
         self.is_closed = False
+        self.add(videos)
 
     @rule(videos=VIDEOS)
     @precondition(lambda self: not self.is_closed)
@@ -66,7 +67,12 @@ class QueueMachine(RuleBasedStateMachine):
         self.videos |= new
         self.queue.add(Request(key, key) for key in new)
 
-    @rule(kind=st.sampled_from(["job", "job", "job", "decoding", "encoding"]))
+    @rule(count=st.integers(1, 6), kind=st.sampled_from(["job", "decoding", "encoding"]))
+    @precondition(lambda self: len(self.jobs) < 6)
+    def take_jobs(self, count: int, kind: str) -> None:
+        for _ in range(count):
+            self.take(kind)
+
     def take(self, kind: str) -> None:
         job = getattr(self.queue, f"next_{kind}")()
         if job is None:
@@ -86,7 +92,7 @@ class QueueMachine(RuleBasedStateMachine):
     def decoding(self) -> list[Open | Decode]:
         return [job for job in self.jobs if isinstance(job, Open | Decode)]
 
-    @rule(data=st.data(), goes_well=st.sampled_from([True, True, False]))
+    @rule(data=st.data(), goes_well=st.sampled_from([True] * 3 + [False]))
     @precondition(lambda self: self.jobs)
     def end_a_job(self, data: st.DataObject, goes_well: bool) -> None:
         self.end(self.jobs.pop(data.draw(st.integers(0, len(self.jobs) - 1))), goes_well)
@@ -123,7 +129,7 @@ class QueueMachine(RuleBasedStateMachine):
             self.to_close.append(video)
 
     @rule(data=st.data())
-    @precondition(lambda self: self.decoding)
+    @precondition(lambda self: len(self.decoding) > 1)
     def give_up(self, data: st.DataObject) -> None:
         video = data.draw(st.sampled_from(self.decoding)).video
         assert not self.queue.ended(video, None, "late"), "its worker is to close it"
@@ -145,7 +151,7 @@ class QueueMachine(RuleBasedStateMachine):
             self.outcomes[outcome.request.key] = outcome.prediction is not None
 
     @rule()
-    @precondition(lambda self: not self.is_closed and len(self.videos) > 8)
+    @precondition(lambda self: not self.is_closed and len(self.begun) > 4)
     def close(self) -> None:
         self.is_closed = True
         self.to_close += self.queue.close()
@@ -175,7 +181,7 @@ class QueueMachine(RuleBasedStateMachine):
 
 
 TestQueue = QueueMachine.TestCase
-TestQueue.settings = settings(max_examples=150, stateful_step_count=80, deadline=None)
+TestQueue.settings = settings(max_examples=300, stateful_step_count=80, deadline=None)
 
 
 def test_nothing_more_is_decoded_while_two_batches_wait_for_the_encoder() -> None:
@@ -189,3 +195,19 @@ def test_nothing_more_is_decoded_while_two_batches_wait_for_the_encoder() -> Non
     assert queue.next_decoding() is None
     assert len(queue.next_job().batch) == 4
     assert isinstance(queue.next_decoding(), Open)
+
+
+def test_a_video_that_has_failed_fails_once_and_is_not_decoded_further() -> None:
+    queue = VideoQueue(in_flight=1, batch_size=1)
+    queue.add([Request("v", "")])
+    video, session = queue.next_decoding().video, FakeSession("v", [1, 1, 1], is_eager=True)
+    queue.opened(video, session, session.next_wanted())
+    for _ in range(2):
+        job = queue.next_decoding()
+        queue.decoded(video, DecodedFrames(session, job.steps, [None]), session.next_wanted())
+    assert len(queue.next_encoding().batch) == len(queue.next_encoding().batch) == 1
+    assert queue.ended(video, None, "first"), "it is to be closed"
+    assert not queue.ended(video, None, "second"), "it is being closed"
+    assert queue.next_decoding() is None
+    queue.closed(video)
+    assert [outcome.reason for outcome in queue.take_outcomes()] == ["first"]
