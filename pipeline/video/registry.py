@@ -7,9 +7,9 @@ from skipreel.pipeline.user_code import import_function, is_function_name
 from skipreel.pipeline.video.decoder import VideoDecoder, from_first_frame
 
 DECODERS = {
-    "pyav": "skipreel.pipeline.video.pyav.decoder:PyAVVideo",
-    "decord": "skipreel.pipeline.video.decord:DecordVideo",
-    "torchcodec": "skipreel.pipeline.video.torchcodec:TorchcodecVideo",
+    "pyav": "skipreel.pipeline.video.pyav.decoder:PyAVDecoder",
+    "decord": "skipreel.pipeline.video.decord:DecordDecoder",
+    "torchcodec": "skipreel.pipeline.video.torchcodec:TorchcodecDecoder",
 }
 """Each decoder's name and the class or function that opens a video by its URI."""
 

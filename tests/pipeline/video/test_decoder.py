@@ -205,9 +205,9 @@ def test_a_decoder_of_ones_own_may_state_the_times_of_the_file(
 ) -> None:
     (tmp_path / "raw_times.py").write_text(
         "import numpy as np\n"
-        "from skipreel.pipeline.video.pyav.decoder import PyAVVideo\n"
+        "from skipreel.pipeline.video.pyav.decoder import PyAVDecoder\n"
         "def opens(uri):\n"
-        "    video = PyAVVideo(uri)\n"
+        "    video = PyAVDecoder(uri)\n"
         "    video.pts_seconds = 30001.4 + np.arange(len(video.pts_seconds)) / 25\n"
         "    return video\n"
     )

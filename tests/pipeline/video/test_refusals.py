@@ -96,7 +96,7 @@ def test_what_is_no_video_is_refused_with_a_reason(
 def test_what_a_decoder_gets_wrong_it_refuses(folder: Path, decoder: str, kind: str) -> None:
     needs(decoder)
     with pytest.raises(VideoError, match="use decoder pyav") as caught:
-        open_video(str(made(folder, kind)), decoder).read(0)
+        open_video(str(made(folder, kind)), decoder).get_frame_at(0)
     assert f"{kind} is refused with decoder {decoder}" in str(caught.value)
 
 

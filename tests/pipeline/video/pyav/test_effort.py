@@ -74,7 +74,7 @@ def test_memory_of_pictures_is_used_again(tmp_path: Path) -> None:
         "import resource, sys\n"
         "from skipreel.pipeline.video import open_video\n"
         "with open_video(sys.argv[1]) as video:\n"
-        "    for index, frame in enumerate(video.read_many(range(60))):\n"
+        "    for index, frame in enumerate(video.iter_frames_at(range(60))):\n"
         "        if index == 20:\n"
         "            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)\n"
