@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from benchmarks.timing import Row, paired, ratio
 from skipreel.features.backbones.backbone import batch_size_on
 from skipreel.features.backbones.loading import load_backbone
-from skipreel.features.feature_set.spec import Dtype
+from skipreel.features.spec import Dtype
 
 FRAME = (480, 854, 3)
 TARGET = 0.9

@@ -36,7 +36,7 @@ from skipreel.features.extraction.actors import BackboneSettings
 from skipreel.features.extraction.planner import Skipped, plan
 from skipreel.features.extraction.progress import Progress
 from skipreel.features.extraction.ray_executor import Extraction, PoolConfig
-from skipreel.features.extraction.tasks import BLOCK_BYTES, PART_BYTES, FrameSettings
+from skipreel.features.extraction.work import BLOCK_BYTES, CHUNK_BYTES, FrameSettings
 from skipreel.features.feature_set.card import create_feature_set
 from skipreel.features.feature_set.ledger import read_state
 from skipreel.features.feature_set.reader import FeatureSet
@@ -52,7 +52,7 @@ CORES = os.cpu_count() or 1
 TARGET = 0.9
 # Two blocks of frames a decoder and three an encoder, each at most a part beyond full; and 500 MB a process, which
 # is libraries, one shard being collected, the index of a long video and, in the encoder, a small backbone.
-MEMORY_BOUND = 5 * CORES * (BLOCK_BYTES + PART_BYTES) + 3 * (500 << 20)
+MEMORY_BOUND = 5 * CORES * (BLOCK_BYTES + CHUNK_BYTES) + 3 * (500 << 20)
 
 
 @dataclass(frozen=True)

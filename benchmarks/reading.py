@@ -20,11 +20,12 @@ from numpy.typing import NDArray
 
 from benchmarks.timing import Row, machine, paired, ratio, write_json
 from skipreel.features.batching.buckets import BatchPlan
+from skipreel.features.batching.stream import stream_features
 from skipreel.features.feature_set.card import create_feature_set
 from skipreel.features.feature_set.reader import FeatureSet
 from skipreel.features.feature_set.schema import Segment, Source, shard_table
 from skipreel.features.feature_set.shard_file import write_shard
-from skipreel.features.feature_set.spec import FeatureSpec
+from skipreel.features.spec import FeatureSpec
 from skipreel.pipeline.storage import FileStat
 from skipreel.pipeline.video.sampling import Sampling
 
@@ -102,7 +103,7 @@ def write_noise(uri: str, corpus: Corpus, video_ids: list[str]) -> None:
 
 
 def ours(feature_set: FeatureSet) -> Iterator[tuple[tuple[str, ...], torch.Tensor]]:
-    for batch in feature_set.stream(PLAN):
+    for batch in stream_features(feature_set, PLAN):
         yield batch.video_ids, batch.features
 
 
@@ -160,8 +161,8 @@ def ways(corpus: Corpus, feature_set: FeatureSet) -> dict[str, Callable[[], obje
         "read, same memory": read_into,
         "np.load and pad": lambda: exhaust(from_npy(corpus)),
         "Arrow": decode,
-        "with times": lambda: exhaust(feature_set.stream(PLAN, with_times=True)),
-        "as float32": lambda: exhaust(feature_set.stream(PLAN, dtype="float32")),
+        "with times": lambda: exhaust(stream_features(feature_set, PLAN, with_times=True)),
+        "as float32": lambda: exhaust(stream_features(feature_set, PLAN, dtype="float32")),
         "index": lambda: FeatureSet(feature_set.uri).index(),
     }
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from skipreel.features.backbones.network import Prepare
 from skipreel.features.errors import BackboneError
-from skipreel.features.feature_set.spec import Dtype, FeatureSpec
+from skipreel.features.spec import Dtype, FeatureSpec
 from skipreel.pipeline.video.sampling import Sampling
 
 Frames = Sequence[NDArray[np.uint8]]

@@ -20,7 +20,7 @@ from skipreel.features.backbones.small_cnn import INPUT_SIZE, SmallCNN, load_sma
 from skipreel.features.backbones.timm import load_timm
 from skipreel.features.backbones.user_module import load_module
 from skipreel.features.errors import BackboneError
-from skipreel.features.feature_set.spec import Dtype
+from skipreel.features.spec import Dtype
 from skipreel.pipeline.user_code import is_function_name
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from skipreel.features.errors import FeatureSetError
 from skipreel.features.feature_set import shard_list
 from skipreel.features.feature_set.schema import FAILURES, SHARDS, TIMES
-from skipreel.features.feature_set.spec import FeatureSpec
+from skipreel.features.spec import FeatureSpec
 from skipreel.pipeline import storage
 
 CARD, PREDICTIONS_CARD = "feature_set.json", "predictions.json"

@@ -18,7 +18,7 @@ from skipreel.features.feature_set.ledger import read_finished
 from skipreel.features.feature_set.schema import MAX_SEGMENT_FRAMES, Source
 from skipreel.features.feature_set.shard_list import name_of
 from skipreel.features.feature_set.shard_writer import ShardWriter, VideoRows
-from skipreel.features.feature_set.spec import FeatureSpec
+from skipreel.features.spec import FeatureSpec
 from skipreel.pipeline import storage
 from skipreel.pipeline.manifest import Label, Manifest, VideoEntry
 from skipreel.pipeline.video.sampling import Sampling

@@ -64,13 +64,13 @@ class VideoIndex:
 
 
 class VideoReader:
-    """Reads the videos of a catalogue by their rows there; opens shards as they are needed, some at a time."""
+    """Reads the videos of a index by their rows there; opens shards as they are needed, some at a time."""
 
-    def __init__(self, catalogue: VideoIndex) -> None:
-        self._shards = catalogue.shards
-        self._first_rows = catalogue.videos["first_row"].to_numpy()
-        self._num_rows = catalogue.videos["num_segments"].to_numpy()
-        layouts = catalogue.layouts
+    def __init__(self, index: VideoIndex) -> None:
+        self._shards = index.shards
+        self._first_rows = index.videos["first_row"].to_numpy()
+        self._num_rows = index.videos["num_segments"].to_numpy()
+        layouts = index.layouts
         self._open = lru_cache(_MAX_OPEN_SHARDS)(lambda shard: ShardFile(layouts[shard]))
 
     def read_features(self, position: int, out: NDArray[np.float16]) -> None:

@@ -51,8 +51,8 @@ def summarise(uri: str, *, num_named: int = 3) -> Summary:
         FeatureSetError: when there is none, or a shard is damaged.
     """
     feature_set = FeatureSet(uri)
-    num_frames = feature_set.catalogue.num_frames()
-    shards = [layout.uri for layout in feature_set.catalogue.layouts]
+    num_frames = feature_set.video_index.num_frames()
+    shards = [layout.uri for layout in feature_set.video_index.layouts]
     groups = _failure_groups(uri, num_named)
     return Summary(
         card=read_card(uri),

@@ -12,8 +12,8 @@ from skipreel.features.feature_set.ledger import read_state
 from skipreel.features.feature_set.schema import FAILURE_SCHEMA, FAILURES
 from skipreel.features.feature_set.shard_file import shard_schema
 from skipreel.features.feature_set.shard_reader import open_parquet
-from skipreel.features.feature_set.spec import FeatureSpec
 from skipreel.features.maintenance.verify_shard import check_shard
+from skipreel.features.spec import FeatureSpec
 from skipreel.pipeline import storage
 from skipreel.pipeline.errors import StorageError
 from skipreel.pipeline.manifest import iterate_manifest

@@ -14,7 +14,7 @@ from torch import Tensor
 from skipreel.features.batching.collate import Batch, Example, Task, collate
 from skipreel.features.errors import FeatureSetError
 from skipreel.features.feature_set.reader import FeatureSet
-from skipreel.features.feature_set.spec import FeatureSpec
+from skipreel.features.spec import FeatureSpec
 from skipreel.jobs.predictions.inputs import video_id_of
 from skipreel.models import (
     CheckpointError,

@@ -7,7 +7,7 @@ import numpy as np
 from skipreel.features.feature_set.card import create_feature_set
 from skipreel.features.feature_set.schema import Segment, Source, shard_table
 from skipreel.features.feature_set.shard_file import write_shard
-from skipreel.features.feature_set.spec import FeatureSpec
+from skipreel.features.spec import FeatureSpec
 from skipreel.pipeline.manifest import Label, Manifest, VideoEntry, write_manifest
 from skipreel.pipeline.storage import FileStat
 from skipreel.pipeline.video.sampling import Sampling

@@ -3,7 +3,7 @@
 import torch
 
 from skipreel.features.backbones.loading import load_backbone
-from skipreel.features.feature_set.spec import FeatureSpec
+from skipreel.features.spec import FeatureSpec
 from skipreel.jobs.training.evaluation import TrainedModel
 from skipreel.models import LearnedGate, Recognizer, RecognizerConfig
 from skipreel.models.recurrence.gates import Gate

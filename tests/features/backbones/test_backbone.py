@@ -10,7 +10,7 @@ import torch
 from skipreel.features.backbones.loading import load_backbone
 from skipreel.features.backbones.preprocessing import Preprocessing
 from skipreel.features.errors import BackboneError
-from skipreel.features.feature_set.spec import FeatureSpec
+from skipreel.features.spec import FeatureSpec
 from skipreel.pipeline.video.sampling import Sampling
 from tests.support.backbone_models import frames, saved_models  # noqa: F401
 

@@ -11,8 +11,8 @@ import pytest
 from skipreel.features.extraction.planner import Skipped, plan
 from skipreel.features.extraction.progress import Progress
 from skipreel.features.extraction.steps import decode
-from skipreel.features.extraction.tasks import FrameSettings, VideoOutcome
 from skipreel.features.extraction.tracker import VideoTracker
+from skipreel.features.extraction.work import FrameSettings, VideoOutcome
 from skipreel.features.feature_set.card import CARD, create_feature_set, read_card
 from skipreel.features.feature_set.ledger import read_failures, read_state
 from skipreel.features.feature_set.shard_writer import ShardWriter
@@ -55,12 +55,12 @@ def extract(folder: Path) -> None:
     while not books.is_done:
         books.plan_paused = False
         for item in books.more([]):
-            for piece in decode(item.task, FrameSettings(Sampling(rate_hz=10), 4)):
+            for piece in decode(item.job, FrameSettings(Sampling(rate_hz=10), 4)):
                 if isinstance(piece, VideoOutcome):
                     books.end(piece)
                 else:
-                    part, _ = piece
-                    books.receive(part, np.repeat(part.frame_index[:, None], 3, axis=1).astype(np.float16))
+                    chunk, _ = piece
+                    books.receive(chunk, np.repeat(chunk.frame_index[:, None], 3, axis=1).astype(np.float16))
     writer.flush()
 
 

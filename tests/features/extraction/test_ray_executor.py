@@ -10,7 +10,7 @@ import pytest
 from skipreel.features.extraction.actors import Decoded
 from skipreel.features.extraction.planner import Planned
 from skipreel.features.extraction.ray_executor import PoolConfig, Process, RayExecutor
-from skipreel.features.extraction.tasks import FrameChunk, VideoJob, VideoOutcome
+from skipreel.features.extraction.work import FrameChunk, VideoJob, VideoOutcome
 from skipreel.features.feature_set.card import create_feature_set
 from skipreel.features.feature_set.ledger import read_finished
 from skipreel.features.feature_set.schema import Failure, Source
@@ -35,16 +35,16 @@ def decoder(stub: "RayStub", *, encodes: bool = True) -> type:
         def ready(self) -> None:
             stub.sleep(2)
 
-        def next_block(self, tasks: list[VideoJob]) -> tuple[Decoded, list[str]]:
-            parts, endings = [], []
-            for task in tasks:
-                stub.sleep(math.inf if "hang" in task.video_id else 100 if "slow" in task.video_id else 1)
-                if "die" in task.video_id:
+        def next_block(self, jobs: list[VideoJob]) -> tuple[Decoded, list[str]]:
+            chunks, outcomes = [], []
+            for job in jobs:
+                stub.sleep(math.inf if "hang" in job.video_id else 100 if "slow" in job.video_id else 1)
+                if "die" in job.video_id:
                     raise stub.ProcessDied
-                parts.append(FrameChunk(task, Source("digest", BIG), 0, np.zeros(1, np.int32), np.zeros(1)))
-                endings.append(VideoOutcome(task, BIG, num_frames=1, duration_s=1.0))
-            results = [np.zeros((1, 5), np.float16) for _ in parts] if encodes else None
-            return Decoded(parts, endings, 1.0, 0.0, results), [part.task.video_id for part in parts]
+                chunks.append(FrameChunk(job, Source("digest", BIG), 0, np.zeros(1, np.int32), np.zeros(1)))
+                outcomes.append(VideoOutcome(job, BIG, num_frames=1, duration_s=1.0))
+            results = [np.zeros((1, 5), np.float16) for _ in chunks] if encodes else None
+            return Decoded(chunks, outcomes, 1.0, 0.0, results), [chunk.job.video_id for chunk in chunks]
 
     return FakeDecoder
 

@@ -7,8 +7,8 @@ import pytest
 
 from skipreel.features.extraction.planner import Planned
 from skipreel.features.extraction.progress import Progress
-from skipreel.features.extraction.tasks import FrameChunk, VideoJob, VideoOutcome
 from skipreel.features.extraction.tracker import MAX_DEATHS, MAX_RETRIES, VideoTracker
+from skipreel.features.extraction.work import FrameChunk, VideoJob, VideoOutcome
 from skipreel.features.feature_set.schema import Failure, Source
 from skipreel.features.feature_set.shard_writer import VideoRows
 from skipreel.pipeline.storage import FileStat
@@ -41,19 +41,19 @@ def books(*video_ids: str, replaces: str = "") -> tuple[VideoTracker, Writer]:
     return made, writer
 
 
-def part(task: VideoJob, first: int, count: int) -> tuple[FrameChunk, np.ndarray]:
+def chunk(job: VideoJob, first: int, count: int) -> tuple[FrameChunk, np.ndarray]:
     numbers = np.arange(first, first + count)
-    made = FrameChunk(task, Source("digest", STAMP), first, numbers.astype(np.int32), numbers / 2)
+    made = FrameChunk(job, Source("digest", STAMP), first, numbers.astype(np.int32), numbers / 2)
     return made, np.repeat(numbers[:, None], 3, axis=1).astype(np.float16)
 
 
 def test_parts_and_ending_in_any_order_make_a_whole_video():
     made, writer = books("a", replaces="shards/x.parquet")
     (planned,) = made.more([])
-    made.receive(*part(planned.task, 4, 3))
-    made.end(VideoOutcome(planned.task, STAMP, num_frames=7))
+    made.receive(*chunk(planned.job, 4, 3))
+    made.end(VideoOutcome(planned.job, STAMP, num_frames=7))
     assert not writer.frames
-    made.receive(*part(planned.task, 0, 4))
+    made.receive(*chunk(planned.job, 0, 4))
     assert writer.frames == {"a": list(range(7))}
     assert writer.replaced == ["shards/x.parquet"]
     assert not list(made.more([]))
@@ -63,14 +63,14 @@ def test_parts_and_ending_in_any_order_make_a_whole_video():
 def test_what_a_given_up_attempt_still_says_does_not_count():
     made, writer = books("a")
     (planned,) = made.more([])
-    made.receive(*part(planned.task, 0, 4))
-    made.retry(planned.task)
+    made.receive(*chunk(planned.job, 0, 4))
+    made.retry(planned.job)
     (again,) = made.more([])
-    assert again.task.attempt == 1
-    made.receive(*part(planned.task, 4, 3))
-    made.end(VideoOutcome(planned.task, STAMP, reason="too late to matter"))
-    made.receive(*part(again.task, 0, 7))
-    made.end(VideoOutcome(again.task, STAMP, num_frames=7))
+    assert again.job.attempt == 1
+    made.receive(*chunk(planned.job, 4, 3))
+    made.end(VideoOutcome(planned.job, STAMP, reason="too late to matter"))
+    made.receive(*chunk(again.job, 0, 7))
+    made.end(VideoOutcome(again.job, STAMP, num_frames=7))
     assert writer.frames == {"a": list(range(7))}
     assert not writer.failures
 
@@ -78,20 +78,20 @@ def test_what_a_given_up_attempt_still_says_does_not_count():
 def test_a_failed_video_is_not_begun_again_by_its_late_features():
     made, writer = books("a")
     (planned,) = made.more([])
-    made.fail(planned.task, "bad", STAMP)
-    made.receive(*part(planned.task, 0, 4))
-    made.end(VideoOutcome(planned.task, STAMP, num_frames=4))
+    made.fail(planned.job, "bad", STAMP)
+    made.receive(*chunk(planned.job, 0, 4))
+    made.end(VideoOutcome(planned.job, STAMP, num_frames=4))
     assert [failure.reason for failure in writer.failures] == ["bad"]
     assert not writer.frames
 
 
 def test_a_video_alone_in_hand_is_blamed_at_the_third_death_and_others_never():
     made, writer = books("good", "bad")
-    in_hand = list(made.more([]))
-    made.decoder_died(in_hand, hung_s=None)
+    assigned = list(made.more([]))
+    made.decoder_died(assigned, hung_s=None)
     (good,) = made.more([])
-    made.receive(*part(good.task, 0, 1))
-    made.end(VideoOutcome(good.task, STAMP, num_frames=1))
+    made.receive(*chunk(good.job, 0, 1))
+    made.end(VideoOutcome(good.job, STAMP, num_frames=1))
     for _ in range(MAX_DEATHS):
         assert not writer.failures
         (bad,) = made.more([])
@@ -115,7 +115,7 @@ def test_a_video_is_not_retried_for_ever():
     for _ in range(MAX_RETRIES + 1):
         assert not writer.failures
         (planned,) = made.more([])
-        made.retry(planned.task)
+        made.retry(planned.job)
     assert "were lost 10 times" in writer.failures[0].reason
 
 
@@ -128,12 +128,12 @@ def test_a_retried_video_goes_alone():
 
 def test_a_decoder_has_no_more_videos_in_hand_than_it_may():
     planned = [Planned(VideoJob(f"v{number}", f"{number}.mp4"), STAMP, "") for number in range(9)]
-    limits = {"videos_in_hand": 3, "bytes_in_hand": 10**9}
+    limits = {"videos_per_decoder": 3, "bytes_per_decoder": 10**9}
     made = VideoTracker(iter(planned), writer=Writer(), progress=Progress(1, 1), on_failure=lambda _: None, **limits)
-    in_hand = list(made.more([]))
-    assert len(in_hand) == 3
-    assert not list(made.more(in_hand))
-    assert len(list(made.more(in_hand[1:]))) == 1
+    assigned = list(made.more([]))
+    assert len(assigned) == 3
+    assert not list(made.more(assigned))
+    assert len(list(made.more(assigned[1:]))) == 1
 
 
 def test_rows_are_collected_by_what_the_job_says():
@@ -149,8 +149,8 @@ def test_rows_are_collected_by_what_the_job_says():
     planned = iter([Planned(VideoJob("a", "a.mp4"), STAMP, "")])
     made = VideoTracker(planned, writer=writer, progress=Progress(1, 1), on_failure=lambda _: None, new_rows=Sizes)
     (video,) = made.more([])
-    made.receive(part(video.task, 0, 7)[0], 42)
-    made.end(VideoOutcome(video.task, STAMP, num_frames=7))
+    made.receive(chunk(video.job, 0, 7)[0], 42)
+    made.end(VideoOutcome(video.job, STAMP, num_frames=7))
     assert writer.frames == {"a": [42]}
 
 
@@ -171,7 +171,7 @@ def test_every_video_ends_once_and_whole_whatever_is_lost_on_the_way(seed):
             piece = on_the_way.pop(dice.randrange(len(on_the_way)))
             if dice.random() < 0.05 and deaths < 4:
                 deaths += 1
-                made.retry(piece[0].task)
+                made.retry(piece[0].job)
             else:
                 made.receive(*piece)
         elif hand and dice.random() < 0.15 and deaths < 2:
@@ -179,14 +179,14 @@ def test_every_video_ends_once_and_whole_whatever_is_lost_on_the_way(seed):
             made.decoder_died(list(hand), hung_s=None)
             hand.clear()
         elif hand:
-            task = hand.popleft().task
-            if task.video_id in broken:
-                made.end(VideoOutcome(task, STAMP, reason="broken"))
+            job = hand.popleft().job
+            if job.video_id in broken:
+                made.end(VideoOutcome(job, STAMP, reason="broken"))
                 continue
-            length = lengths[task.video_id]
+            length = lengths[job.video_id]
             cut = dice.randint(0, length)
-            on_the_way += [part(task, first, last - first) for first, last in ((0, cut), (cut, length)) if last > first]
-            made.end(VideoOutcome(task, STAMP, num_frames=length))
+            on_the_way += [chunk(job, first, last - first) for first, last in ((0, cut), (cut, length)) if last > first]
+            made.end(VideoOutcome(job, STAMP, num_frames=length))
     assert {failure.video_id for failure in writer.failures} == broken
     assert len(writer.failures) == len(broken)
     assert writer.frames == {name: list(range(length)) for name, length in lengths.items() if name not in broken}

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from skipreel.features.batching.buckets import BatchPlan
+from skipreel.features.batching.stream import stream_features
 from skipreel.features.errors import FeatureSetError
 from skipreel.features.feature_set.card import CARD, create_feature_set, read_card, write_card
 from skipreel.features.feature_set.reader import FeatureSet
@@ -141,7 +142,7 @@ def old(tmp_path):
 def test_times_of_a_set_of_an_earlier_version_are_read_from_the_first_frame_on(old):
     (sequence,) = FeatureSet(old).load(["a"])
     assert sequence.pts_s.tolist() == [0, 0.4, 1.0]
-    (batch,) = FeatureSet(old).stream(BatchPlan(), with_times=True)
+    (batch,) = stream_features(FeatureSet(old), BatchPlan(), with_times=True)
     assert batch.pts_s.tolist() == [[0, 0.4, 1.0]]
 
 

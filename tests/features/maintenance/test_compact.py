@@ -68,7 +68,7 @@ def test_small_shards_become_one_and_features_keep_every_bit(uri):
     after = pq.read_table(path).sort_by([("video_id", "ascending"), ("segment", "ascending")])
     assert after.drop(["features"]).equals(before.drop(["features"]))
     assert_whole(uri)
-    (layout,) = FeatureSet(uri).catalogue.layouts
+    (layout,) = FeatureSet(uri).video_index.layouts
     assert (layout.offsets >= 0).all()  # still read directly
     assert list(path.parent.iterdir()) == [path]
 
@@ -241,7 +241,7 @@ def test_a_compaction_between_listing_and_opening_is_noticed(uri, monkeypatch):
 
 @pytest.mark.parametrize("what", ["the end is cut off", "a bit of a feature is flipped"])
 def test_a_damaged_shard_is_named_and_stays_as_it_is(uri, what):
-    layout = FeatureSet(uri).catalogue.layouts[3]
+    layout = FeatureSet(uri).video_index.layouts[3]
     path = Path(layout.uri)
     content = bytearray(path.read_bytes())
     if what == "the end is cut off":
