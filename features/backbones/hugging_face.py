@@ -33,7 +33,7 @@ def load_hugging_face(source: str) -> Network:
             model, missing, processor = _load(source)
         settings = processor.to_dict()
         plain = json.loads(json.dumps({key: setting for key, setting in settings.items() if _is_plain(setting)}))
-        prepare, preprocessing = preparing(_translate(settings), partial(_call, processor), plain)
+        prepare, preprocessing = preparing(translate(settings), partial(_call, processor), plain)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError, SafetensorError) as error:
         raise BackboneError(
             f"cannot load backbone hf:{source}: {reason_of(error)} (give a hub id, or a directory with config.json, "
@@ -120,7 +120,7 @@ def _call(processor: Any, frames: np.ndarray[Any, Any]) -> Tensor:
     return pixels
 
 
-def _translate(settings: dict[str, Any]) -> Preprocessing | None:
+def translate(settings: dict[str, Any]) -> Preprocessing | None:
     """A processor's settings as far as they go; ``says_all`` tells whether that is far enough."""
     interpolation = INTERPOLATIONS.get(settings.get("resample", 2))
     resize = _size(settings.get("size", {})) if settings.get("do_resize") else None

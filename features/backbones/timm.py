@@ -36,7 +36,7 @@ def load_timm(name: str) -> Network:
         ) from error
     config = timm.data.resolve_model_data_config(model)
     transform = timm.data.create_transform(**config, is_training=False)
-    prepare, settings = preparing(_translate(config), partial(_call, transform), {"transform": str(transform)})
+    prepare, settings = preparing(translate(config), partial(_call, transform), {"transform": str(transform)})
     module = _Layers(model, has_fc7=isinstance(model, timm.models.vgg.VGG))
     return Network(module, prepare, f"{type(model).__name__} with timm's weights for {name}", settings)
 
@@ -73,7 +73,7 @@ def _call(transform: Any, frames: np.ndarray[Any, Any]) -> Tensor:
     return torch.stack([transform(Image.fromarray(frame)) for frame in frames])
 
 
-def _translate(config: dict[str, Any]) -> Preprocessing | None:
+def translate(config: dict[str, Any]) -> Preprocessing | None:
     """timm's data configuration as far as it goes; ``says_all`` tells whether that is far enough."""
     _, height, width = config["input_size"]
     enlarged = int(height / config["crop_pct"]), int(width / config["crop_pct"])

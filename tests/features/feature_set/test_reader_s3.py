@@ -82,7 +82,7 @@ def test_a_compaction_that_was_interrupted_is_finished(uri, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(shard_list, "_rename", interrupted)
+        patch.setattr(shard_list, "rename_file", interrupted)
         with pytest.raises(KeyboardInterrupt):
             compact(uri)
     assert_all_come_back(uri)

@@ -122,8 +122,12 @@ def kill_after(uri: str, steps: int) -> bool:
 
         return wrapped
 
-    def fatal_rows(*arguments, function=compact_module._rows):
-        for row in function(*arguments):
+    def fatal_write_rows(target, rows, function=compact_module.write_rows):
+        count_down()
+        function(target, counted(rows))
+
+    def counted(rows):
+        for row in rows:
             yield row
             count_down()
 
@@ -136,11 +140,10 @@ def kill_after(uri: str, steps: int) -> bool:
         return wrapped
 
     with pytest.MonkeyPatch.context() as patched:
-        places = [(storage, "delete"), (storage, "write_atomic"), (shard_list, "_rename")]
-        places.append((compact_module, "write_rows"))
+        places = [(storage, "delete"), (storage, "write_atomic"), (shard_list, "rename_file")]
         for module, name in places:
             patched.setattr(module, name, fatal(getattr(module, name)))
-        patched.setattr(compact_module, "_rows", fatal_rows)
+        patched.setattr(compact_module, "write_rows", fatal_write_rows)
         for name in ("replace", "unlink"):
             patched.setattr(os, name, alive(getattr(os, name)))
         try:
@@ -178,7 +181,7 @@ def test_what_was_merged_but_never_counted_is_removed(uri):
 
 def test_recovery_brings_a_counted_shard_to_its_place(uri):
     kill_after(uri, 12)
-    assert any("in the middle of a compaction" in problem for problem in verify(uri))
+    assert any("has an unfinished compaction" in problem for problem in verify(uri))
     shard_list.recover(uri)
     assert len(shards(uri)) == 1
     assert_whole(uri)
@@ -210,17 +213,17 @@ def test_readers_see_every_video_once_while_it_runs(uri):
 
 
 def test_a_listing_during_which_a_compaction_ran_is_not_believed(uri, monkeypatch):
-    names, calls = shard_list._names, []
+    list_tree, calls = storage.list_tree, []
 
     def half_listed(folder: str) -> list[str]:
-        found = names(folder)
+        found = list_tree(folder)
         if not calls:
             calls.append(1)
             merge(uri, found[:3])
             return found[3:]
         return found
 
-    monkeypatch.setattr(shard_list, "_names", half_listed)
+    monkeypatch.setattr(storage, "list_tree", half_listed)
     assert_whole(uri)
     assert calls
 
@@ -272,6 +275,6 @@ def test_a_journal_that_points_elsewhere_deletes_nothing(uri, tmp_path, name):
     victim = tmp_path / "victim.parquet"
     victim.touch()
     Path(uri, shard_list.JOURNAL).write_text(json.dumps({"number": 1, "old": [name], "new": "x.parquet"}))
-    with pytest.raises(FeatureSetError, match="which is no shard"):
+    with pytest.raises(FeatureSetError, match="which is not a shard"):
         shard_list.recover(uri)
     assert victim.exists()
