@@ -14,14 +14,14 @@ from skipreel.pipeline.video.sampling import Sampling
 
 
 def spec(dim: int = 5, *, weights: str = "ab" * 32) -> FeatureSpec:
-    """A recipe of an imaginary backbone."""
+    """The spec of an imaginary backbone."""
     return FeatureSpec("random:0", weights, {"resize": [4, 4]}, Sampling(rate_hz=2.0), dim)
 
 
 def write_sequence(
     uri: str, video_id: str, features: np.ndarray, *, segment_frames: int = 1024, start_s: float = 0.0
 ) -> None:
-    """Store (T, D) features of one video as its own shard, half a second between frames."""
+    """Store the features (T, D) of a video as a shard of its own; frames are half a second apart."""
     segments = [
         Segment(
             number,
@@ -36,7 +36,7 @@ def write_sequence(
 
 
 def two_class_corpus(folder: Path, *, num_train: int = 12, num_test: int = 6, dim: int = 5) -> tuple[str, str]:
-    """A manifest and its feature set: class 1 is on while the first feature is high; also one label per video.
+    """Write a manifest and its feature set: a video has one label, which lasts while its first feature is high.
 
     Returns:
         URIs of the manifest and of the feature set.

@@ -107,7 +107,7 @@ def test_a_layer_is_part_of_the_recipe_and_json_brings_it_back(saved):
         ("no_such_module:function", "cannot import backbone no_such_module:function: No module named"),
         ("random:x", "whole number"),
         ("hf:/nowhere", "cannot load backbone hf:/nowhere"),
-        ("small:/nowhere", "/nowhere holds no small CNN"),
+        ("small:/nowhere", "/nowhere does not hold a small CNN"),
     ],
 )
 def test_a_backbone_that_is_not_there_is_one_clear_line(name, message):

@@ -72,7 +72,7 @@ def test_a_block_is_full_by_frames_and_by_bytes(path):
     assert not FrameBlock(frames=frames * 3).is_full
 
 
-def test_a_file_that_is_no_video_is_a_video_error(tmp_path):
+def test_a_file_that_is_not_a_video_is_a_video_error(tmp_path):
     path = tmp_path / "a.mp4"
     path.write_text("not a video")
     with pytest.raises(VideoError, match=r"a\.mp4"):
@@ -104,7 +104,7 @@ def test_a_file_deleted_after_it_was_opened_is_still_whole(path, tmp_path):
     assert (outcome.num_frames, outcome.reason) == (50, "")
 
 
-class _Raising(PyAVDecoder):
+class Raising(PyAVDecoder):
     error: Exception = ValueError("no such\nthing")
 
     def iter_frames_at(self, *_):
@@ -120,13 +120,13 @@ class _Raising(PyAVDecoder):
     ],
 )
 def test_whatever_a_decoder_raises_becomes_the_reason(path, monkeypatch, error, words):
-    monkeypatch.setattr(_Raising, "error", error)
-    (outcome,) = outcomes(path, decoder=f"{__name__}:_Raising")
+    monkeypatch.setattr(Raising, "error", error)
+    (outcome,) = outcomes(path, decoder=f"{__name__}:Raising")
     assert re.search(words, outcome.reason)
     assert outcome.file_stat is not None
 
 
-def test_a_missing_file_has_a_reason_and_no_stamp(tmp_path):
+def test_a_missing_file_has_a_reason_and_no_file_stat(tmp_path):
     (outcome,) = outcomes(str(tmp_path / "nowhere.mp4"))
     assert "nowhere.mp4" in outcome.reason
     assert outcome.file_stat is None

@@ -1,4 +1,4 @@
-"""Compaction changes no feature, and whoever is killed in it, at any step, neither loses nor doubles a video."""
+"""Compaction does not change features; killed at any step, it neither loses nor doubles a video."""
 
 import json
 import os
@@ -102,11 +102,11 @@ def test_shards_of_half_the_target_or_more_stay(tmp_path):
 
 
 class _Killed(BaseException):
-    """As after SIGKILL, nothing that would tidy up gets to the disk."""
+    """Like SIGKILL: no cleanup reaches the disk."""
 
 
 def kill_after(uri: str, steps: int) -> bool:
-    """Whether the compaction came to its end before so many effects: files written, deleted, renamed, or rows read."""
+    """Whether the compaction ends within ``steps`` effects: files written, deleted or renamed, and rows read."""
     left = steps
 
     def count_down() -> None:
@@ -188,7 +188,7 @@ def test_recovery_brings_a_counted_shard_to_its_place(uri):
 
 
 def test_readers_see_every_video_once_while_it_runs(uri):
-    """Compactions of pairs, one after the other; a reader finishes a reading before each and has begun the next."""
+    """Pairs are compacted one after another; before each, a reader has finished a reading and begun the next."""
     stop, readings = threading.Event(), queue.SimpleQueue()
     seen = []
 
