@@ -1,6 +1,7 @@
-"""Padded batches from shards against reading the same bytes and no more: `python -m benchmarks.reading`.
+"""Speed of padded batches from shards, against merely reading the bytes: `python -m benchmarks.reading`.
 
-First the equality of every way; then gigabytes of features a second with all files in the page cache, all ways in turn.
+First it checks that all ways give the same features. Then it times them in turn, in gigabytes of features per second
+with all files in the page cache.
 
 Letters: B batch, T frames, D features.
 """
@@ -71,7 +72,7 @@ class Corpus:
 
 
 def make_corpus(folder: Path, *, dim: int, megabytes: int) -> Corpus:
-    """Videos of 20 to 400 frames with noise for features; what is read again here is still in memory."""
+    """Write videos of 20 to 400 frames with noise as features; the files are then in the page cache."""
     rng = np.random.default_rng(0)
     noise = rng.normal(size=1 << 21).astype(np.float16)
     corpus = Corpus(folder, {})
@@ -108,7 +109,7 @@ def ours(feature_set: FeatureSet) -> Iterator[tuple[tuple[str, ...], torch.Tenso
 
 
 def from_npy(corpus: Corpus) -> Iterator[tuple[tuple[str, ...], torch.Tensor]]:
-    """The same batches from one .npy file for each video."""
+    """Make the same batches from one .npy file per video."""
     names = np.array(list(corpus.videos))
     lengths = np.array([len(features) for features in corpus.videos.values()])
     dim = next(iter(corpus.videos.values())).shape[1]
@@ -121,7 +122,7 @@ def from_npy(corpus: Corpus) -> Iterator[tuple[tuple[str, ...], torch.Tensor]]:
 
 
 def check_equal(corpus: Corpus, feature_set: FeatureSet) -> None:
-    """Every way gives every video, bit for bit, and zeros after its end."""
+    """Check that all ways give all videos, bit for bit, padded with zeros."""
     for batches in (ours(feature_set), from_npy(corpus)):
         seen = set()
         for video_ids, features in batches:
@@ -168,7 +169,7 @@ def ways(corpus: Corpus, feature_set: FeatureSet) -> dict[str, Callable[[], obje
 
 
 def measure(dim: int, settings: Settings) -> list[Row]:
-    """A table of one set, and its rows."""
+    """Print the table of one set; return its rows."""
     with tempfile.TemporaryDirectory() as folder:
         corpus = make_corpus(Path(folder), dim=dim, megabytes=80 if settings.quick else settings.megabytes)
         feature_set = FeatureSet(str(Path(folder) / "set"))
@@ -195,7 +196,7 @@ def measure(dim: int, settings: Settings) -> list[Row]:
 
 
 def main(settings: Settings) -> None:
-    """Every size in turn."""
+    """Run all sizes in turn."""
     print(machine())
     rows = [row for dim in settings.dims for row in measure(dim, settings)]
     print(
