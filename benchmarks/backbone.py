@@ -1,4 +1,4 @@
-"""A backbone from frames in host memory to features, against its forward pass alone: part of `benchmarks.gpu`."""
+"""Speed of a backbone from frames in host memory, against its forward pass alone: part of `benchmarks.gpu`."""
 
 import statistics
 from collections.abc import Callable
@@ -13,16 +13,16 @@ from torch import Tensor, nn
 from benchmarks.timing import Row, paired, ratio
 from skipreel.features.backbones.backbone import batch_size_on
 from skipreel.features.backbones.loading import load_backbone
-from skipreel.features.feature_set.spec import Dtype
+from skipreel.features.spec import Dtype
 
 FRAME = (480, 854, 3)
 TARGET = 0.9
-# Relative to the largest feature: sums in another order, and a resize in floats where the CPU's is in integers.
+# Relative to the largest feature: sums have another order, and a GPU resizes in floats, a CPU in integers.
 TOLERANCE = {"float32": 2e-2, "bfloat16": 1e-1}
 
 
 def write_resnet50(directory: Path) -> Path:
-    """ResNet-50 with random weights and ImageNet's preprocessing, as a hub directory: as fast as a trained one."""
+    """Save a ResNet-50 with random weights and ImageNet's preprocessing as a hub directory."""
     from transformers import ConvNextImageProcessorPil, ResNetConfig, ResNetModel
 
     torch.manual_seed(0)
@@ -32,7 +32,7 @@ def write_resnet50(directory: Path) -> Path:
 
 
 def thumbnail() -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
-    """The mean colours of a 4×4 grid over every 16th pixel: a backbone that takes next to no time."""
+    """Make a backbone that takes almost no time: mean colours of a 4×4 grid over every 16th pixel."""
     return nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten()), _every_16th_pixel
 
 
@@ -41,9 +41,10 @@ def _every_16th_pixel(frames: Tensor) -> Tensor:
 
 
 def compare(name: str, device: str, *, rounds: int, label: str) -> list[Row]:
-    """Prints and returns, by dtype, the share of the forward pass's own rate that is left from frame to feature.
+    """Print and return, by dtype, the rate from frame to feature as a share of the forward pass's rate.
 
-    SystemExit where features differ from those of the CPU in float32.
+    Raises:
+        SystemExit: if features differ from those of the CPU in float32.
     """
     rng = np.random.default_rng(0)
     frames = list(rng.integers(0, 256, (batch_size_on(device), *FRAME), np.uint8))

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from skipreel.features.backbones.backbone import Backbone
 from skipreel.features.extraction.steps import encode
-from skipreel.features.feature_set.spec import FeatureSpec
+from skipreel.features.spec import FeatureSpec
 from skipreel.jobs.closed_loop.prediction import Prediction
 from skipreel.jobs.closed_loop.scheduler import Scheduler
 from skipreel.jobs.closed_loop.session import Request

@@ -1,9 +1,9 @@
-"""Extraction beside what it could be at best and what else there is: `python -m benchmarks.extract`.
+"""Speed and memory of extraction, against its limits and alternatives: `python -m benchmarks.extract`.
 
-First that ours and the plain loop store the same features. Then, in turn: the backbone alone on ready tensors and the
-decoder alone (the two limits, with a process per core), a plain loop that decodes, encodes and saves one video after
-another, Ray Data's read_videos with map_batches, and `skipreel extract`. Last, the cost of a video by their number
-and the memory by number and length.
+First it checks that ours and the plain loop store the same features. Then it times in turn: the backbone alone on ready
+tensors and the decoder alone (the two limits, a process per core), a plain loop that decodes, encodes and saves one
+video after another, Ray Data's read_videos with map_batches, and `skipreel extract`. Last, it measures time per video
+by number of videos, and memory by number and length.
 """
 
 import multiprocessing
@@ -36,7 +36,7 @@ from skipreel.features.extraction.actors import BackboneSettings
 from skipreel.features.extraction.planner import Skipped, plan
 from skipreel.features.extraction.progress import Progress
 from skipreel.features.extraction.ray_executor import Extraction, PoolConfig
-from skipreel.features.extraction.tasks import BLOCK_BYTES, PART_BYTES, FrameSettings
+from skipreel.features.extraction.work import BLOCK_BYTES, CHUNK_BYTES, FrameSettings
 from skipreel.features.feature_set.card import create_feature_set
 from skipreel.features.feature_set.ledger import read_state
 from skipreel.features.feature_set.reader import FeatureSet
@@ -50,14 +50,14 @@ MOBILENET = DATA / "weights" / "mobilenet_v1_0.75_224"
 THUMBNAIL = "benchmarks.backbone:thumbnail"
 CORES = os.cpu_count() or 1
 TARGET = 0.9
-# Two blocks of frames a decoder and three an encoder, each at most a part beyond full; and 500 MB a process, which
-# is libraries, one shard being collected, the index of a long video and, in the encoder, a small backbone.
-MEMORY_BOUND = 5 * CORES * (BLOCK_BYTES + PART_BYTES) + 3 * (500 << 20)
+# Two blocks of frames per decoder and three per encoder, each at most a chunk beyond full; and 500 MB per process for
+# libraries, one shard being collected, the index of a long video and, in the encoder, a small backbone.
+MEMORY_BOUND = 5 * CORES * (BLOCK_BYTES + CHUNK_BYTES) + 3 * (500 << 20)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """rounds: turns of everything. quick: one round of short clips, under a minute. fight: the folder of real clips."""
+    """rounds: of all contenders. quick: one round of short clips, under a minute. fight: the folder of real clips."""
 
     rounds: int = 3
     quick: bool = False
@@ -67,7 +67,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Measured:
-    """One contender's way through all clips: frames encoded, seconds without start-up, and start-up."""
+    """One contender's run over all clips: encoded frames, seconds without start-up, and seconds of start-up."""
 
     frames: int
     seconds: float
@@ -93,18 +93,18 @@ def main(settings: Settings) -> None:
 
 @dataclass(frozen=True)
 class Case:
-    """Clips, a backbone and a sampling rate; ``limit`` is the contender that ours has a target against."""
+    """Clips, a backbone and a sampling rate; ``limit`` is the contender that our target is relative to."""
 
     name: str
     files: list[Path]
     backbone: str
     limit: str
     rate_hz: float = 6.0
-    are_short: bool = False  # a long clip is one block of a gigabyte to read_videos, which then gets nowhere
+    are_short: bool = False  # read_videos makes a block of a gigabyte of a long clip, and stalls
 
 
 def cases(settings: Settings, folder: Path) -> Iterator[Case]:
-    """Clips are made as they are needed."""
+    """Yield the cases; each makes its clips when it is reached."""
     seconds, copies = (4, 2) if settings.quick else (30, 6)
     resnet = write_resnet50(folder / "resnet50")
     for key_distance in (250,) if settings.quick else (12, 250):
@@ -128,7 +128,7 @@ def cases(settings: Settings, folder: Path) -> Iterator[Case]:
 
 
 def compare(case: Case, settings: Settings, output: Path) -> list[Row]:
-    """Prints and returns the rows of one case; what has no close target runs once."""
+    """Print and return the rows of one case; contenders other than ours and its limit run once."""
     sampling = Sampling(case.rate_hz)
     contenders: dict[str, Callable[[], Measured]] = {
         "backbone alone": lambda: backbone_alone(case.backbone, case.files[0]),
@@ -163,19 +163,19 @@ def compare(case: Case, settings: Settings, output: Path) -> list[Row]:
 
 
 def check_equal(case: Case, output: Path) -> None:
-    """Ours against the plain loop on one clip; nothing is timed if they differ."""
+    """Compare ours with the plain loop on one clip; exits if they differ."""
     (file,) = case.files
     plain_loop(case, output / "plain")
     ours(case, output / "set")
     (sequence,) = FeatureSet(str(output / "set")).load([file.stem])
     expected = np.load(output / "plain" / f"{file.stem}.npy")
-    # The loop encodes in larger batches: float32 sums in another order, then rounding to float16.
+    # The loop encodes in larger batches: float32 sums have another order, then they are rounded to float16.
     if not np.allclose(sequence.features, expected, rtol=2e-2, atol=2e-3):
         raise SystemExit(f"features of {file} differ from the plain loop's: nothing is timed")
     shutil.rmtree(output)
 
 
-# Each core a process with one thread: no faster way is known to use a CPU for either stage.
+# One process with one thread per core: we know no faster way to use a CPU for either stage.
 
 _loaded: dict[str, Any] = {}
 
@@ -199,7 +199,7 @@ def _encode_ready(file: Path, seconds: float) -> int:
 
 
 def backbone_alone(name: str, file: Path, seconds: float = 5.0) -> Measured:
-    """The forward pass on tensors that are there already."""
+    """Time the forward pass on ready tensors."""
     started = time.perf_counter()
     with _pool(partial(_load, name)) as pool:
         list(pool.map(_encode_ready, [file] * CORES, [0.5] * CORES))
@@ -215,7 +215,7 @@ def _decode(sampling: Sampling, file: Path) -> int:
 
 
 def decoder_alone(files: Sequence[Path], sampling: Sampling) -> Measured:
-    """The sampled frames as RGB, and nothing done with them."""
+    """Time decoding the sampled frames to RGB."""
     started = time.perf_counter()
     with _pool(None) as pool:
         list(pool.map(partial(_decode, sampling), files[:CORES]))
@@ -229,7 +229,7 @@ def _pool(initializer: Callable[[], None] | None) -> ProcessPoolExecutor:
 
 
 def plain_loop(case: Case, output: Path) -> Measured:
-    """One process, torch's own threads, one video after the other: decode all its frames, encode them, np.save."""
+    """Time one process with torch's own threads: for each video, decode all frames, encode them, np.save."""
     started = time.perf_counter()
     backbone = load_backbone(case.backbone)
     output.mkdir(parents=True)
@@ -253,7 +253,7 @@ class _NaiveEncoder:
 
 
 def naive_ray_data(case: Case) -> Measured:
-    """As its documentation shows it: whole videos by decord, a row a frame, and every 5th or 30th to the model."""
+    """Time Ray Data as its documentation shows it: decord reads whole videos, every 5th or 30th row is encoded."""
     import ray
 
     started = time.perf_counter()
@@ -273,7 +273,7 @@ def naive_ray_data(case: Case) -> Measured:
 
 
 def ours(case: Case, output: Path, *, num_encoders: int = 0) -> Measured:
-    """What `skipreel extract` runs: a process on each core, or as many decoders and encoders that share the cores."""
+    """Time `skipreel extract`: a worker per core, or ``num_encoders`` encoders and a decoder per core."""
     started = time.perf_counter()
     videos = [(file.stem, str(file)) for file in case.files]
     progress = extract(case.backbone, videos, str(output), Sampling(case.rate_hz), num_encoders=num_encoders)
@@ -306,7 +306,7 @@ def _refuse(failure: object) -> None:
 
 
 def flat(folder: Path, counts: Sequence[int]) -> list[Row]:
-    """Seconds per video of many short ones, after start-up, and the memory that they take."""
+    """Measure time per short video after start-up, and memory, by number of videos."""
     clip = write_clip(folder / "short.mp4", size=(160, 120), seconds=2)
     print(f"\nvideos of 2 s, 160×120\n{'number':>10}{'ms a video':>12}{MEMORY_COLUMNS}")
     costs, peaks = [], []
@@ -324,7 +324,7 @@ def flat(folder: Path, counts: Sequence[int]) -> list[Row]:
 
 
 def length(folder: Path, minutes: Sequence[int]) -> list[Row]:
-    """The memory that one video takes, by its length."""
+    """Measure memory of one video by its length."""
     clip = write_clip(folder / "minute.mp4", size=(320, 240), seconds=60)
     print(f"\none video, 320×240\n{'minutes':>10}{'s':>12}{MEMORY_COLUMNS}")
     peaks = []

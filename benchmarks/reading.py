@@ -1,6 +1,7 @@
-"""Padded batches from shards against reading the same bytes and no more: `python -m benchmarks.reading`.
+"""Speed of padded batches from shards, against merely reading the bytes: `python -m benchmarks.reading`.
 
-First the equality of every way; then gigabytes of features a second with all files in the page cache, all ways in turn.
+First it checks that all ways give the same features. Then it times them in turn, in gigabytes of features per second
+with all files in the page cache.
 
 Letters: B batch, T frames, D features.
 """
@@ -20,11 +21,12 @@ from numpy.typing import NDArray
 
 from benchmarks.timing import Row, machine, paired, ratio, write_json
 from skipreel.features.batching.buckets import BatchPlan
+from skipreel.features.batching.stream import stream_features
 from skipreel.features.feature_set.card import create_feature_set
 from skipreel.features.feature_set.reader import FeatureSet
 from skipreel.features.feature_set.schema import Segment, Source, shard_table
 from skipreel.features.feature_set.shard_file import write_shard
-from skipreel.features.feature_set.spec import FeatureSpec
+from skipreel.features.spec import FeatureSpec
 from skipreel.pipeline.storage import FileStat
 from skipreel.pipeline.video.sampling import Sampling
 
@@ -70,7 +72,7 @@ class Corpus:
 
 
 def make_corpus(folder: Path, *, dim: int, megabytes: int) -> Corpus:
-    """Videos of 20 to 400 frames with noise for features; what is read again here is still in memory."""
+    """Write videos of 20 to 400 frames with noise as features; the files are then in the page cache."""
     rng = np.random.default_rng(0)
     noise = rng.normal(size=1 << 21).astype(np.float16)
     corpus = Corpus(folder, {})
@@ -102,12 +104,12 @@ def write_noise(uri: str, corpus: Corpus, video_ids: list[str]) -> None:
 
 
 def ours(feature_set: FeatureSet) -> Iterator[tuple[tuple[str, ...], torch.Tensor]]:
-    for batch in feature_set.stream(PLAN):
+    for batch in stream_features(feature_set, PLAN):
         yield batch.video_ids, batch.features
 
 
 def from_npy(corpus: Corpus) -> Iterator[tuple[tuple[str, ...], torch.Tensor]]:
-    """The same batches from one .npy file for each video."""
+    """Make the same batches from one .npy file per video."""
     names = np.array(list(corpus.videos))
     lengths = np.array([len(features) for features in corpus.videos.values()])
     dim = next(iter(corpus.videos.values())).shape[1]
@@ -120,7 +122,7 @@ def from_npy(corpus: Corpus) -> Iterator[tuple[tuple[str, ...], torch.Tensor]]:
 
 
 def check_equal(corpus: Corpus, feature_set: FeatureSet) -> None:
-    """Every way gives every video, bit for bit, and zeros after its end."""
+    """Check that all ways give all videos, bit for bit, padded with zeros."""
     for batches in (ours(feature_set), from_npy(corpus)):
         seen = set()
         for video_ids, features in batches:
@@ -160,14 +162,14 @@ def ways(corpus: Corpus, feature_set: FeatureSet) -> dict[str, Callable[[], obje
         "read, same memory": read_into,
         "np.load and pad": lambda: exhaust(from_npy(corpus)),
         "Arrow": decode,
-        "with times": lambda: exhaust(feature_set.stream(PLAN, with_times=True)),
-        "as float32": lambda: exhaust(feature_set.stream(PLAN, dtype="float32")),
+        "with times": lambda: exhaust(stream_features(feature_set, PLAN, with_times=True)),
+        "as float32": lambda: exhaust(stream_features(feature_set, PLAN, dtype="float32")),
         "index": lambda: FeatureSet(feature_set.uri).index(),
     }
 
 
 def measure(dim: int, settings: Settings) -> list[Row]:
-    """A table of one set, and its rows."""
+    """Print the table of one set; return its rows."""
     with tempfile.TemporaryDirectory() as folder:
         corpus = make_corpus(Path(folder), dim=dim, megabytes=80 if settings.quick else settings.megabytes)
         feature_set = FeatureSet(str(Path(folder) / "set"))
@@ -194,7 +196,7 @@ def measure(dim: int, settings: Settings) -> list[Row]:
 
 
 def main(settings: Settings) -> None:
-    """Every size in turn."""
+    """Run all sizes in turn."""
     print(machine())
     rows = [row for dim in settings.dims for row in measure(dim, settings)]
     print(

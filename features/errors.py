@@ -1,11 +1,11 @@
-"""What can be wrong with a backbone or a feature set, in one line a user can act on."""
+"""`BackboneError` and `FeatureSetError`; their messages are one line that tells the user what to do."""
 
 from skipreel.pipeline.errors import InputError
 
 
 class BackboneError(InputError):
-    """A backbone that does not exist, cannot be loaded, or is not the one the features were made with."""
+    """A backbone does not exist, cannot be loaded, or is not the one that made the features."""
 
 
 class FeatureSetError(InputError):
-    """A feature set that is missing, damaged, of another recipe, or without a video that was asked for."""
+    """A feature set is missing, is damaged, has another spec, or does not hold a requested video."""

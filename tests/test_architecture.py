@@ -18,7 +18,7 @@ def test_help_waits_for_no_heavy_import():
 
 def test_models_and_features_need_no_cluster():
     for loaded in modules_after(
-        "import skipreel.models", "import skipreel.features.extraction.tasks, skipreel.features.backbones.backbone"
+        "import skipreel.models", "import skipreel.features.extraction.work, skipreel.features.backbones.backbone"
     ):
         assert not {"ray", "mlflow"} & loaded
 

@@ -1,8 +1,7 @@
-"""A backbone: the network that encodes frames, with its preprocessing.
+"""`Backbone`: a network that encodes RGB frames to feature vectors, with its preprocessing.
 
-It maps RGB frames to float16 vectors, the precision feature sets are stored in, so that a feature computed
-during inference equals the one that training read from a shard. Letters: T frames, H height, W width, D feature length;
-h and w are the network's input.
+Features are float16, as in shards, so that inference computes exactly what training reads.
+Letters: T frames, H height, W width, D feature length; h and w are the size of the network's input.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from skipreel.features.backbones.network import Prepare
 from skipreel.features.errors import BackboneError
-from skipreel.features.feature_set.spec import Dtype, FeatureSpec
+from skipreel.features.spec import Dtype, FeatureSpec
 from skipreel.pipeline.video.sampling import Sampling
 
 Frames = Sequence[NDArray[np.uint8]]
@@ -25,18 +24,19 @@ DTYPES: dict[Dtype, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.
 
 @dataclass(frozen=True, slots=True)
 class Backbone:
-    """A loaded encoder.
+    """A loaded backbone.
 
     Attributes:
-        name: what it was loaded by.
+        name: the name that loaded it.
         about: one sentence for people, such as where the weights come from.
-        layer: which of its outputs the features are.
-        dtype: what its weights and activations are.
+        layer: the output that the features are taken from.
+        dtype: type of its weights and activations.
         dim: D.
-        weights_digest: SHA-256 (hex) over names, shapes, dtypes and bytes of all weights, as they were loaded.
+        weights_digest: SHA-256 (hex) over names, shapes, dtypes and bytes of all loaded weights.
         preprocessing: the image preprocessing as JSON-able settings.
-        prepare: from (T, H, W, 3) uint8 to (T, 3, h, w) float32, on the device.
-        network: from that to (T, D).
+        prepare: maps (T, H, W, 3) uint8 to (T, 3, h, w) float32, on the device.
+        network: maps the result of ``prepare`` to (T, D).
+        device: where the network runs.
     """
 
     name: str
@@ -52,20 +52,26 @@ class Backbone:
 
     @property
     def batch_size(self) -> int:
-        """Frames to encode at once."""
+        """Number of frames to encode at once."""
         return batch_size_on(self.device.type)
 
     def spec(self, sampling: Sampling) -> FeatureSpec:
-        """What makes the features of frames that are sampled so."""
+        """Describe the features of frames sampled with ``sampling``."""
         return FeatureSpec(
             self.name, self.weights_digest, self.preprocessing, sampling, self.dim, layer=self.layer, dtype=self.dtype
         )
 
     def encode(self, frames: Frames) -> NDArray[np.float16]:
-        """Encode T frames, each (H, W, 3) uint8 RGB of any size, to (T, D) float16.
+        """Encode frames.
+
+        Args:
+            frames: T frames, each (H, W, 3) uint8 RGB of any size.
+
+        Returns:
+            (T, D) float16 features.
 
         Raises:
-            BackboneError: when a feature is not a number, or one beyond float16.
+            BackboneError: if a feature is NaN or too large for float16.
         """
         encoded = np.empty((len(frames), self.dim), np.float16)
         with torch.inference_mode():
@@ -73,12 +79,12 @@ class Backbone:
                 encoded[places] = self.network(images).to("cpu", torch.float16).numpy()
         if not np.isfinite(encoded).all():
             raise BackboneError(
-                f"backbone {self.name} gives features that are no float16 numbers (nan, or above 65504)"
+                f"backbone {self.name} gives features that are not float16 numbers (nan, or above 65504)"
             )
         return encoded
 
     def _prepared(self, frames: Frames) -> Iterator[tuple[list[int], Tensor]]:
-        """Frames of one size are prepared at once; what comes out in one size, (3, h, w), is one batch, with places."""
+        """Prepare frames of one size at once; yields batches of one prepared size, with positions in ``frames``."""
         batches: dict[torch.Size, list[tuple[list[int], Tensor]]] = {}
         for shape in dict.fromkeys(frame.shape for frame in frames):
             places = [place for place, frame in enumerate(frames) if frame.shape == shape]
@@ -91,7 +97,7 @@ class Backbone:
 
 
 def batch_size_on(device: str) -> int:
-    """Frames to encode at once on ``cpu`` or ``cuda``: few on a CPU, whose caches large activations overflow
-    (MobileNet, one thread: 13 ms a frame in fours, 20 to 30 ms in thirty-twos), many on a GPU.
+    """Number of frames to encode at once on ``cpu`` or ``cuda``: few on a CPU, where activations must fit the caches
+    (MobileNet, one thread: 13 ms per frame in batches of 4, 20 to 30 ms in batches of 32), many on a GPU.
     """
     return 4 if device == "cpu" else 64

@@ -1,7 +1,6 @@
-"""Loading a backbone by its name: ``hf:…`` and ``timm:…`` of those libraries, ``module:function`` of one's own,
-``small:…`` and ``random:…`` where no weights can be had.
+"""`load_backbone`: loads a backbone by name, ``hf:…``, ``timm:…``, ``module:function``, ``small:…`` or ``random:…``.
 
-Letters: T frames, D feature length; h and w are the network's input.
+Letters: T frames, D feature length; h and w are the size of the network's input.
 """
 
 import hashlib
@@ -20,12 +19,12 @@ from skipreel.features.backbones.small_cnn import INPUT_SIZE, SmallCNN, load_sma
 from skipreel.features.backbones.timm import load_timm
 from skipreel.features.backbones.user_module import load_module
 from skipreel.features.errors import BackboneError
-from skipreel.features.feature_set.spec import Dtype
+from skipreel.features.spec import Dtype
 from skipreel.pipeline.user_code import is_function_name
 
 
 def runs_code(name: str) -> bool:
-    """Whether loading this backbone would import a module of somebody's own: only for a name that its user gave."""
+    """Whether loading this backbone imports a user's module; load such a name only if the user gave it."""
     return name.partition(":")[0] not in BACKBONES and is_function_name(name)
 
 
@@ -35,14 +34,15 @@ def load_backbone(
     """Load a backbone by name.
 
     Args:
-        name: see above; a name out of a file, such as a checkpoint, has to pass `runs_code` first.
-        layer: which of its outputs, where there are several: pooled, or cls and mean (of patch tokens), or fc7.
-        dtype: of weights and activations.
-        compile: use torch.compile, which takes its time at the first frames; no part of the recipe.
+        name: see above; check a name that comes from a file, such as a checkpoint, with `runs_code` first.
+        device: where the network runs.
+        layer: the output to use: pooled; cls or mean, if it has patch tokens; fc7 of VGG.
+        dtype: type of weights and activations.
+        compile: use torch.compile, which makes the first frames slow; not a part of the spec.
 
     Raises:
-        BackboneError: when the name's kind is unknown, the weights cannot be loaded, the layer or the device is not
-            there, or the network gives other features for the same frames each time.
+        BackboneError: if the kind of name is unknown, the weights cannot be loaded, the layer or the device does not
+            exist, or the network is not deterministic.
     """
     if dtype not in DTYPES:
         raise BackboneError(f"dtype {dtype!r} is not one of {', '.join(get_args(Dtype))}")
@@ -52,7 +52,7 @@ def load_backbone(
     loaded = _load(name)
     module = loaded.module.eval().requires_grad_(False)
     digest = _digest(module)
-    # Channels last: what convolutions want; to others it makes no difference.
+    # Channels last is faster for convolutions and harmless for other layers.
     module.to(on, DTYPES[dtype], memory_format=torch.channels_last)  # type: ignore[call-overload]
     run = torch.compile(module) if compile else module
 
@@ -89,7 +89,7 @@ def _load(name: str) -> Network:
 
 
 def _dim(name: str, network: Callable[[Tensor], Tensor], prepare: Prepare, device: torch.device) -> int:
-    """D, found by encoding noise, twice: what differs each time (a masked autoencoder's) is no feature."""
+    """Find D by encoding noise; twice, to refuse networks that are not deterministic, such as masked autoencoders."""
     noise = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 96, 128, 3), dtype=np.uint8)).to(device)
     try:
         with torch.inference_mode():
@@ -106,7 +106,7 @@ def _dim(name: str, network: Callable[[Tensor], Tensor], prepare: Prepare, devic
 
 
 def _load_random(argument: str) -> Network:
-    """No download and no training: enough to try a pipeline, not to tell subtle things apart."""
+    """Make an untrained network without a download: enough to try a pipeline, not for real accuracy."""
     if not argument.isdecimal():
         raise BackboneError(f"random:{argument} needs a whole number as its seed, for example random:0")
     about = f"a small CNN with random weights (seed {argument}), not trained on anything"

@@ -1,4 +1,4 @@
-"""What the loaders of ``features.backbones.backbone`` hand over, whatever library a network comes from."""
+"""`Network`: what every loader returns to `loading.load_backbone`, whatever the library."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,13 +13,13 @@ Prepare = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """A network on the CPU in float32, with what prepares its input. Letters: T frames of one size, D feature length.
+    """A network on the CPU in float32 with its preprocessing. Letters: T frames of one size, D feature length.
 
     Attributes:
-        module: from (T, 3, h, w) float to (T, D), or to a dict of layers' names with one such tensor each.
-        prepare: from (T, H, W, 3) uint8 to (T, 3, h, w) float32, both on the module's device.
+        module: maps (T, 3, h, w) float to (T, D), or to a dict from layer names to such tensors.
+        prepare: maps (T, H, W, 3) uint8 to (T, 3, h, w) float32, both on the module's device.
         about: one sentence for people.
-        preprocessing: what ``prepare`` does, JSON-able, for the recipe.
+        preprocessing: description of ``prepare`` for the spec, JSON-able.
     """
 
     module: nn.Module
@@ -28,14 +28,14 @@ class Network:
     preprocessing: dict[str, Any]
 
 
-def preparing(
+def choose_preprocessing(
     translated: Preprocessing | None, library: Callable[[Images], Tensor], settings: dict[str, Any]
 ) -> tuple[Prepare, dict[str, Any]]:
-    """A library's preprocessing on the module's device where ``translated`` is all of it, else the library's own.
+    """Use ``translated``, which runs on the module's device, if it does all that ``library`` does; else ``library``.
 
     Args:
-        library: its own, from (T, H, W, 3) uint8 to (T, 3, h, w) float32 on the CPU.
-        settings: what says what it does.
+        library: the library's preprocessing, (T, H, W, 3) uint8 to (T, 3, h, w) float32 on the CPU.
+        settings: description of ``library``.
 
     Returns:
         ``prepare`` and ``preprocessing`` of a Network.
@@ -46,6 +46,6 @@ def preparing(
 
 
 def reason_of(error: Exception) -> str:
-    """The first line of what a library says, and no more of it than can be read at a glance."""
+    """The first line of an error message, cut to 200 characters."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0] if len(lines[0]) <= 200 else f"{lines[0][:200]}…"

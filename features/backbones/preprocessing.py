@@ -1,6 +1,6 @@
-"""From decoded frames to a backbone's input, on the backbone's own device: resize, crop, scale, normalise.
+"""`Preprocessing`: resizes, crops, scales and normalises frames on the backbone's device; `says_all` checks one.
 
-Letters: T frames of one size, H height and W width of a frame, h and w of the input.
+Letters: T frames of one size, H height and W width of a frame, h and w of the network's input.
 """
 
 import json
@@ -21,17 +21,20 @@ Images = NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True)
 class Preprocessing:
-    """What most image models want, done in the order of the fields.
+    """The preprocessing of most image models; the steps run in the order of the fields.
 
     Attributes:
-        resize: (h, w), or the shorter edge in pixels with the aspect ratio kept, or None.
-        interpolation: the filter of the resize, widened where it shrinks (antialiased), as Pillow's is.
-        crop: (h, w) around the centre, padded with black where the image is smaller, or None.
-        crop_rounding: an odd margin's larger half goes to the bottom and right (floor, as transformers does), or to the
-            side that makes the offset even (half_even, as torchvision and so timm do).
-        scale: multiplies the pixels, 0 … 255.
-        mean: of red, green and blue, taken from the scaled pixels.
-        std: of red, green and blue, divides what is left.
+        resize: (h, w); or the shorter edge in pixels, which keeps the aspect ratio; or None.
+        interpolation: the filter of the resize, antialiased like Pillow's.
+        crop: (h, w) around the centre, padded with black if the image is smaller; or None.
+        crop_rounding: ``floor`` puts the larger half of an odd margin to the bottom and right, as transformers does;
+            ``half_even`` makes the offset even, as torchvision and timm do.
+        scale: factor of the pixels, 0 … 255.
+        mean: of red, green and blue; subtracted from the scaled pixels.
+        std: of red, green and blue; divides the result.
+
+    Raises:
+        ValueError: if the interpolation is unknown or ``std`` has a zero.
     """
 
     resize: tuple[int, int] | int | None
@@ -49,7 +52,7 @@ class Preprocessing:
             raise ValueError(f"std {self.std} would divide by zero")
 
     def __call__(self, frames: Tensor) -> Tensor:
-        """(T, H, W, 3) uint8 to (T, 3, h, w) float32 on the same device."""
+        """Map (T, H, W, 3) uint8 to (T, 3, h, w) float32 on the same device."""
         images = self._resized(frames.permute(0, 3, 1, 2))
         if self.crop is not None:
             images = _crop(images, self.crop, half_even=self.crop_rounding == "half_even")
@@ -57,12 +60,12 @@ class Preprocessing:
         return images.float().mul_(self.scale).sub_(mean).div_(std)
 
     def to_json(self) -> dict[str, Any]:
-        """The fields as ``json`` reads them back: lists, no tuples."""
+        """Convert to a dict as ``json`` reads it back: with lists instead of tuples."""
         fields: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         return fields
 
     def _resized(self, images: Tensor) -> Tensor:
-        """uint8 to uint8. On a CPU in integers, as Pillow computes; a GPU has the filters for floats only."""
+        """Resize uint8 to uint8: in integers on a CPU, like Pillow; in floats on a GPU, which has no other filters."""
         if self.resize is None:
             return images
         size = self.resize if isinstance(self.resize, tuple) else _shorter_edge(self.resize, *images.shape[2:])
@@ -87,13 +90,13 @@ def _crop(images: Tensor, size: tuple[int, int], *, half_even: bool) -> Tensor:
 
 
 def says_all(preprocessing: Preprocessing, library: Callable[[Images], Tensor]) -> bool:
-    """Whether ``preprocessing``, translated from a library's settings, is all that the library does.
+    """Whether ``preprocessing``, translated from a library's settings, does all that the library does.
 
-    Compared on noise: a pixel's offset, another channel order or another size of crop differs by tens of levels of 255,
-    while the rounding of Pillow and of torch differ by less than half a level on average.
+    Both run on noise. An offset of a pixel, another channel order or another crop differ by tens of levels of 255; the
+    rounding of Pillow and of torch differ by less than half a level on average.
 
     Args:
-        library: its own, from (T, H, W, 3) uint8 to (T, 3, h, w) float32.
+        library: the library's preprocessing, (T, H, W, 3) uint8 to (T, 3, h, w) float32.
     """
     generator = np.random.default_rng(0)
     level = torch.tensor(preprocessing.std)[:, None, None] / preprocessing.scale

@@ -1,4 +1,4 @@
-"""A small CNN for where no pretrained weights can be had: seeded random, or trained by the demo.
+"""`SmallCNN`: a network for machines without pretrained weights; random from a seed, or trained by the demo.
 
 Letters: N frames, H height, W width.
 """
@@ -22,7 +22,7 @@ WEIGHTS, ABOUT = "small_cnn.safetensors", "small_cnn.json"
 
 
 class SmallCNN(nn.Module):
-    """Four convolutions, then each channel's mean and maximum over the image."""
+    """Four convolutions, then the mean and maximum of each channel over the image."""
 
     def __init__(self, *, seed: int = 0) -> None:
         super().__init__()
@@ -37,33 +37,33 @@ class SmallCNN(nn.Module):
                 nn.init.kaiming_normal_(layer.weight, generator=generator)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(N, 3, 96, 128) float in [-1, 1] to (N, 128)."""
+        """Map (N, 3, 96, 128) float in [-1, 1] to (N, 128)."""
         maps = self.body(images)
         return torch.cat([maps.mean((2, 3)), maps.amax((2, 3))], dim=1)
 
 
 def resize(frames: Tensor) -> Tensor:
-    """(N, H, W, 3) uint8 of any size to (N, 3, 96, 128) uint8."""
+    """Resize (N, H, W, 3) uint8 to (N, 3, 96, 128) uint8."""
     return functional.interpolate(frames.permute(0, 3, 1, 2), size=INPUT_SIZE, mode="bilinear", antialias=True)
 
 
 def normalise(images: Tensor) -> Tensor:
-    """uint8 to float in [-1, 1]."""
+    """Map uint8 to float in [-1, 1]."""
     return images.float() / 127.5 - 1
 
 
 def load_small_cnn(directory: str) -> tuple[SmallCNN, str]:
-    """A trained network and what is known about it.
+    """Load a trained network and the sentence about it.
 
     Raises:
-        BackboneError: when the directory holds none.
+        BackboneError: if the directory does not hold one.
     """
     network = SmallCNN()
     try:
         network.load_state_dict(load(storage.read_bytes(storage.join(directory, WEIGHTS))))
         about: str = json.loads(storage.read_bytes(storage.join(directory, ABOUT)))["about"]
     except (StorageError, SafetensorError, RuntimeError, ValueError, KeyError) as error:
-        raise BackboneError(f"{directory} holds no small CNN: {str(error).splitlines()[0]}") from error
+        raise BackboneError(f"{directory} does not hold a small CNN: {str(error).splitlines()[0]}") from error
     return network.eval(), about
 
 

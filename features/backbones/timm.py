@@ -1,4 +1,4 @@
-"""``timm:<name>``: image models of the timm library, an optional extra.
+"""`load_timm`: loads ``timm:<name>``, image models of the timm library, which is an optional extra.
 
 Letters: T frames of one size, D feature length, h and w of the input.
 """
@@ -11,16 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from skipreel.features.backbones.network import Network, preparing, reason_of
+from skipreel.features.backbones.network import Network, choose_preprocessing, reason_of
 from skipreel.features.backbones.preprocessing import INTERPOLATIONS, Preprocessing
 from skipreel.features.errors import BackboneError
 
 
 def load_timm(name: str) -> Network:
-    """A pretrained model by timm's name for it, with the evaluation transform of its own configuration.
+    """Load a pretrained model by its name in timm, with the evaluation transform of its configuration.
 
     Raises:
-        BackboneError: when timm is not installed or the model cannot be loaded.
+        BackboneError: if timm is not installed, or the model cannot be loaded.
     """
     try:
         timm = import_module("timm")
@@ -36,16 +36,19 @@ def load_timm(name: str) -> Network:
         ) from error
     config = timm.data.resolve_model_data_config(model)
     transform = timm.data.create_transform(**config, is_training=False)
-    prepare, settings = preparing(_translate(config), partial(_call, transform), {"transform": str(transform)})
+    prepare, settings = choose_preprocessing(
+        translate(config), partial(_call, transform), {"transform": str(transform)}
+    )
     module = _Layers(model, has_fc7=isinstance(model, timm.models.vgg.VGG))
     return Network(module, prepare, f"{type(model).__name__} with timm's weights for {name}", settings)
 
 
 class _Layers(nn.Module):
-    """Every layer that a timm model has to offer.
+    """Returns all layers of a timm model.
 
-    pooled: what timm calls the features of an image. cls and mean: of models with patch tokens, the first token and the
-    patches' mean. fc7: of VGG, the second fully connected layer, rectified; there, pooled is the mean over the image.
+    pooled: timm's features of an image; the mean over the image for VGG.
+    cls, mean: for models with patch tokens, the first token and the mean of the patches.
+    fc7: for VGG, the second fully connected layer, rectified.
     """
 
     def __init__(self, model: nn.Module, *, has_fc7: bool) -> None:
@@ -53,7 +56,7 @@ class _Layers(nn.Module):
         self.model, self.has_fc7 = model, has_fc7
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """(T, 3, h, w) float to one (T, D) tensor per layer."""
+        """Map (T, 3, h, w) float to a (T, D) tensor per layer."""
         maps: Tensor = self.model.forward_features(images)  # type: ignore[operator]
         embedding: Tensor = self.model.forward_head(maps)  # type: ignore[operator]
         if self.has_fc7:
@@ -73,8 +76,8 @@ def _call(transform: Any, frames: np.ndarray[Any, Any]) -> Tensor:
     return torch.stack([transform(Image.fromarray(frame)) for frame in frames])
 
 
-def _translate(config: dict[str, Any]) -> Preprocessing | None:
-    """timm's data configuration as far as it goes; ``says_all`` tells whether that is far enough."""
+def translate(config: dict[str, Any]) -> Preprocessing | None:
+    """Translate timm's data configuration; `says_all` tells whether the result is complete."""
     _, height, width = config["input_size"]
     enlarged = int(height / config["crop_pct"]), int(width / config["crop_pct"])
     squash = config["crop_mode"] == "squash"

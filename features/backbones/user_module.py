@@ -1,13 +1,13 @@
-"""``module:function``: a backbone of the user's own, whose code is the user's own to trust.
+"""`load_module`: loads ``module:function``, a backbone in the user's own code.
 
-The function takes nothing and returns a torch module and what prepares frames for it:
+The function has no arguments and returns a torch module and its preprocessing:
 
     def my_resnet():
         return network, Preprocessing(resize=256, crop=(224, 224), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 
-The module maps (T, 3, h, w) float to (T, D), which is then the layer ``pooled``, or to a dict of layers with one such
-tensor each. A function from (T, H, W, 3) uint8 to (T, 3, h, w) float32, both on the module's device, may stand in for
-the ``Preprocessing``; the recipe then knows no more than its name.
+The module maps (T, 3, h, w) float to (T, D), the layer ``pooled``, or to a dict from layer names to such tensors.
+Instead of the ``Preprocessing`` it may return a function from (T, H, W, 3) uint8 to (T, 3, h, w) float32, both on the
+module's device; the spec then records only the function's name.
 """
 
 from torch import nn
@@ -19,10 +19,10 @@ from skipreel.pipeline.user_code import import_function
 
 
 def load_module(name: str) -> Network:
-    """What the function called ``name``, such as ``my_package.backbones:my_resnet``, returns.
+    """Call the function ``name``, such as ``my_package.backbones:my_resnet``.
 
     Raises:
-        BackboneError: when it cannot be imported, raises, or returns something else.
+        BackboneError: if it cannot be imported, raises, or returns something else.
     """
     try:
         function = import_function(name)

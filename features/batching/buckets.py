@@ -1,4 +1,4 @@
-"""Which videos make a batch: of similar length, shuffled by a seed, the same number of batches for every worker."""
+"""Which videos make a batch: `BatchPlan` for streams, `shuffled_batches` for training in memory."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,15 +8,17 @@ from numpy.typing import NDArray
 
 from skipreel.features.errors import FeatureSetError
 
-# Lengths are compared after a random change of up to this share: who meets whom changes by epoch, padding stays small.
+# Lengths are reduced at random by up to this share before sorting, so that batches differ by epoch with little padding.
 _LENGTH_JITTER = 0.1
 
 
 def shuffled_batches(num_videos: int, *, batch_size: int, seed: int, epoch: int) -> list[NDArray[np.int64]]:
-    """The places of the videos of one epoch in random order, cut into batches of which only the last may be smaller.
+    """Shuffle the videos of one epoch and cut them into batches; only the last may be smaller.
 
-    They follow from these numbers alone, so that every worker knows the whole batch of all workers, however many they
-    are, and takes its own part.
+    The result depends on the arguments alone, so every worker knows the whole batch and takes its own share.
+
+    Returns:
+        Int64 positions of the videos, one array per batch.
     """
     order = np.random.default_rng((seed, epoch)).permutation(num_videos)
     return [order[start : start + batch_size] for start in range(0, num_videos, batch_size)]
@@ -24,18 +26,19 @@ def shuffled_batches(num_videos: int, *, batch_size: int, seed: int, epoch: int)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchPlan:
-    """How videos are put into batches.
+    """Puts videos of similar length into batches, the same number of batches for every worker.
 
     Attributes:
-        batch_size: videos in a batch, at most.
-        max_frames: frames in a batch with its padding, at most; a longer video makes a batch alone. None: no limit.
-        seed: of the order. None: by increasing length, always the same.
-        epoch: with the seed it gives the order, so another epoch has another one, and the same epoch the same.
-        rank: which worker this is, from 0.
-        world_size: how many workers share the videos.
+        batch_size: maximum number of videos in a batch.
+        max_frames: maximum number of frames in a batch, padding included; a longer video is a batch of its own. None:
+            no limit.
+        seed: seed of the order. None: always the same order, by increasing length.
+        epoch: epoch number; the order follows from seed and epoch.
+        rank: number of this worker, from 0.
+        world_size: number of workers that share the videos.
 
     Raises:
-        FeatureSetError: when a number is out of its range.
+        FeatureSetError: if a number is out of range.
     """
 
     batch_size: int = 16
@@ -54,14 +57,20 @@ class BatchPlan:
             raise FeatureSetError(f"rank is {self.rank}, it must be 0 to {self.world_size - 1}, below world_size")
 
     def batches(self, num_frames: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-        """This worker's batches, each the places in ``num_frames`` (V,) of its videos.
+        """Make this worker's batches.
 
-        Every worker gets equally many, no video is in two of them, and none is left out, but for batches of one video
-        whose number the workers do not divide: then up to ``world_size - 1`` videos are. At each step the
-        workers' batches are of similar length, so that none waits long for another.
+        No video is in two batches. At each step the workers' batches have similar lengths, so that no worker waits
+        long. Videos are left out, at most ``world_size - 1``, only if all batches hold one video and the workers do
+        not divide their number.
+
+        Args:
+            num_frames: (V,) the length of each video.
+
+        Returns:
+            Int64 positions in ``num_frames``, one array per batch.
 
         Raises:
-            FeatureSetError: when there are fewer videos than workers.
+            FeatureSetError: if there are fewer videos than workers.
         """
         if len(num_frames) < self.world_size:
             raise FeatureSetError(f"{len(num_frames)} videos cannot be shared by {self.world_size} workers: use fewer")
@@ -85,7 +94,7 @@ class BatchPlan:
         yield order[start:]
 
     def _make_divisible(self, batches: list[NDArray[np.int64]]) -> None:
-        """Halve the largest batches until the workers divide their number."""
+        """Halve the largest batches, in place, until the workers divide their number."""
         while surplus := len(batches) % self.world_size:
             sizes = [len(batch) for batch in batches]
             place = int(np.argmax(sizes))

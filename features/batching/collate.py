@@ -1,4 +1,4 @@
-"""Sequences and their labels become padded batches with lengths.
+"""Features with labels as padded batches: `load_examples` with `collate` in memory, `stream_batches` from the shards.
 
 Letters: B batch, T longest sequence of the batch, D feature length, C classes.
 """
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from skipreel.features.batching.buckets import BatchPlan
-from skipreel.features.batching.stream import PaddedFeatures
+from skipreel.features.batching.stream import PaddedFeatures, stream_features
 from skipreel.features.errors import FeatureSetError
 from skipreel.features.feature_set.ledger import read_failures
 from skipreel.features.feature_set.reader import FeatureSet, Sequence
@@ -31,7 +31,7 @@ class Example:
     """One video ready for training: its sequence and its target.
 
     Attributes:
-        target: task ``frames``: (T, C) float32 of {0, 1}; task ``video``: () int64, the class.
+        target: (T, C) float32 of {0, 1} for task ``frames``; () int64, the class, for task ``video``.
     """
 
     sequence: Sequence
@@ -40,12 +40,12 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Padded with zeros at the end.
+    """Videos padded with zeros at the end.
 
     Attributes:
         features: (B, T, D) float32.
         lengths: (B,) int64, at least 1.
-        targets: task ``frames``: (B, T, C) float32; task ``video``: (B,) int64.
+        targets: (B, T, C) float32 for task ``frames``; (B,) int64 for task ``video``.
         video_ids: B ids.
     """
 
@@ -55,20 +55,20 @@ class Batch:
     video_ids: tuple[str, ...]
 
     def to(self, device: str) -> "Batch":
-        """The same batch on a device."""
+        """Copy the tensors to a device."""
         return Batch(self.features.to(device), self.lengths.to(device), self.targets.to(device), self.video_ids)
 
 
 def load_examples(
     feature_set: FeatureSet, manifest: Manifest, *, split: str, task: Task, skip_missing: bool = False
 ) -> list[Example]:
-    """The videos of a split with their features and targets, in the manifest's order, all in memory.
+    """Load the features and targets of a split into memory, in the manifest's order.
 
     Args:
         skip_missing: leave out videos without features instead of refusing the split.
 
     Raises:
-        FeatureSetError: as `videos_with_features`, and when features hold NaN or infinity.
+        FeatureSetError: as `videos_with_features`, and if features hold NaN or infinity.
     """
     entries = videos_with_features(feature_set, manifest, split=split, task=task, skip_missing=skip_missing)
     sequences = feature_set.load(entry.video_id for entry in entries)
@@ -86,10 +86,10 @@ def load_examples(
 
 
 def check_labelled(examples: SequenceOf[Example], *, split: str) -> None:
-    """Refuse a split of task ``frames`` on which nothing can be learned or measured.
+    """Refuse a split of task ``frames`` without labels: its mean average precision would be NaN.
 
     Raises:
-        FeatureSetError: when no sampled frame has a label: a mean average precision of it would be NaN.
+        FeatureSetError: if no sampled frame has a label.
     """
     if not any(example.target.ndim == 0 or bool(example.target.any()) for example in examples):
         raise FeatureSetError(
@@ -101,33 +101,32 @@ def check_labelled(examples: SequenceOf[Example], *, split: str) -> None:
 def stream_batches(
     feature_set: FeatureSet, manifest: Manifest, plan: BatchPlan, *, split: str, task: Task, skip_missing: bool = False
 ) -> Iterator[Batch]:
-    """The batches of one epoch over a split, for sets larger than memory: holds two batches.
+    """Stream the batches of one epoch over a split, for sets larger than memory. Holds two batches.
 
     Args:
         skip_missing: leave out videos without features instead of refusing the split.
 
     Raises:
-        FeatureSetError: as `videos_with_features`, and when there are fewer videos than workers; before the first
-            batch.
+        FeatureSetError: before the first batch; as `videos_with_features`, and if there are fewer videos than workers.
     """
     present = videos_with_features(feature_set, manifest, split=split, task=task, skip_missing=skip_missing)
     entries = {entry.video_id: entry for entry in present}
     num_classes = len(manifest.class_names)
 
     def with_targets(padded: PaddedFeatures) -> Batch:
-        times = padded.pts_s if padded.pts_s is not None else torch.empty(len(padded.lengths), 0)  # of no use there
+        times = padded.pts_s if padded.pts_s is not None else torch.empty(len(padded.lengths), 0)  # not used there
         targets = [
             _target(entries[video_id], pts_s[:length].numpy(), task=task, num_classes=num_classes)
             for video_id, pts_s, length in zip(padded.video_ids, times, padded.lengths, strict=True)
         ]
         return Batch(padded.features, padded.lengths, _pad(targets), padded.video_ids)
 
-    stream = feature_set.stream(plan, entries, dtype="float32", with_times=task == "frames")
-    return map(with_targets, stream)
+    batches = stream_features(feature_set, plan, entries, dtype="float32", with_times=task == "frames")
+    return map(with_targets, batches)
 
 
 def collate(examples: SequenceOf[Example]) -> Batch:
-    """Pad examples to the longest of them."""
+    """Pad examples with zeros to the longest of them."""
     lengths = [len(example.sequence.features) for example in examples]
     features = torch.zeros(len(examples), max(lengths), examples[0].sequence.features.shape[1])
     for row, example in enumerate(examples):
@@ -141,7 +140,7 @@ def collate(examples: SequenceOf[Example]) -> Batch:
 
 
 def feature_statistics(examples: SequenceOf[Example]) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation (D,) float32 over all frames; a constant feature gets deviation 1."""
+    """Compute mean and standard deviation, each (D,) float32, over all frames; a constant feature gets deviation 1."""
     total = np.zeros(examples[0].sequence.features.shape[1])
     squares = np.zeros_like(total)
     count = 0
@@ -159,14 +158,14 @@ def feature_statistics(examples: SequenceOf[Example]) -> tuple[Tensor, Tensor]:
 def videos_with_features(
     feature_set: FeatureSet, manifest: Manifest, *, split: str, task: Task, skip_missing: bool = False
 ) -> list[VideoEntry]:
-    """The videos of a split that have features, in the manifest's order.
+    """List the videos of a split that have features, in the manifest's order.
 
     Args:
         skip_missing: leave out videos without features instead of refusing the split.
 
     Raises:
-        FeatureSetError: when the manifest has no such split, none or not all of its videos have features, or task
-            ``video`` meets a video without exactly one class.
+        FeatureSetError: if the manifest does not have the split, none or not all of its videos have features, or a
+            video of task ``video`` does not have exactly one class.
     """
     entries = [entry for entry in manifest.entries if entry.split == split]
     if not entries:

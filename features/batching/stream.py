@@ -1,11 +1,13 @@
-"""Batches of padded features from shards: one copy, from the file into the batch, while the last batch is in use.
+"""Padded batches of features as a stream from the shards, without labels: `stream_features`.
 
+Features are copied once, from the file into the batch. The next batch is read while the caller uses the current one.
 Letters: B batch, T longest sequence of the batch, D feature length.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -14,17 +16,18 @@ from torch import Tensor
 
 from skipreel.features.batching.buckets import BatchPlan
 from skipreel.features.feature_set.index import VideoIndex, VideoReader, for_each
+from skipreel.features.feature_set.reader import FeatureSet
 
 
 @dataclass(frozen=True, slots=True)
 class PaddedFeatures:
-    """Padded at the end: features with zeros, times with NaN.
+    """A batch padded at the end: features with zeros, times with NaN.
 
     Attributes:
         video_ids: B ids.
         features: (B, T, D) float16 or float32.
         lengths: (B,) int64, at least 1.
-        pts_s: (B, T) float64, seconds from each video's first frame on; None where they were not asked for.
+        pts_s: (B, T) float64, seconds from each video's first frame; None if they were not requested.
     """
 
     video_ids: tuple[str, ...]
@@ -33,26 +36,36 @@ class PaddedFeatures:
     pts_s: Tensor | None
 
 
-def stream(
-    catalogue: VideoIndex,
+def stream_features(
+    feature_set: FeatureSet,
     plan: BatchPlan,
-    positions: NDArray[np.int64] | None,
+    video_ids: Iterable[str] | None = None,
     *,
-    dim: int,
-    dtype: str,
-    with_times: bool,
+    dtype: Literal["float16", "float32"] = "float16",
+    with_times: bool = False,
 ) -> Iterator[PaddedFeatures]:
-    """See `features.feature_set.reader.FeatureSet.stream`; ``positions`` are rows of the catalogue, None for all."""
-    num_frames = catalogue.num_frames()
-    places = np.arange(len(num_frames)) if positions is None else np.unique(positions)
+    """Stream padded batches; each video comes once. Holds two batches in memory.
+
+    Args:
+        plan: the batch size, the order, and this worker's share of the batches.
+        video_ids: the videos to read; None reads all.
+        dtype: float16 is the stored type; float32 is converted batch by batch.
+        with_times: fill ``pts_s``. This costs more than reading the features, because times are stored compressed.
+
+    Raises:
+        FeatureSetError: if a video is missing, or there are fewer videos than workers.
+    """
+    index = feature_set.video_index
+    num_frames = index.num_frames()
+    places = np.arange(len(num_frames)) if video_ids is None else np.unique(index.positions(video_ids))
     batches = [places[batch] for batch in plan.batches(num_frames[places])]
-    source = _Source(catalogue, VideoReader(catalogue), num_frames, dim)
-    return _ahead(source, batches, getattr(torch, dtype), with_times)
+    source = _Source(index, VideoReader(index), num_frames, feature_set.dim)
+    return _read_ahead(source, batches, getattr(torch, dtype), with_times)
 
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    catalogue: VideoIndex
+    index: VideoIndex
     reader: VideoReader
     num_frames: NDArray[np.int64]
     dim: int
@@ -70,15 +83,15 @@ class _Source:
             if pts_s is not None:
                 pts_s[row, :length] = torch.from_numpy(self.reader.read_pts(int(batch[row])))
 
-        for_each(fill, range(len(batch)), uri=self.catalogue.uri)
-        ids = self.catalogue.videos["video_id"].take(batch).to_pylist()
+        for_each(fill, range(len(batch)), uri=self.index.uri)
+        ids = self.index.videos["video_id"].take(batch).to_pylist()
         return PaddedFeatures(tuple(ids), features.to(dtype), torch.from_numpy(lengths), pts_s)
 
 
-def _ahead(
+def _read_ahead(
     source: _Source, batches: list[NDArray[np.int64]], dtype: torch.dtype, with_times: bool
 ) -> Iterator[PaddedFeatures]:
-    """The batches in order, the next one being read while the caller works on the last one."""
+    """Yield the batches in order; a thread reads the next one meanwhile."""
     with ThreadPoolExecutor(1) as pool:
         coming = pool.submit(source.read, batches[0], dtype, with_times)
         for batch in batches[1:]:

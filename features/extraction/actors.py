@@ -1,7 +1,6 @@
-"""What runs in the processes of an extraction: decoders, which do without torch, and encoders, which hold the model; or
-workers that do both, since on a CPU frames are best used where they are.
+"""The classes that run in the processes of an extraction; `ray_executor` makes Ray actors of them.
 
-Plain classes: `features.extraction.ray_executor` makes Ray actors of them.
+`Decoder` does not import torch, `Encoder` holds the model. `Worker` does both, for CPUs: no frames are sent.
 """
 
 import resource
@@ -17,21 +16,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skipreel.features.extraction.steps import decode, encode
-from skipreel.features.extraction.tasks import FrameBlock, FrameChunk, FrameSettings, VideoJob, VideoOutcome
+from skipreel.features.extraction.work import FrameBlock, FrameChunk, FrameSettings, VideoJob, VideoOutcome
 from skipreel.pipeline.video import Frame
 
 if TYPE_CHECKING:
     from skipreel.features.backbones.backbone import Backbone
 
-Features = NDArray[np.float16] | str  # (T, D) of a part, or why there are none
-Result = Any  # what came of a part, or a str: why nothing did
-# How long a worker goes on before it hands on what it has.
+Features = NDArray[np.float16] | str  # (T, D) of a chunk, or why there are none
+Result = Any  # the result of a chunk, or a str: why there is none
+# Seconds after which a worker returns its results.
 BLOCK_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class BackboneSettings:
-    """How an encoder loads its model: the arguments of `features.backbones.backbone.load_backbone`."""
+    """The arguments of `load_backbone`, to send to an encoder."""
 
     name: str
     device: Literal["cpu", "cuda"] = "cpu"
@@ -40,7 +39,7 @@ class BackboneSettings:
     compile: bool = False
 
     def load(self) -> "Backbone":
-        """Load it in this process."""
+        """Load the backbone in this process."""
         from skipreel.features.backbones.loading import load_backbone
 
         return load_backbone(self.name, device=self.device, layer=self.layer, dtype=self.dtype, compile=self.compile)
@@ -48,55 +47,67 @@ class BackboneSettings:
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """What a decoder says of a block; the frames travel beside it.
+    """A block without its frames, which are returned separately.
 
     Attributes:
-        decode_s, encode_s: how long it worked for it.
-        results: from a worker, what came of each part, such as `Features`; no frames travel then.
+        decode_s, encode_s: working time for this block.
+        results: from a worker, the result of each chunk, such as `Features`; no frames are returned then.
     """
 
-    parts: list[FrameChunk]
-    endings: list[VideoOutcome]
+    chunks: list[FrameChunk]
+    outcomes: list[VideoOutcome]
     decode_s: float
     encode_s: float = 0.0
     results: list[Result] | None = None
 
 
 class Decoder:
-    """Turns videos into blocks of frames, on demand.
+    """Decodes videos into blocks of frames, on demand.
 
     Args:
-        memory_bytes: what this process may allocate from now on; a video that asks for more fails.
-        import_path: where else to look for modules, such as a user's decoder.
+        memory_bytes: memory that this process may allocate from `ready` on; a video that needs more fails.
+        import_path: more folders to import from, for example a user's decoder.
     """
 
     def __init__(self, settings: FrameSettings, *, memory_bytes: int, import_path: Sequence[str] = ()) -> None:
         self._settings, self._memory_bytes = settings, memory_bytes
-        self._tasks: deque[VideoJob] = deque()
+        self._jobs: deque[VideoJob] = deque()
         self._pieces: Iterator[tuple[FrameChunk, list[Frame]] | VideoOutcome] = iter(())
         extend_sys_path(import_path)
 
     def ready(self) -> None:
-        """Return once the process is up."""
+        """Limit the memory of the process; returns once the process runs."""
         limit_memory(self._memory_bytes)
 
-    def next_block(self, tasks: Sequence[VideoJob]) -> tuple[Decoded, list[Frame]]:
-        """Take more videos and go on until a block is full or all are done; an empty block says that they are."""
+    def next_block(self, jobs: Sequence[VideoJob]) -> tuple[Decoded, list[Frame]]:
+        """Decode until a block is full or no video is left.
+
+        Args:
+            jobs: more videos to decode.
+
+        Returns:
+            The block and its frames; an empty block if no video is left.
+        """
         started = time.perf_counter()
-        self._tasks.extend(tasks)
+        self._jobs.extend(jobs)
         block = FrameBlock()
         while not block.is_full and (piece := self._next_piece()) is not None:
             block.add(piece)
-        return Decoded(block.parts, block.endings, time.perf_counter() - started), block.frames
+        return Decoded(block.chunks, block.outcomes, time.perf_counter() - started), block.frames
 
     def _next_piece(self) -> tuple[FrameChunk, list[Frame]] | VideoOutcome | None:
-        while (piece := next(self._pieces, None)) is None and self._tasks:
-            self._pieces = decode(self._tasks.popleft(), self._settings)
+        while (piece := next(self._pieces, None)) is None and self._jobs:
+            self._pieces = decode(self._jobs.popleft(), self._settings)
         return piece
 
 
 class Encoder:
-    """Turns blocks of frames into features."""
+    """Encodes blocks of frames into features.
+
+    Args:
+        num_threads: threads of torch.
+        import_path: as for `Decoder`.
+    """
 
     def __init__(self, settings: BackboneSettings, *, num_threads: int, import_path: Sequence[str] = ()) -> None:
         self._settings, self._num_threads = settings, num_threads
@@ -115,7 +126,15 @@ class Encoder:
         self._backbone = self._settings.load()
 
     def encode(self, sizes: Sequence[int], frames: Sequence[Frame]) -> tuple[list[Features], float]:
-        """Features (T, D) of each part, or why there are none, and the seconds it took; parts have ``sizes`` frames."""
+        """Encode a block.
+
+        Args:
+            sizes: number of frames of each chunk.
+            frames: the frames of all chunks.
+
+        Returns:
+            For each chunk its features, (T, D) float16, or why there are none; and the seconds this took.
+        """
         assert self._backbone is not None, "ready() comes first"
         started = time.perf_counter()
         results: list[Features] = []
@@ -123,7 +142,7 @@ class Encoder:
         for size in sizes:
             try:
                 results.append(encode(self._backbone, frames[first : first + size]))
-            except Exception as error:  # a backbone may be anyone's: one video's frames must not end the job
+            except Exception as error:  # the backbone may be a user's: one video must not end the extraction
                 text = " ".join(str(error).split())[:200]
                 results.append(f"the backbone {self._settings.name} raised {type(error).__name__}: {text}")
             first += size
@@ -131,12 +150,12 @@ class Encoder:
 
 
 class Worker(Decoder):
-    """Turns videos into features, part by part, with nothing sent in between.
+    """Decodes and encodes videos, chunk by chunk, in one process.
 
     Args:
-        settings: `Decoder`'s; parts of one batch keep its frames in the processor's cache.
-        encoder: given to `Encoder`, as ``num_threads`` is.
-        memory_bytes, import_path: `Decoder`'s; the model does not count.
+        settings: as for `Decoder`; a chunk is one batch here, so that its frames stay in the processor's cache.
+        encoder, num_threads: as for `Encoder`.
+        memory_bytes, import_path: as for `Decoder`; the model does not count.
     """
 
     def __init__(
@@ -148,7 +167,7 @@ class Worker(Decoder):
         memory_bytes: int,
         import_path: Sequence[str] = (),
     ) -> None:
-        settings = replace(settings, part_frames=settings.batch_size)
+        settings = replace(settings, chunk_frames=settings.batch_size)
         super().__init__(settings, memory_bytes=memory_bytes, import_path=import_path)
         self._encoder = Encoder(encoder, num_threads=num_threads)
 
@@ -161,10 +180,10 @@ class Worker(Decoder):
         self._encoder.ready()
         super().ready()
 
-    def next_block(self, tasks: Sequence[VideoJob]) -> tuple[Decoded, list[Frame]]:
-        """Take more videos and go on for a second or until all are done; an empty block says that they are."""
+    def next_block(self, jobs: Sequence[VideoJob]) -> tuple[Decoded, list[Frame]]:
+        """Decode and encode for a second or until no video is left; see `Decoder.next_block`."""
         started, encode_s = time.perf_counter(), 0.0
-        self._tasks.extend(tasks)
+        self._jobs.extend(jobs)
         block, results = FrameBlock(), list[Features]()
         while time.perf_counter() - started < BLOCK_S and (piece := self._next_piece()) is not None:
             block.add(piece)
@@ -174,16 +193,16 @@ class Worker(Decoder):
                 encode_s += seconds
                 block.frames.clear()
         decode_s = time.perf_counter() - started - encode_s
-        return Decoded(block.parts, block.endings, decode_s, encode_s, results), []
+        return Decoded(block.chunks, block.outcomes, decode_s, encode_s, results), []
 
 
 def extend_sys_path(places: Sequence[str]) -> None:
-    """Look for modules in these places too, after all others."""
+    """Append folders to ``sys.path``."""
     sys.path += [place for place in places if place not in sys.path]
 
 
 def limit_memory(num_bytes: int) -> None:
-    """Let allocations fail beyond this; shared memory, such as Ray's, does not count. Linux alone counts so."""
+    """Let allocations beyond ``num_bytes`` fail, on Linux only; shared memory, such as Ray's, does not count."""
     status = Path("/proc/self/status")
     if status.exists():
         (used,) = (int(line.split()[1]) << 10 for line in status.read_text().splitlines() if line.startswith("VmData:"))

@@ -1,4 +1,4 @@
-"""How an extraction is going: counts, rates of its two stages, and which of them holds the other up."""
+"""`Progress`: counts and rates of a running extraction, and which of its two stages is the bottleneck."""
 
 import time
 from dataclasses import dataclass, field
@@ -11,13 +11,13 @@ class Progress:
     Attributes:
         num_decoders, num_encoders: processes of each stage.
         finished: videos that got features.
-        unchanged: videos whose file was touched but holds the same bytes.
-        failed: videos that went to the failure ledger.
+        unchanged: videos whose file stat changed but not their content.
+        failed: videos in the failure ledger.
         restarts: processes that died and were replaced.
-        frames: encoded.
+        frames: encoded frames.
         video_s: length of the finished videos.
-        decode_s, encode_s: time the processes of a stage worked, summed over them.
-        working_since: when the work for the first block began; None before it is encoded.
+        decode_s, encode_s: working time of each stage, summed over its processes.
+        working_since: when the work for the first block began; None until that block is encoded.
         stopped: when everything was written; None before.
     """
 
@@ -36,7 +36,7 @@ class Progress:
     stopped: float | None = None
 
     def count(self, *, decode_s: float, encode_s: float) -> None:
-        """Count the time that processes worked for a block that is now encoded."""
+        """Add the working time of an encoded block."""
         self.decode_s += decode_s
         self.encode_s += encode_s
         if self.working_since is None:
@@ -44,24 +44,24 @@ class Progress:
 
     @property
     def ended(self) -> int:
-        """Videos that are through, however."""
+        """Number of videos that are done, failures included."""
         return self.finished + self.unchanged + self.failed
 
     @property
     def working_s(self) -> float:
-        """Seconds since the work for the first block began; what comes before is start-up."""
+        """Seconds since the work for the first block began, without start-up."""
         if self.working_since is None:
             return 0.0
         return (self.stopped or time.monotonic()) - self.working_since
 
     @property
     def frames_per_s(self) -> float:
-        """Frames from file to features in a second, on average."""
+        """Average number of frames encoded per second."""
         return self.frames / self.working_s if self.working_s else 0.0
 
     @property
     def busy(self) -> tuple[float, float]:
-        """Shares of that time in which decoders and encoders worked."""
+        """Shares of `working_s` in which decoders and encoders worked."""
         elapsed = max(self.working_s, 1e-9)
         return (
             min(1.0, self.decode_s / elapsed / self.num_decoders),
@@ -69,7 +69,7 @@ class Progress:
         )
 
     def summary(self, *, seconds: float) -> dict[str, float]:
-        """The counts and rates of a run that took ``seconds`` with its start-up, rounded for a record."""
+        """Rounded counts and rates of a run that took ``seconds``, start-up included."""
         return {
             "finished": self.finished,
             "failed": self.failed,
@@ -82,7 +82,7 @@ class Progress:
         }
 
     def line(self) -> str:
-        """Rates and shares, and in a second line what to change, for a progress display of 80 columns."""
+        """Describe rates and shares, and in a second line what to change, in 80 columns."""
         if self.working_since is None:
             return "starting processes"
         decoding, encoding = self.busy
@@ -94,7 +94,7 @@ class Progress:
         return "\n".join(filter(None, ["; ".join(parts), self.advice()]))
 
     def advice(self) -> str:
-        """Which stage is the bottleneck and what to change; "" while that cannot be told."""
+        """Name the bottleneck and what to change; "" while it is not known."""
         decoders, encoders = self.busy
         if self.working_s < 5 or not self.frames:
             return ""

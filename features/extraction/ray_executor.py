@@ -1,8 +1,8 @@
-"""Videos through processes on a Ray cluster: actors that decode and encode, one driver that feeds them and writes.
+"""`RayExecutor`: sends videos through actors on a Ray cluster; `Extraction`: the one that decodes and encodes.
 
-Ray moves frames and starts processes; what is tried again, and what a death is blamed on, is decided here, since Ray
-would run a video that kills its process without end. Only the driver writes, so nothing that outlives it can touch the
-feature set. The only module of this package that knows Ray.
+Ray starts processes and moves frames. Retries and blame are decided here, because Ray would retry a video that kills
+its process without end. Only the driver writes, so no process that outlives it can touch the feature set. This is the
+only module of the package that imports Ray.
 """
 
 import sys
@@ -21,30 +21,35 @@ from skipreel.features.errors import FeatureSetError
 from skipreel.features.extraction.actors import BackboneSettings, Decoded, Decoder, Encoder, Result, Worker
 from skipreel.features.extraction.planner import Planned
 from skipreel.features.extraction.progress import Progress
-from skipreel.features.extraction.tasks import FrameSettings
-from skipreel.features.extraction.tracker import BYTES_IN_HAND, MAX_DEATHS, VIDEOS_IN_HAND, NewRows, VideoTracker
+from skipreel.features.extraction.tracker import (
+    BYTES_PER_DECODER,
+    MAX_DEATHS,
+    VIDEOS_PER_DECODER,
+    NewRows,
+    VideoTracker,
+)
+from skipreel.features.extraction.work import FrameSettings
 from skipreel.features.feature_set.schema import Failure
 from skipreel.features.feature_set.shard_writer import ShardWriter, VideoRows
 from skipreel.pipeline.errors import InputError
 
-# Calls that a process has been given: one that it works on, and one so that it need not wait for the driver.
-CALLS_IN_HAND = 2
-TICK_S = 0.2
+# Calls that a process has at most: the one it works on, and one more so that it need not wait for the driver.
+CALLS_PER_PROCESS = 2
+TICK_S = 0.2  # how long to wait for a result
 
 
 @dataclass(frozen=True, slots=True)
 class PoolConfig:
-    """How many processes, and what each may take.
+    """The number of processes and their limits.
 
     Attributes:
-        num_decoders, num_encoders: how many; without encoders, every decoder is a worker that encodes too.
-        cpus_per_process: what each reserves of the cluster.
-        gpus_per_encoder: likewise.
-        threads_per_encoder: of torch, on a CPU.
-        time_limit_s: how long a decoder may take for its next block of frames.
-        decoder_memory_bytes: what a decoder may allocate.
-        videos_in_hand, bytes_in_hand: what a decoder is given of videos before it has ended others.
-        flags: the command's that say how many, for messages.
+        num_decoders, num_encoders: processes of each kind; without encoders, decoders are workers that encode too.
+        cpus_per_process, gpus_per_encoder: what a process reserves of the cluster.
+        threads_per_encoder: threads of torch, on a CPU.
+        time_limit_s: how long a decoder may take for its next block.
+        decoder_memory_bytes: memory that a decoder may allocate.
+        videos_per_decoder, bytes_per_decoder: the most that a decoder holds: videos, and size of their files.
+        flags: the command's flags for the number of processes, for messages.
     """
 
     num_decoders: int
@@ -54,22 +59,22 @@ class PoolConfig:
     threads_per_encoder: int = 1
     time_limit_s: float = 300.0
     decoder_memory_bytes: int = 2 << 30
-    videos_in_hand: int = VIDEOS_IN_HAND
-    bytes_in_hand: int = BYTES_IN_HAND
+    videos_per_decoder: int = VIDEOS_PER_DECODER
+    bytes_per_decoder: int = BYTES_PER_DECODER
     flags: str = "--decoders and --encoders"
 
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """What a process runs: a class with the methods of `Decoder`, `Encoder` or `Worker`, and its arguments."""
+    """What an actor runs: a class with the methods of `Decoder`, `Encoder` or `Worker`, and its arguments."""
 
     kind: type
     arguments: Mapping[str, Any]
 
 
 @dataclass(slots=True, eq=False)
-class _Work:
-    """A decoded block on its way through an encoder."""
+class _Block:
+    """A decoded block that waits for an encoder or is in one."""
 
     header: Decoded
     frames: ray.ObjectRef
@@ -78,7 +83,7 @@ class _Work:
 
 @dataclass(slots=True, eq=False)
 class _Slot:
-    """A place for a process; ``calls`` are those that it has not answered, each with what it is about."""
+    """A place for a process; ``calls`` are its unanswered calls, each with its subject."""
 
     actor: Any = None
     is_ready: bool = False
@@ -88,22 +93,22 @@ class _Slot:
 
 @dataclass(slots=True, eq=False)
 class _DecoderSlot(_Slot):
-    in_hand: dict[str, Planned] = field(default_factory=dict)  # given and not ended
+    assigned: dict[str, Planned] = field(default_factory=dict)  # without an outcome yet
     waiting_since: float = 0.0
 
 
 class RayExecutor:
-    """One pass over videos on a connected cluster; `run` it once.
+    """One pass over videos on a connected cluster; call `run` once.
+
+    The cluster's object store holds at most 2 blocks of frames per decoder and 3 per encoder. The driver holds one
+    shard and the features of unfinished videos (those of a long video in a temporary file).
 
     Args:
-        planned: the videos, as `features.extraction.planner.plan` yields them.
-        decoder: what turns videos into frames for encoders or, where there are none, into all that becomes rows.
-        encoder: only where there are any.
+        planned: the videos, from `planner.plan`.
+        decoder: runs in decoders; without encoders its results become rows.
+        encoder: runs in encoders; None without encoders.
         on_failure: called with every video that fails.
-        new_rows: makes what collects the rows of a video.
-
-    Memory: at a time, frames of at most 2 blocks per decoder and 3 per encoder are in the cluster's object store. The
-    driver holds one shard, and the features of the videos that are under way (a long one's in a temporary file).
+        new_rows: makes the collector of a video's rows.
     """
 
     def __init__(
@@ -118,30 +123,30 @@ class RayExecutor:
         new_rows: NewRows = VideoRows,
     ) -> None:
         self.progress = Progress(pools.num_decoders, pools.num_encoders or pools.num_decoders)
-        self._books = VideoTracker(
+        self._tracker = VideoTracker(
             planned,
             writer=writer,
             progress=self.progress,
             on_failure=on_failure,
             new_rows=new_rows,
-            videos_in_hand=pools.videos_in_hand,
-            bytes_in_hand=pools.bytes_in_hand,
+            videos_per_decoder=pools.videos_per_decoder,
+            bytes_per_decoder=pools.bytes_per_decoder,
         )
         self._writer, self._decoder, self._encoder, self._pools = writer, decoder, encoder, pools
-        self._blocks: deque[_Work] = deque()
+        self._blocks: deque[_Block] = deque()
         self._handlers: dict[ray.ObjectRef, Callable[[ray.ObjectRef], None]] = {}
         self._decoders = [_DecoderSlot() for _ in range(pools.num_decoders)]
         self._encoders = [_Slot() for _ in range(pools.num_encoders)]
 
     def run(self, on_tick: Callable[[], None]) -> None:
-        """Work on all videos; whatever ends it, the videos that are whole by then are written.
+        """Process all videos. Finished videos are written even if this raises.
 
         Args:
-            on_tick: called several times a second; look at ``progress``.
+            on_tick: called several times a second, for example to show ``progress``.
 
         Raises:
-            FeatureSetError: when processes cannot be started.
-            BackboneError: when an encoder cannot load its model.
+            FeatureSetError: if processes cannot be started.
+            BackboneError: if an encoder cannot load its model.
         """
         try:
             for encoder in self._encoders:
@@ -150,7 +155,7 @@ class RayExecutor:
                 self._start_decoder(decoder)
             while True:
                 self._hand_out()
-                if self._books.is_done:
+                if self._tracker.is_done:
                     return
                 self._handle_answers()
                 self._stop_hung_decoders()
@@ -164,19 +169,17 @@ class RayExecutor:
             self.progress.stopped = time.monotonic()
 
     def _handle_answers(self) -> None:
-        """Wait a moment for an answer, unless there are videos to look for; then handle all that are there."""
-        timeout = 0 if self._books.plan_paused else TICK_S
+        """Handle all answers that are there; waits a moment for the first, unless the plan is paused."""
+        timeout = 0 if self._tracker.plan_paused else TICK_S
         if not self._handlers or not _answered(self._handlers, timeout=timeout):
             return
         for ref in _answered(self._handlers, num_returns=len(self._handlers)):
             handler = self._handlers.pop(ref, None)
-            if handler is not None:  # its process may have been given up over another answer
+            if handler is not None:  # another answer may have shown that its process died
                 handler(ref)
 
-    # Handing out
-
     def _hand_out(self) -> None:
-        self._books.plan_paused = False
+        self._tracker.plan_paused = False
         while self._blocks and (free := [slot for slot in self._encoders if _has_room(slot)]):
             self._encode(min(free, key=lambda slot: len(slot.calls)))
         for decoder in self._decoders:
@@ -184,28 +187,26 @@ class RayExecutor:
                 pass
 
     def _encode(self, slot: _Slot) -> None:
-        work = self._blocks.popleft()
-        sizes = [len(part.frame_index) for part in work.header.parts]
-        self._call(slot, slot.actor.encode.remote(sizes, work.frames), work, self._encoded)
+        block = self._blocks.popleft()
+        sizes = [len(chunk.frame_index) for chunk in block.header.chunks]
+        self._call(slot, slot.actor.encode.remote(sizes, block.frames), block, self._encoded)
 
     def _ask(self, slot: _DecoderSlot) -> bool:
-        """Ask for the next block, with more videos where they run out; False where there is nothing to ask for."""
-        more = list(self._books.more(list(slot.in_hand.values())))
-        slot.in_hand.update((planned.task.video_id, planned) for planned in more)
-        if not slot.in_hand:
+        """Ask a decoder for its next block and give it more videos; False if it has none to decode."""
+        more = list(self._tracker.more(list(slot.assigned.values())))
+        slot.assigned.update((planned.job.video_id, planned) for planned in more)
+        if not slot.assigned:
             return False
         if not slot.calls:
             slot.waiting_since = time.monotonic()
-        tasks = [planned.task for planned in more]
-        header, frames = slot.actor.next_block.options(num_returns=2).remote(tasks)
+        jobs = [planned.job for planned in more]
+        header, frames = slot.actor.next_block.options(num_returns=2).remote(jobs)
         self._call(slot, header, frames, self._decoded)
         return True
 
     def _call(self, slot: Any, ref: ray.ObjectRef, about: Any, handler: Callable[[Any, ray.ObjectRef], None]) -> None:
         slot.calls[ref] = about
         self._handlers[ref] = partial(handler, slot)
-
-    # What comes back
 
     def _decoded(self, slot: _DecoderSlot, ref: ray.ObjectRef) -> None:
         try:
@@ -217,11 +218,11 @@ class RayExecutor:
         slot.waiting_since = time.monotonic()
         if header.results is not None:
             self._take(header, header.results, header.encode_s)
-        elif header.parts:
-            self._blocks.append(_Work(header, frames))
-        for ending in header.endings:
-            slot.in_hand.pop(ending.task.video_id, None)
-            self._books.end(ending)
+        elif header.chunks:
+            self._blocks.append(_Block(header, frames))
+        for outcome in header.outcomes:
+            slot.assigned.pop(outcome.job.video_id, None)
+            self._tracker.end(outcome)
 
     def _encoded(self, slot: _Slot, ref: ray.ObjectRef) -> None:
         try:
@@ -229,29 +230,27 @@ class RayExecutor:
         except (RayActorError, OutOfMemoryError, NodeDiedError):
             self._encoder_died(slot)
             return
-        except RayError:  # the frames are lost with the machine that held them
-            for part in slot.calls.pop(ref).header.parts:
-                self._books.retry(part.task)
+        except RayError:  # the machine that held the frames is lost
+            for chunk in slot.calls.pop(ref).header.chunks:
+                self._tracker.retry(chunk.job)
             return
-        work: _Work = slot.calls.pop(ref)
-        self._take(work.header, results, seconds)
+        block: _Block = slot.calls.pop(ref)
+        self._take(block.header, results, seconds)
 
     def _take(self, header: Decoded, results: list[Result], seconds: float) -> None:
         if results:
             self.progress.count(decode_s=header.decode_s, encode_s=seconds)
-        for part, result in zip(header.parts, results, strict=True):
+        for chunk, result in zip(header.chunks, results, strict=True):
             if isinstance(result, str):
-                self._books.fail(part.task, result, part.source.file_stat)
+                self._tracker.fail(chunk.job, result, chunk.source.file_stat)
             else:
-                self._books.receive(part, deepcopy(result))  # the copy lets go of the object store
-
-    # Processes that start, hang and die
+                self._tracker.receive(chunk, deepcopy(result))  # the copy frees the object store
 
     def _start_decoder(self, slot: _DecoderSlot) -> None:
         self._start(slot, self._decoder, 0 if self._encoders else self._pools.gpus_per_encoder, self._start_decoder)
 
     def _start_encoder(self, slot: _Slot) -> None:
-        assert self._encoder is not None, "encoders without what they run"
+        assert self._encoder is not None, "there are encoders, but no class for them"
         self._start(slot, self._encoder, self._pools.gpus_per_encoder, self._start_encoder)
 
     def _start(self, slot: Any, process: Process, num_gpus: float, restart: Callable[[Any], None]) -> None:
@@ -287,26 +286,26 @@ class RayExecutor:
         limit_s = self._pools.time_limit_s
         for slot in self._decoders:
             is_late = slot.calls and time.monotonic() - slot.waiting_since > limit_s
-            # This process may be the late one: held up by storage, it has not looked at answers that are there.
+            # The driver may be late, not the decoder: after slow storage it has answers that it has not handled.
             if is_late and not _answered(slot.calls, timeout=TICK_S):
                 self._decoder_died(slot, hung_s=limit_s)
 
     def _decoder_died(self, slot: _DecoderSlot, *, hung_s: float | None = None) -> None:
         self._drop_calls(slot)
-        in_hand = list(slot.in_hand.values())
-        slot.in_hand.clear()
-        self._books.decoder_died(in_hand, hung_s=hung_s)
+        assigned = list(slot.assigned.values())
+        slot.assigned.clear()
+        self._tracker.decoder_died(assigned, hung_s=hung_s)
         self._start_decoder(slot)
 
     def _encoder_died(self, slot: _Slot) -> None:
-        works: list[_Work] = list(slot.calls.values())
+        blocks: list[_Block] = list(slot.calls.values())
         self._drop_calls(slot)
-        works[0].deaths += 1  # the one it worked on
-        if works[0].deaths == MAX_DEATHS:
-            for part in works.pop(0).header.parts:
-                died = f"{part.task.uri}: the process that encoded its frames died {MAX_DEATHS} times"
-                self._books.fail(part.task, died, part.source.file_stat)
-        self._blocks.extendleft(reversed(works))
+        blocks[0].deaths += 1  # the block it worked on
+        if blocks[0].deaths == MAX_DEATHS:
+            for chunk in blocks.pop(0).header.chunks:
+                died = f"{chunk.job.uri}: the process that encoded its frames died {MAX_DEATHS} times"
+                self._tracker.fail(chunk.job, died, chunk.source.file_stat)
+        self._blocks.extendleft(reversed(blocks))
         self._start_encoder(slot)
 
     def _drop_calls(self, slot: _Slot) -> None:
@@ -318,7 +317,7 @@ class RayExecutor:
 
 
 class Extraction(RayExecutor):
-    """Videos into features: by decoders and encoders or, without encoders, by workers that do both."""
+    """Extracts features with decoders and encoders or, without encoders, with workers that do both."""
 
     def __init__(
         self,
@@ -346,4 +345,4 @@ def _answered(refs: Collection[ray.ObjectRef], *, num_returns: int = 1, timeout:
 
 
 def _has_room(slot: _Slot) -> bool:
-    return slot.is_ready and len(slot.calls) < CALLS_IN_HAND
+    return slot.is_ready and len(slot.calls) < CALLS_PER_PROCESS

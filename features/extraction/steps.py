@@ -1,4 +1,4 @@
-"""The two steps of an extraction as pure functions: video files become chunks of frames, chunks become features.
+"""The two steps of an extraction as functions, `decode` and `encode`; `extract_video` runs both in this process.
 
 Letters: T frames, D feature length.
 """
@@ -11,39 +11,43 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from skipreel.features.extraction.tasks import FrameChunk, FrameSettings, VideoJob, VideoOutcome
+from skipreel.features.extraction.work import FrameChunk, FrameSettings, VideoJob, VideoOutcome
 from skipreel.features.feature_set.schema import Source
 from skipreel.pipeline import storage
 from skipreel.pipeline.errors import InputError, VideoError
 from skipreel.pipeline.video import Frame, open_video
 from skipreel.pipeline.video.sampling import Sampling
 
-if TYPE_CHECKING:  # a process that only decodes does without torch
+if TYPE_CHECKING:  # a process that only decodes does not import torch
     from skipreel.features.backbones.backbone import Backbone
 
 
-def decode(task: VideoJob, settings: FrameSettings) -> Iterator["tuple[FrameChunk, list[Frame]] | VideoOutcome"]:
-    """The parts of one video, each with its frames, then its ending; no failure of a decoder gets out of here."""
+def decode(job: VideoJob, settings: FrameSettings) -> Iterator["tuple[FrameChunk, list[Frame]] | VideoOutcome"]:
+    """Decode one video.
+
+    Yields:
+        Each chunk with its frames, then the outcome. A failure is an outcome with a reason, never an exception.
+    """
     file_stat, reason = None, ""
     try:
-        with storage.local_copy(task.uri) as copy:
+        with storage.local_copy(job.uri) as copy:
             file_stat = copy.file_stat
-            if copy.sha256 == task.known_digest:
-                yield VideoOutcome(task, file_stat, unchanged=True)
+            if copy.sha256 == job.known_digest:
+                yield VideoOutcome(job, file_stat, unchanged=True)
                 return
-            ending = yield from _decode(task, copy, settings)
-            (now,) = storage.file_stats([task.uri])
+            outcome = yield from _decode(job, copy, settings)
+            (now,) = storage.file_stats([job.uri])
             if now not in (None, file_stat):
-                raise VideoError(f"{task.uri} changed while it was read; run the extraction again")
-            yield ending
-    except Exception as error:  # a decoder may be anyone's: none of its failures may end the job
-        reason = _reason(error, task)
-    if reason:  # out of the handler: there the error would hold on to all memory that the video took
-        yield VideoOutcome(task, file_stat, reason=reason)
+                raise VideoError(f"{job.uri} changed while it was read; run the extraction again")
+            yield outcome
+    except Exception as error:  # the decoder may be a user's: its failure must not end the extraction
+        reason = _reason(error, job)
+    if reason:  # outside the handler: inside, the error would keep all memory of the video alive
+        yield VideoOutcome(job, file_stat, reason=reason)
 
 
 def _decode(
-    task: VideoJob, copy: storage.LocalCopy, settings: FrameSettings
+    job: VideoJob, copy: storage.LocalCopy, settings: FrameSettings
 ) -> Generator["tuple[FrameChunk, list[Frame]]", None, VideoOutcome]:
     try:
         with open_video(copy.path, decoder=settings.decoder) as video:
@@ -52,30 +56,40 @@ def _decode(
             first = 0
             while first < len(wanted):
                 head = next(frames)
-                part = [head, *islice(frames, settings.frames_per_part(head.nbytes) - 1)]
-                index = wanted[first : first + len(part)]
+                chunk = [head, *islice(frames, settings.frames_per_chunk(head.nbytes) - 1)]
+                index = wanted[first : first + len(chunk)]
                 source = Source(copy.sha256, copy.file_stat, video.start_s)
-                yield FrameChunk(task, source, first, index.astype(np.int32), video.pts_seconds[index]), part
-                first += len(part)
-            return VideoOutcome(task, copy.file_stat, len(wanted), video.duration_s)
+                yield FrameChunk(job, source, first, index.astype(np.int32), video.pts_seconds[index]), chunk
+                first += len(chunk)
+            return VideoOutcome(job, copy.file_stat, len(wanted), video.duration_s)
     except VideoError as error:
-        raise VideoError(str(error).replace(copy.path, task.uri)) from error
+        raise VideoError(str(error).replace(copy.path, job.uri)) from error
 
 
-def _reason(error: Exception, task: VideoJob) -> str:
+def _reason(error: Exception, job: VideoJob) -> str:
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, MemoryError) or getattr(cause, "errno", None) == errno.ENOMEM:
-            return f"{task.uri} needs more memory than a decoder may take; give more with --decoder-memory-mb"
+            return f"{job.uri} needs more memory than a decoder may take; give more with --decoder-memory-mb"
         cause = cause.__cause__
     text = " ".join(str(error).split())
     if isinstance(error, InputError):
         return text
-    return f"{task.uri}: the decoder raised {type(error).__name__}: {text[:200]}"
+    return f"{job.uri}: the decoder raised {type(error).__name__}: {text[:200]}"
 
 
 def encode(backbone: "Backbone", frames: Sequence[Frame]) -> NDArray[np.float16]:
-    """Features (T, D) of the T frames of one part."""
+    """Encode the frames of one chunk.
+
+    Args:
+        frames: T frames, each (H, W, 3) uint8 RGB.
+
+    Returns:
+        (T, D) float16 features.
+
+    Raises:
+        BackboneError: as `Backbone.encode`.
+    """
     batches = [frames[start : start + backbone.batch_size] for start in range(0, len(frames), backbone.batch_size)]
     return np.concatenate([backbone.encode(batch) for batch in batches])
 
@@ -83,14 +97,18 @@ def encode(backbone: "Backbone", frames: Sequence[Frame]) -> NDArray[np.float16]
 def extract_video(
     uri: str, *, backbone: "Backbone", sampling: Sampling, decoder: str = "pyav"
 ) -> Iterator[tuple[FrameChunk, NDArray[np.float16]]]:
-    """One video in this process: each part with its features (T, D), as a feature set would hold them.
+    """Extract one video in this process, with the same bits as in a feature set.
+
+    Yields:
+        Each chunk with its features, (T, D) float16.
 
     Raises:
-        VideoError: when the file cannot be opened, or one of its wanted frames cannot be decoded.
+        VideoError: if the file cannot be opened, or a sampled frame cannot be decoded.
+        BackboneError: as `Backbone.encode`.
     """
     for piece in decode(VideoJob(uri, uri), FrameSettings(sampling, backbone.batch_size, decoder)):
         if not isinstance(piece, VideoOutcome):
-            part, frames = piece
-            yield part, encode(backbone, frames)
+            chunk, frames = piece
+            yield chunk, encode(backbone, frames)
         elif piece.reason:
             raise VideoError(piece.reason)

@@ -1,6 +1,6 @@
-"""Every video of an extraction from plan to end: what is owed, what has come of it, and what it is blamed for.
+"""`VideoTracker`: follows each video of an extraction from the plan to its rows or its failure; without Ray.
 
-Features come back in any order, processes die, and what a given-up attempt still says must not count. No Ray in here.
+Features arrive in any order, processes die, and late results of an abandoned attempt must not count.
 """
 
 from collections import deque
@@ -10,45 +10,46 @@ from typing import Any
 
 from skipreel.features.extraction.planner import Planned
 from skipreel.features.extraction.progress import Progress
-from skipreel.features.extraction.tasks import FrameChunk, VideoJob, VideoOutcome
+from skipreel.features.extraction.work import FrameChunk, VideoJob, VideoOutcome
 from skipreel.features.feature_set.schema import Failure, Source
 from skipreel.features.feature_set.shard_writer import Rows, ShardWriter, VideoRows
 from skipreel.pipeline.storage import FileStat
 
-# Videos that a decoder is given at once, and has in hand: enough not to wait, few enough to share the last ones out.
-VIDEOS_AT_ONCE, VIDEOS_IN_HAND, BYTES_IN_HAND = 8, 16, 2 << 20
+# Videos that a decoder gets at once, and may hold: enough not to wait, few enough to share the last videos evenly.
+VIDEOS_AT_ONCE, VIDEOS_PER_DECODER, BYTES_PER_DECODER = 8, 16, 2 << 20
 NewRows = Callable[[str, Source], Rows]
-# So often may a process die with one video alone in hand before that video fails.
+# A video fails when this many processes have died while it was the only one they held.
 MAX_DEATHS = 3
 MAX_RETRIES = 9
 
 
 class _Unfinished:
-    """What there is of one video; it is whole when its ending and all its frames are there."""
+    """What has arrived of one video; the video is whole when its outcome and all its frames have."""
 
     def __init__(self, new_rows: NewRows) -> None:
         self.rows: Rows | None = None
-        self.ending: VideoOutcome | None = None
+        self.outcome: VideoOutcome | None = None
         self._new_rows = new_rows
         self._early: dict[int, tuple[FrameChunk, Any]] = {}
 
-    def receive(self, part: FrameChunk, values: Any) -> None:
+    def receive(self, chunk: FrameChunk, values: Any) -> None:
         if self.rows is None:
-            self.rows = self._new_rows(part.task.video_id, part.source)
-        self._early[part.first] = (part, values)
+            self.rows = self._new_rows(chunk.job.video_id, chunk.source)
+        self._early[chunk.first] = (chunk, values)
         while self.rows.num_frames in self._early:
-            part, values = self._early.pop(self.rows.num_frames)
-            self.rows.append(part.frame_index, part.pts_s, values)
+            chunk, values = self._early.pop(self.rows.num_frames)
+            self.rows.append(chunk.frame_index, chunk.pts_s, values)
 
 
 class VideoTracker:
-    """Owes each planned video one end: rows or a failure, given to ``writer`` once.
+    """Gives ``writer`` the rows or the failure of each planned video, exactly once.
 
     Args:
-        planned: the videos; at a None among them, `more` goes no further until ``plan_paused`` is taken back.
+        planned: the videos; a None sets ``plan_paused``, and `more` reads on when the caller clears it.
+        progress: updated with every video.
         on_failure: called with every video that fails.
-        new_rows: makes what collects the rows of a video, given its id and its file.
-        videos_in_hand, bytes_in_hand: what a decoder has of videos, at most, so that it need not wait.
+        new_rows: makes the collector of a video's rows from the video's id and source.
+        videos_per_decoder, bytes_per_decoder: the most that a decoder holds: videos, and size of their files.
     """
 
     def __init__(
@@ -59,11 +60,15 @@ class VideoTracker:
         progress: Progress,
         on_failure: Callable[[Failure], None],
         new_rows: NewRows = VideoRows,
-        videos_in_hand: int = VIDEOS_IN_HAND,
-        bytes_in_hand: int = BYTES_IN_HAND,
+        videos_per_decoder: int = VIDEOS_PER_DECODER,
+        bytes_per_decoder: int = BYTES_PER_DECODER,
     ) -> None:
         self._planned, self._writer, self._progress, self._on_failure = planned, writer, progress, on_failure
-        self._new_rows, self._videos_in_hand, self._bytes_in_hand = new_rows, videos_in_hand, bytes_in_hand
+        self._new_rows, self._max_videos, self._max_bytes = (
+            new_rows,
+            videos_per_decoder,
+            bytes_per_decoder,
+        )
         self.plan_paused = False
         self._is_exhausted = False
         self._retries: deque[Planned] = deque()
@@ -73,21 +78,21 @@ class VideoTracker:
 
     @property
     def is_done(self) -> bool:
-        """Whether every video has come to its end."""
+        """Whether every video has its rows or its failure."""
         return self._is_exhausted and not self._under_way
 
-    def more(self, in_hand: Sequence[Planned]) -> Iterator[Planned]:
-        """Videos to decode next, for a decoder that has these in hand."""
-        count, num_bytes = len(in_hand), sum(planned.num_bytes for planned in in_hand)
-        limit = min(count + VIDEOS_AT_ONCE, self._videos_in_hand)
-        while count < limit and (not count or num_bytes < self._bytes_in_hand):
+    def more(self, assigned: Sequence[Planned]) -> Iterator[Planned]:
+        """Choose the next videos for a decoder that holds ``assigned``."""
+        count, num_bytes = len(assigned), sum(planned.num_bytes for planned in assigned)
+        limit = min(count + VIDEOS_AT_ONCE, self._max_videos)
+        while count < limit and (not count or num_bytes < self._max_bytes):
             planned = self._next_planned()
             if planned is None:
                 break
-            self._under_way[planned.task.video_id] = planned
+            self._under_way[planned.job.video_id] = planned
             count, num_bytes = count + 1, num_bytes + planned.num_bytes
             yield planned
-        # A video that was in hand when a process died goes alone, so that another death has one suspect.
+        # A video whose process died runs alone, so that another death has one suspect.
         if not count and self._retries:
             yield self._retries.popleft()
 
@@ -102,87 +107,88 @@ class VideoTracker:
         self.plan_paused = planned is None
         return planned
 
-    def is_current(self, task: VideoJob) -> bool:
-        """Whether this is the latest attempt at a video that has not come to its end."""
-        planned = self._under_way.get(task.video_id)
-        return planned is not None and planned.task.attempt == task.attempt
+    def is_current(self, job: VideoJob) -> bool:
+        """Whether this is the latest attempt at a video that is not done."""
+        planned = self._under_way.get(job.video_id)
+        return planned is not None and planned.job.attempt == job.attempt
 
-    def end(self, ending: VideoOutcome) -> None:
-        """A decoder is through with a video."""
-        task = ending.task
-        if not self.is_current(task):
+    def end(self, outcome: VideoOutcome) -> None:
+        """Take the outcome of a video."""
+        job = outcome.job
+        if not self.is_current(job):
             return
-        if ending.reason:
-            self.fail(task, ending.reason, ending.file_stat)
-        elif ending.unchanged:
-            self._forget(task.video_id)
+        if outcome.reason:
+            self.fail(job, outcome.reason, outcome.file_stat)
+        elif outcome.unchanged:
+            self._forget(job.video_id)
             self._progress.unchanged += 1
         else:
-            self._video(task).ending = ending
-            self._finish_if_whole(task)
+            self._video(job).outcome = outcome
+            self._finish_if_whole(job)
 
-    def receive(self, part: FrameChunk, values: Any) -> None:
-        """What came of a part, such as features (T, D)."""
-        if self.is_current(part.task):
-            self._progress.frames += len(part.frame_index)
-            self._video(part.task).receive(part, values)
-            self._finish_if_whole(part.task)
+    def receive(self, chunk: FrameChunk, values: Any) -> None:
+        """Take the result of a chunk, such as features (T, D)."""
+        if self.is_current(chunk.job):
+            self._progress.frames += len(chunk.frame_index)
+            self._video(chunk.job).receive(chunk, values)
+            self._finish_if_whole(chunk.job)
 
-    def fail(self, task: VideoJob, reason: str, file_stat: FileStat | None) -> None:
-        """Send a video to the failure ledger, unless it has come to its end already."""
-        if not self.is_current(task):
+    def fail(self, job: VideoJob, reason: str, file_stat: FileStat | None) -> None:
+        """Send a video to the failure ledger, unless it is done."""
+        if not self.is_current(job):
             return
-        failure = Failure(task.video_id, task.uri, reason, file_stat)
-        self._writer.fail(failure, replaces=self._under_way[task.video_id].replaces)
+        failure = Failure(job.video_id, job.uri, reason, file_stat)
+        self._writer.fail(failure, replaces=self._under_way[job.video_id].replaces)
         self._progress.failed += 1
         self._on_failure(failure)
-        self._forget(task.video_id)
+        self._forget(job.video_id)
 
-    def retry(self, task: VideoJob) -> None:
-        """Start a video over; it did nothing wrong."""
-        if not self.is_current(task):
+    def retry(self, job: VideoJob) -> None:
+        """Start a video again that is not to blame; it fails after `MAX_RETRIES` retries."""
+        if not self.is_current(job):
             return
-        planned = self._under_way[task.video_id]
-        if task.attempt == MAX_RETRIES:
-            lost = f"{task.uri}: processes or machines that worked on it were lost {MAX_RETRIES + 1} times"
-            self.fail(task, lost, planned.file_stat)
+        planned = self._under_way[job.video_id]
+        if job.attempt == MAX_RETRIES:
+            lost = f"{job.uri}: processes or machines that worked on it were lost {MAX_RETRIES + 1} times"
+            self.fail(job, lost, planned.file_stat)
             return
-        self._discard(task.video_id)
-        again = replace(planned, task=replace(task, attempt=task.attempt + 1))
-        self._under_way[task.video_id] = again
+        self._discard(job.video_id)
+        again = replace(planned, job=replace(job, attempt=job.attempt + 1))
+        self._under_way[job.video_id] = again
         self._retries.append(again)
 
-    def decoder_died(self, in_hand: Sequence[Planned], *, hung_s: float | None) -> None:
-        """Blame a video that was alone in hand; where there were more, each goes alone from now on.
+    def decoder_died(self, assigned: Sequence[Planned], *, hung_s: float | None) -> None:
+        """Blame the video if the decoder held one alone; else start all again, each alone.
 
         Args:
-            hung_s: the time limit, where the decoder was stopped because it had passed it.
+            assigned: the videos that the decoder held.
+            hung_s: the time limit in seconds if the decoder was stopped for exceeding it, else None.
         """
-        lost = [planned for planned in in_hand if self.is_current(planned.task)]
+        lost = [planned for planned in assigned if self.is_current(planned.job)]
         for planned in lost:
-            task = planned.task
+            job = planned.job
             alone = len(lost) == 1
-            self._deaths[task.video_id] = self._deaths.get(task.video_id, 0) + alone
+            self._deaths[job.video_id] = self._deaths.get(job.video_id, 0) + alone
             if alone and hung_s is not None:
                 late = f"its next frames did not come within {hung_s:g} seconds (--time-limit-s)"
-                self.fail(task, f"{task.uri}: {late}", planned.file_stat)
-            elif self._deaths[task.video_id] == MAX_DEATHS:
-                died = f"the process that decoded it died {MAX_DEATHS} times, by a crash or for want of memory"
-                self.fail(task, f"{task.uri}: {died}", planned.file_stat)
+                self.fail(job, f"{job.uri}: {late}", planned.file_stat)
+            elif self._deaths[job.video_id] == MAX_DEATHS:
+                died = f"the process that decoded it died {MAX_DEATHS} times (a crash, or not enough memory)"
+                self.fail(job, f"{job.uri}: {died}", planned.file_stat)
             else:
-                self.retry(task)
+                self.retry(job)
 
-    def _video(self, task: VideoJob) -> _Unfinished:
-        return self._unfinished.setdefault(task.video_id, _Unfinished(self._new_rows))
+    def _video(self, job: VideoJob) -> _Unfinished:
+        return self._unfinished.setdefault(job.video_id, _Unfinished(self._new_rows))
 
-    def _finish_if_whole(self, task: VideoJob) -> None:
-        video = self._video(task)
-        if video.ending is None or video.rows is None or video.rows.num_frames < video.ending.num_frames:
+    def _finish_if_whole(self, job: VideoJob) -> None:
+        video = self._video(job)
+        if video.outcome is None or video.rows is None or video.rows.num_frames < video.outcome.num_frames:
             return
-        self._writer.add(video.rows, replaces=self._under_way[task.video_id].replaces)
+        self._writer.add(video.rows, replaces=self._under_way[job.video_id].replaces)
         self._progress.finished += 1
-        self._progress.video_s += video.ending.duration_s
-        self._forget(task.video_id)
+        self._progress.video_s += video.outcome.duration_s
+        self._forget(job.video_id)
 
     def _forget(self, video_id: str) -> None:
         del self._under_way[video_id]

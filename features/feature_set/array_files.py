@@ -1,11 +1,11 @@
-"""Files of sequences, one after the other: numpy's npz without pickle, and Parquet.
+"""`read_sequences`: reads sequences that are not video from npz (without pickle) or Parquet files.
 
-npz holds ``features`` (or ``scores``), (N, T, D) or all steps in a row as (ΣT, D), numbers; and, where there are any,
-``lengths`` (N,), needed for (ΣT, D); ``labels`` (N, T), (ΣT,) or one for each sequence (N,), integers; ``split`` (N,);
-``ids`` (N,), else the file's name and a number.
+npz: ``features`` (or ``scores``), numbers, (N, T, D) or all steps joined as (ΣT, D). Optional: ``lengths`` (N,),
+required for (ΣT, D); ``labels``, integers, (N, T), (ΣT,) or one per sequence (N,); ``split`` (N,); ``ids`` (N,), by
+default the file's name and a number.
 
-Parquet holds a row for each sequence: ``sequence_id`` string, ``features`` list of T lists of D numbers, and, where
-there are any, ``labels`` list of T integers or an integer, and ``split``.
+Parquet: a row per sequence with ``sequence_id`` string and ``features``, a list of T lists of D numbers. Optional:
+``labels``, a list of T integers or one integer; ``split``.
 
 Letters: N sequences, T steps, D feature length.
 """
@@ -39,7 +39,7 @@ class ArraySequence:
     Attributes:
         where: the file and the sequence, for error messages.
         features: (T, D) numbers.
-        labels: (T,) int64, one for each step, or () int64, one for all; -1 is none. None where there are no labels.
+        labels: (T,) int64, one per step, or () int64, one for all steps; -1 is no label. None without labels.
     """
 
     where: str
@@ -50,11 +50,11 @@ class ArraySequence:
 
 
 def read_sequences(uri: str) -> Iterator[ArraySequence]:
-    """The sequences of an ``.npz`` or ``.parquet`` file, in order.
+    """Read the sequences of an ``.npz`` or ``.parquet`` file, in order.
 
     Raises:
-        FeatureSetError: when the file is of another kind, damaged or inconsistent; it is named.
-        StorageError: when it is missing.
+        FeatureSetError: if the file has another format, is damaged or inconsistent; the message names it.
+        StorageError: if it is missing.
     """
     suffix = PurePosixPath(name_of(uri)).suffix.lower()
     if suffix == ".npz":

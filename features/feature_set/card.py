@@ -1,7 +1,7 @@
-"""The data card of a feature set, and who may write to it.
+"""The data card of a feature set (`create_feature_set`, `read_card`) and the lock of its writer (`locked`).
 
-Every file appears whole or not at all, one process writes at a time, and a video's old rows are gone before new ones
-appear: whenever that process is killed, each video is in one place or, until the next run, in none.
+Files appear whole or not at all, one process writes at a time, and a video's old rows are removed before new ones
+appear. Whenever that process is killed, each video is stored once or, until the next run, not at all.
 """
 
 import json
@@ -12,22 +12,20 @@ from typing import Any
 from skipreel.features.errors import FeatureSetError
 from skipreel.features.feature_set import shard_list
 from skipreel.features.feature_set.schema import FAILURES, SHARDS, TIMES
-from skipreel.features.feature_set.spec import FeatureSpec
+from skipreel.features.spec import FeatureSpec
 from skipreel.pipeline import storage
 
 CARD, PREDICTIONS_CARD = "feature_set.json", "predictions.json"
 
 
 def create_feature_set(uri: str, spec: FeatureSpec, *, about: Mapping[str, Any]) -> None:
-    """Write the data card of a new feature set, or go on with an existing one of the same recipe.
-
-    What a killed writer left is tidied up (`clean_up`): hold `locked` while calling.
+    """Write the data card of a new feature set, or `clean_up` an existing one of the same spec; hold `locked`.
 
     Args:
-        about: what a reader should know beyond the recipe, such as the backbone's description.
+        about: notes for readers, such as the backbone's description.
 
     Raises:
-        FeatureSetError: when ``uri`` already holds features of another recipe, or predictions.
+        FeatureSetError: if ``uri`` holds features of another spec, or predictions.
     """
     if storage.exists(storage.join(uri, PREDICTIONS_CARD)):
         raise FeatureSetError(f"{uri} holds predictions, not features: choose another --output")
@@ -35,7 +33,7 @@ def create_feature_set(uri: str, spec: FeatureSpec, *, about: Mapping[str, Any])
         existing = read_card(uri)
         if existing["id"] != spec.feature_set_id:
             raise FeatureSetError(
-                f"{uri} holds features of another recipe (id {existing['id']}, backbone "
+                f"{uri} holds features of another spec (id {existing['id']}, backbone "
                 f"{existing['recipe']['backbone']}; asked for id {spec.feature_set_id}, backbone {spec.backbone}): "
                 "choose another --output"
             )
@@ -45,17 +43,20 @@ def create_feature_set(uri: str, spec: FeatureSpec, *, about: Mapping[str, Any])
 
 
 def clean_up(uri: str) -> None:
-    """Remove what a killed writer left half-written, and end its compaction; hold `locked` while calling."""
+    """Remove the unfinished files of a killed writer and finish its compaction; hold `locked`."""
     shard_list.recover(uri)
     for folder in (SHARDS, FAILURES):
         storage.remove_temporaries(storage.join(uri, folder))
 
 
 def read_card(uri: str) -> dict[str, Any]:
-    """The data card: ``id``, ``recipe``, ``about`` and, once an extraction has ended, its ``summary``.
+    """Read the data card.
+
+    Returns:
+        ``id``, ``recipe`` (the spec), ``about``, `TIMES` and, after an extraction, its ``summary``.
 
     Raises:
-        FeatureSetError: when there is none, or it is damaged.
+        FeatureSetError: if there is no data card, or it is damaged.
     """
     card_uri = storage.join(uri, CARD)
     if not storage.exists(card_uri):
@@ -76,22 +77,22 @@ def write_card(uri: str, card: Mapping[str, Any], name: str = CARD) -> None:
 
 
 def counts_from_first_frame(uri: str) -> bool:
-    """Whether a data card, of features or of predictions, has `TIMES`; also true before there is a card."""
+    """Whether the data card, of features or of predictions, has `TIMES`; True if there is no card yet."""
     cards = [storage.join(uri, name) for name in (CARD, PREDICTIONS_CARD)]
     return all(TIMES.items() <= json.loads(storage.read_bytes(card)).items() for card in cards if storage.exists(card))
 
 
 @contextmanager
 def locked(uri: str, *, job: str = "extraction") -> Iterator[None]:
-    """Keep a second writer on this machine out of a local feature set; the lock ends with its process.
+    """Lock a local feature set against a second writer on this machine; the lock ends with the process.
 
-    A feature set on an object store has no lock: there, starting one extraction at a time is the user's part.
+    A feature set on an object store is not locked: the user must run one extraction at a time.
 
     Args:
-        job: what a writer is called in the message.
+        job: name of the other writer in the message.
 
     Raises:
-        FeatureSetError: when another process is writing.
+        FeatureSetError: if another process is writing.
     """
     from filelock import FileLock, Timeout
 

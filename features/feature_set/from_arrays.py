@@ -1,6 +1,6 @@
-"""Sequences that are not video: arrays of features with labels become a feature set and a manifest.
+"""`build_from_arrays`: makes a feature set and a manifest from arrays of features with labels, without video.
 
-The rest of the project then treats them as videos of which T frames were sampled, ``1 / rate_hz`` seconds apart.
+The rest of the project treats a sequence as a video with T sampled frames, ``1 / rate_hz`` seconds apart.
 Letters: N sequences, T steps, D feature length.
 """
 
@@ -18,13 +18,13 @@ from skipreel.features.feature_set.ledger import read_finished
 from skipreel.features.feature_set.schema import MAX_SEGMENT_FRAMES, Source
 from skipreel.features.feature_set.shard_list import name_of
 from skipreel.features.feature_set.shard_writer import ShardWriter, VideoRows
-from skipreel.features.feature_set.spec import FeatureSpec
+from skipreel.features.spec import FeatureSpec
 from skipreel.pipeline import storage
 from skipreel.pipeline.manifest import Label, Manifest, VideoEntry
 from skipreel.pipeline.video.sampling import Sampling
 
 BACKBONE = "arrays"
-# Beyond this step float32, in which manifests keep times, no longer tells one step from the next.
+# Beyond this step, two neighbouring steps have the same time in float32, the type of times in manifests.
 _MAX_STEPS = 1 << 22
 Watch = Callable[[Sequence[str], str], Iterable[str]]
 
@@ -39,23 +39,24 @@ def build_from_arrays(
     shard_bytes: int = 64 << 20,
     watch: Watch = lambda items, _: items,
 ) -> Manifest:
-    """Write the sequences of ``files`` (see `array_files`) as a feature set; what is there already stays.
+    """Write the sequences of ``files`` (see `array_files`) to a feature set; sequences that it has already stay.
 
-    Everything is checked before anything is written. Holds one file in memory (of Parquet, one row group).
+    Checks all files before it writes. Holds one file in memory (of Parquet, one row group).
 
     Args:
         output: URI of the feature set.
         rate_hz: steps per second.
-        class_names: of the labels 0, 1, …; None: these numbers.
-        test_splits: sequences of these splits become split ``test``, all others ``train``; without any, splits keep
-            their names.
-        watch: passes the files on, to show how far this is.
+        class_names: names of the labels 0, 1, …; None uses the numbers.
+        test_splits: sequences of these splits become split ``test``, all others ``train``; if empty, splits keep their
+            names.
+        shard_bytes: approximate size of a shard.
+        watch: wraps the files to show progress; called with them and a description.
 
     Returns:
-        The manifest: labels of steps as spans in seconds, label -1 as none.
+        The manifest. Labels of steps are spans in seconds; label -1 is no label.
 
     Raises:
-        FeatureSetError, ManifestError: when a file, a label, an id or a value cannot be used; it is named.
+        FeatureSetError, ManifestError: if a file, label, id or value cannot be used; the message names it.
     """
     digests = {file: storage.sha256(file) for file in files}
     listed = []
@@ -68,7 +69,7 @@ def build_from_arrays(
     dims = sorted({dim for _, dim in listed})
     if len(dims) > 1:
         raise FeatureSetError(f"features are of different lengths, {dims[0]} and {dims[-1]}: build a set of each")
-    entries = _split_anew([entry for entry, _ in listed], test_splits)
+    entries = _with_test_split([entry for entry, _ in listed], test_splits)
     highest = max((label.class_id for entry in entries for label in entry.labels), default=-1)
     names = tuple(str(number) for number in range(highest + 1)) if class_names is None else tuple(class_names)
     manifest = Manifest(entries, names)
@@ -81,10 +82,10 @@ def build_from_arrays(
 
 
 def as_stored(sequence: ArraySequence) -> NDArray[np.float16]:
-    """(T, D) float16.
+    """Convert the features to (T, D) float16.
 
     Raises:
-        FeatureSetError: when a value is NaN, infinite or too large for it.
+        FeatureSetError: if a value is NaN, infinite or too large for float16.
     """
     with np.errstate(over="ignore"):
         stored = sequence.features.astype(np.float16)
@@ -93,7 +94,7 @@ def as_stored(sequence: ArraySequence) -> NDArray[np.float16]:
         step, place = bad[0].tolist()
         raise FeatureSetError(
             f"{sequence.where}: feature {place} of step {step} is {sequence.features[step, place]}, it must be a "
-            f"number of at most {np.finfo(np.float16).max:.0f} in size (float16): mend or scale the features"
+            f"number of at most {np.finfo(np.float16).max:.0f} in size (float16): correct or scale the features"
         )
     return stored
 
@@ -114,7 +115,7 @@ def _entry(sequence: ArraySequence, file: str, rate_hz: float) -> VideoEntry:
 
 
 def _spans(labels: NDArray[np.int64], rate_hz: float) -> tuple[Label, ...]:
-    """Runs of equal labels as spans that end half-way between steps: safe from any rounding of times."""
+    """Make spans of runs of equal labels; spans end half-way between steps, so that rounding of times is harmless."""
     starts = np.flatnonzero(np.diff(labels, prepend=labels[0] - 1))
     ends = np.append(starts[1:], len(labels))
     return tuple(
@@ -124,7 +125,7 @@ def _spans(labels: NDArray[np.int64], rate_hz: float) -> tuple[Label, ...]:
     )
 
 
-def _split_anew(entries: Sequence[VideoEntry], test_splits: Sequence[str]) -> tuple[VideoEntry, ...]:
+def _with_test_split(entries: Sequence[VideoEntry], test_splits: Sequence[str]) -> tuple[VideoEntry, ...]:
     splits = sorted({entry.split for entry in entries})
     unknown = [name for name in test_splits if name not in splits]
     if unknown:
@@ -149,7 +150,7 @@ def _write(
             index = np.arange(len(features), dtype=np.int32)
             rows = VideoRows(sequence.sequence_id, source)
             for start in range(0, len(features), MAX_SEGMENT_FRAMES):
-                part = slice(start, start + MAX_SEGMENT_FRAMES)
-                rows.append(index[part], index[part] / rate_hz, features[part])
+                steps = slice(start, start + MAX_SEGMENT_FRAMES)
+                rows.append(index[steps], index[steps] / rate_hz, features[steps])
             writer.add(rows)
     writer.flush()

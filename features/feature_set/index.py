@@ -1,4 +1,4 @@
-"""Which videos a feature set holds, where, and reading them one by one into memory that is given.
+"""`VideoIndex`: the videos of a feature set and where they lie; `VideoReader` reads them into the caller's memory.
 
 Letters: V videos, T frames of a video, D feature length.
 """
@@ -21,9 +21,9 @@ from skipreel.pipeline import storage
 from skipreel.pipeline.errors import StorageError
 from skipreel.pipeline.video import from_first_frame
 
-# On another machine every read waits for its request, so many are under way at once.
+# Requests at once to remote storage, where each read waits for its answer.
 _NUM_REQUESTS = 16
-_MAX_OPEN_SHARDS = 64
+MAX_OPEN_SHARDS = 64
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -34,10 +34,9 @@ class VideoIndex:
 
     Attributes:
         uri: the feature set.
-        videos: V rows of video_id string; shard dictionary<string>, the file's name; first_row int32, its place there;
-            num_segments int32; num_frames int64.
-        shards: (V,) place of each video's shard in ``layouts``.
-        layouts: where the rows of each shard lie.
+        videos: V rows with the columns of `FeatureSet.index`.
+        shards: (V,) int32, the position of each video's shard in ``layouts``.
+        layouts: the layout of each shard.
     """
 
     uri: str
@@ -46,10 +45,10 @@ class VideoIndex:
     layouts: tuple[Layout, ...]
 
     def positions(self, video_ids: Iterable[str]) -> NDArray[np.int64]:
-        """The rows of these videos, in this order.
+        """Find the rows of these videos, int64, in this order.
 
         Raises:
-            FeatureSetError: when a video is missing.
+            FeatureSetError: if a video is missing.
         """
         ids = pa.array(video_ids, pa.string())
         places = pc.index_in(ids, value_set=self.videos["video_id"])
@@ -64,30 +63,30 @@ class VideoIndex:
 
 
 class VideoReader:
-    """Reads the videos of a catalogue by their rows there; opens shards as they are needed, some at a time."""
+    """Reads videos by their rows in an index; keeps at most `MAX_OPEN_SHARDS` files open."""
 
-    def __init__(self, catalogue: VideoIndex) -> None:
-        self._shards = catalogue.shards
-        self._first_rows = catalogue.videos["first_row"].to_numpy()
-        self._num_rows = catalogue.videos["num_segments"].to_numpy()
-        layouts = catalogue.layouts
-        self._open = lru_cache(_MAX_OPEN_SHARDS)(lambda shard: ShardFile(layouts[shard]))
+    def __init__(self, index: VideoIndex) -> None:
+        self._shards = index.shards
+        self._first_rows = index.videos["first_row"].to_numpy()
+        self._num_rows = index.videos["num_segments"].to_numpy()
+        layouts = index.layouts
+        self._open = lru_cache(MAX_OPEN_SHARDS)(lambda shard: ShardFile(layouts[shard]))
 
     def read_features(self, position: int, out: NDArray[np.float16]) -> None:
-        """Fill ``out``, (T, D) float16 and contiguous, with the features of a video.
+        """Read the features of a video into ``out``, (T, D) float16 and contiguous.
 
         Raises:
-            FeatureSetError, StorageError: when the shard is damaged or gone.
+            FeatureSetError, StorageError: if the shard is damaged or gone.
         """
         shard = self._open(int(self._shards[position]))
         shard.read_features(int(self._first_rows[position]), int(self._num_rows[position]), out)
 
     def read_pts(self, position: int) -> NDArray[np.float64]:
-        """(T,) float64, presentation seconds from a video's first frame on, in sets of earlier versions too."""
+        """Read the presentation times, (T,) float64 seconds from the first frame, in sets of earlier versions too."""
         return from_first_frame(self._read_list("pts_s", position))
 
     def read_frame_index(self, position: int) -> NDArray[np.int32]:
-        """(T,) int32, places in presentation order of a video's frames."""
+        """Read the frames' positions in presentation order, (T,) int32."""
         return self._read_list("frame_index", position)
 
     def _read_list(self, column: str, position: int) -> NDArray[Any]:
@@ -96,10 +95,10 @@ class VideoReader:
 
 
 def read_index(uri: str, *, dim: int) -> VideoIndex:
-    """The videos of the feature set at ``uri``, whose features are of length ``dim``.
+    """List the videos of the feature set at ``uri``, whose features have length ``dim``.
 
     Raises:
-        FeatureSetError: when a shard is damaged, or a video is there twice or with gaps.
+        FeatureSetError: if a shard is damaged, or a video is stored twice or with gaps.
     """
     while True:
         shards = shard_list.shard_uris(uri)
@@ -109,7 +108,7 @@ def read_index(uri: str, *, dim: int) -> VideoIndex:
         except StorageError:
             if shard_list.shard_uris(uri) == shards:
                 raise
-            # A compaction has replaced them meanwhile: look again.
+            # A compaction has replaced shards meanwhile: list them again.
     videos = [table for _, table in found]
     numbers = np.repeat(np.arange(len(shards), dtype=np.int32), [table.num_rows for table in videos])
     names = pa.array([shard_list.name_of(shard) for shard in shards], pa.string())
@@ -128,7 +127,7 @@ def read_index(uri: str, *, dim: int) -> VideoIndex:
 
 
 def for_each(function: Callable[[Item], Result], items: Iterable[Item], *, uri: str) -> list[Result]:
-    """``[function(item) for item in items]``, many at once where the files of ``uri`` are on another machine."""
+    """Compute ``[function(item) for item in items]``, in threads if ``uri`` is remote."""
     if storage.local_path(uri) is not None:
         return [function(item) for item in items]
     with ThreadPoolExecutor(_NUM_REQUESTS) as pool:

@@ -1,4 +1,4 @@
-"""Which videos a feature set holds, which failed, and taking videos out of it."""
+"""Which videos are in a feature set and which failed: `read_state`, the failure ledger, and `remove_videos`."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -31,12 +31,14 @@ def write_failures(uri: str, failures: Sequence[Failure]) -> None:
 
 
 def read_state(uri: str, *, has_segments: bool = True) -> pa.Table:
-    """One row per video that is in the set or in its failure ledger, with the file of the set that holds it.
-
-    Columns: video_id, source_digest (null for a failure), source_bytes, source_modified, file.
+    """List the videos in the shards and in the failure ledger.
 
     Args:
         has_segments: whether a video may have several rows, numbered in a column ``segment``.
+
+    Returns:
+        A table with a row per video: video_id, source_digest (null for a failure), source_bytes, source_modified, file
+        (the file that holds it, relative to the feature set).
     """
     tables = [_KNOWN.empty_table()]
     files = {SHARDS: shard_list.shard_uris(uri), FAILURES: storage.list_files(storage.join(uri, FAILURES), ".parquet")}
@@ -55,7 +57,7 @@ def read_state(uri: str, *, has_segments: bool = True) -> pa.Table:
 
 
 def remove_videos(uri: str, video_ids: Sequence[str], *, files: Iterable[str]) -> None:
-    """Take these videos out of the files (as `read_state` names them) that hold them, from each in one step."""
+    """Remove videos from the files that hold them (named as in `read_state`), each file in one step."""
     gone = pa.array(video_ids, pa.string())
     for file in files:
         path = storage.join(uri, *file.split("/"))
@@ -72,14 +74,14 @@ def remove_videos(uri: str, video_ids: Sequence[str], *, files: Iterable[str]) -
 
 
 def read_finished(uri: str) -> dict[str, str]:
-    """Video ids with features in the set, each with its source digest."""
+    """Map the id of each video with features to its source digest."""
     table = read_state(uri)
     done = table.filter(pc.is_valid(table["source_digest"]))
     return dict(zip(done["video_id"].to_pylist(), done["source_digest"].to_pylist(), strict=True))
 
 
 def read_failures(uri: str) -> list[dict[str, Any]]:
-    """The failure ledger, by video: rows with the columns of `FAILURE_SCHEMA`."""
+    """Read the failure ledger, sorted by video: rows with the columns of `FAILURE_SCHEMA`."""
     paths = storage.list_files(storage.join(uri, FAILURES), ".parquet")
     rows = [row for path in paths for row in _read(path, FAILURE_SCHEMA.names).to_pylist()]
     return sorted(rows, key=lambda row: row["video_id"])

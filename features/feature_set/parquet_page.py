@@ -1,22 +1,27 @@
-"""Just enough of Parquet's page header (Thrift's compact protocol) to know where a column chunk's plain values lie."""
+"""`values_offset`: finds a column chunk's plain values, from Parquet's page header in Thrift's compact protocol."""
 
 from typing import Any, BinaryIO
 
-# Header and levels of a page of ours take some hundred bytes, a few thousand where sequences are tiny.
+# Header and levels of our pages take some hundred bytes, a few thousand if sequences are tiny.
 _HEAD_BYTES = 1 << 16
 _DATA_PAGE, _DATA_PAGE_V2 = 0, 3
 _PLAIN = 0
 
 
 def values_offset(file: BinaryIO, column: Any, *, num_values: int, value_bytes: int) -> int | None:
-    """The byte in the file where a list column's values begin, or None where they do not lie there as they are.
+    """Find the byte offset in the file at which a list column's values begin.
 
-    They do if the chunk begins with an uncompressed page of plain values, and this page's header and levels and
-    ``num_values`` values of ``value_bytes`` each fill the chunk to the byte: then there is no other page, no
-    dictionary, and no null or empty list among the values.
+    The values can be read directly if the chunk begins with an uncompressed page of plain values, and this page's
+    header, levels and values fill the chunk to the byte. Then the chunk does not have another page, a dictionary, nulls
+    or empty lists.
 
     Args:
-        column: the chunk's metadata, as pyarrow gives it.
+        column: pyarrow's metadata of the column chunk.
+        num_values: number of values in the chunk.
+        value_bytes: size of a value.
+
+    Returns:
+        The offset; None if the values cannot be read directly.
     """
     if column.compression != "UNCOMPRESSED":
         return None
@@ -41,12 +46,12 @@ def values_offset(file: BinaryIO, column: Any, *, num_values: int, value_bytes: 
 
 
 def _skip_sized(data: bytes, at: int) -> int:
-    """Past a block of levels: its size in 4 bytes, then itself."""
+    """Skip levels: 4 bytes with their size, then the levels."""
     return at + 4 + int.from_bytes(data[at : at + 4], "little")
 
 
 def _struct(data: bytes, at: int) -> tuple[dict[int, Any], int]:
-    """A struct's fields by number, and the place after it."""
+    """Read a struct: its fields by number, and the position after it."""
     fields: dict[int, Any] = {}
     number = 0
     while data[at]:
@@ -66,7 +71,7 @@ def _field(data: bytes, at: int, kind: int) -> tuple[Any, int]:
             return kind == 1, at
         case 4 | 5 | 6:
             return _integer(data, at)
-        case 8:  # bytes: a statistic, of no interest here
+        case 8:  # bytes: a statistic, not needed here
             size, at = _varint(data, at)
             return None, at + size
         case 12:

@@ -1,10 +1,10 @@
-"""The one place that says how a feature set looks on disk.
+"""The format of a feature set on disk: folders, Parquet schemas, and the rows that fill them.
 
-    <feature set>/feature_set.json      the data card: the feature set's id and the recipe it follows from
+    <feature set>/feature_set.json      the data card: the feature set's id and its spec
     <feature set>/shards/*.parquet      one row per segment of a video (at most 1,024 frames)
     <feature set>/failures/*.parquet    one row per video that could not be decoded, with the reason
 
-All segments of a video lie in one shard, side by side and in order, so a shard that exists holds whole videos.
+All segments of a video lie in one shard, next to each other and in order, so every shard holds whole videos.
 Letters: T frames of a segment, D feature length.
 """
 
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from skipreel.pipeline.storage import FileStat
 
 MAX_SEGMENT_FRAMES = 1024
-# Small enough for a reader to take one video without much of its neighbours, large enough for a scan.
+# Small, so that a reader of one video reads little of its neighbours; large enough for a scan.
 ROW_GROUP_BYTES = 4 << 20
 
 
@@ -38,18 +38,18 @@ SHARD_SCHEMA = pa.schema(
     [
         pa.field("video_id", pa.string(), nullable=False),
         pa.field("segment", pa.int32(), nullable=False),  # 0, 1, … within the video
-        pa.field("frame_index", _list(pa.int32()), nullable=False),  # (T,) place of each frame in presentation order
-        pa.field("pts_s", _list(pa.float64()), nullable=False),  # (T,) seconds from the video's first frame on
+        pa.field("frame_index", _list(pa.int32()), nullable=False),  # (T,) positions in presentation order
+        pa.field("pts_s", _list(pa.float64()), nullable=False),  # (T,) seconds from the video's first frame
         # (T·D,) frame by frame: a flat list reads everywhere; a list of fixed-size lists fails in Ray's torch batches.
         pa.field("features", _list(pa.float16()), nullable=False),
         pa.field("dim", pa.int32(), nullable=False),  # D
         pa.field("start_s", pa.float64(), nullable=False),  # the first frame's time by the file's own clock, in seconds
-        pa.field("source_digest", pa.string(), nullable=False),  # SHA-256 of the file the features were made from
-        *_SOURCE,  # its size and modification time: what a rerun compares first
+        pa.field("source_digest", pa.string(), nullable=False),  # SHA-256 of the video file
+        *_SOURCE,  # its file stat, which a rerun compares first
     ]
 )
-# What a data card says where `pts_s` counts from the first frame. In a set of earlier versions, whose card says nothing
-# of it, `pts_s` is by the file's own clock and there is no `start_s`; such a set stays so.
+# In the data card if `pts_s` counts from the first frame. The card of a set of an earlier version does not have this
+# line: its `pts_s` is the file's own clock and it does not have `start_s`. Such a set stays so.
 TIMES = {"times": "from the first frame"}
 
 FAILURE_SCHEMA = pa.schema(
@@ -57,7 +57,7 @@ FAILURE_SCHEMA = pa.schema(
         pa.field("video_id", pa.string(), nullable=False),
         pa.field("uri", pa.string(), nullable=False),
         pa.field("reason", pa.string(), nullable=False),
-        *_SOURCE,  # null where there was no file
+        *_SOURCE,  # null if there was no file
     ]
 )
 
@@ -68,8 +68,8 @@ class Segment:
 
     Attributes:
         number: 0 for a video's first segment.
-        frame_index: (T,) int32, places in presentation order.
-        pts_s: (T,) float64, presentation times in seconds from the video's first frame on.
+        frame_index: (T,) int32, positions in presentation order.
+        pts_s: (T,) float64, presentation times in seconds from the video's first frame.
         features: (T, D) float16.
     """
 
@@ -84,8 +84,8 @@ class Source:
     """The file that features were made from.
 
     Attributes:
-        digest: SHA-256 of its content (hex).
-        stamp: its size and time of change.
+        digest: SHA-256 (hex) of its content.
+        file_stat: its size and time of change.
         start_s: the first frame's time by the file's own clock, in seconds.
     """
 
@@ -96,7 +96,7 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A video that could not be decoded, and why; ``stamp`` is None where there was no file."""
+    """A video that could not be decoded, and why; ``file_stat`` is None if there was no file."""
 
     video_id: str
     uri: str
@@ -105,7 +105,7 @@ class Failure:
 
 
 def shard_table(video_id: str, source: Source, segments: Sequence[Segment]) -> pa.Table:
-    """Segments of one video as rows of a shard."""
+    """Make rows of a shard from segments of one video."""
     count = len(segments)
     columns = [
         pa.array([video_id] * count),
@@ -123,9 +123,9 @@ def shard_table(video_id: str, source: Source, segments: Sequence[Segment]) -> p
 
 
 def by_file_clock(table: pa.Table) -> pa.Table:
-    """Rows as a set of earlier versions has them, see `TIMES`."""
+    """Convert rows to the format of an earlier version, see `TIMES`."""
     lists = table["pts_s"].combine_chunks()
-    offsets = lists.offsets.to_numpy() - lists.offsets[0].as_py()  # of a slice they begin anywhere
+    offsets = lists.offsets.to_numpy() - lists.offsets[0].as_py()  # a slice's offsets may begin anywhere
     seconds = lists.flatten().to_numpy() + np.repeat(table["start_s"].to_numpy(), np.diff(offsets))
     times = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(seconds), type=lists.type)
     place = table.schema.get_field_index("pts_s")
@@ -138,7 +138,7 @@ def without_start(schema: pa.Schema) -> pa.Schema:
 
 
 def failure_table(failures: Sequence[Failure]) -> pa.Table:
-    """The rows of a failure ledger."""
+    """Make rows of the failure ledger."""
     rows = [
         {
             "video_id": failure.video_id,
@@ -153,10 +153,10 @@ def failure_table(failures: Sequence[Failure]) -> pa.Table:
 
 
 def shard_writer(stream: BinaryIO, schema: pa.Schema = SHARD_SCHEMA) -> pq.ParquetWriter:
-    """A Parquet writer whose every ``write_table`` makes one row group.
+    """Open a Parquet writer; each ``write_table`` makes one row group.
 
-    Features are noise to a compressor, so they are stored as they are: plain values in one page for each row group,
-    with a checksum. That makes reading them about as fast as reading the file.
+    Features hardly compress, so they are stored as plain values, one page per row group, with a checksum. Reading
+    them is about as fast as reading the file.
     """
     compression = {name: "none" if name == "features.list.element" else "zstd" for name in _leaves(schema)}
     return pq.ParquetWriter(
@@ -182,5 +182,5 @@ def _lists(name: str, arrays: Sequence[NDArray[np.generic]]) -> pa.Array:
 
 
 def time_of(file_stat: FileStat) -> datetime:
-    """The time of change as the column source_modified has it."""
+    """Convert the time of change to the type of the column source_modified."""
     return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=file_stat.modified_us)

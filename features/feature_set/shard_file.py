@@ -1,4 +1,4 @@
-"""Writing the shard files of a feature set, each whole or not at all."""
+"""Writes shard files: `write_shard` for new videos, `write_rows` for rows that exist; each file whole or not at all."""
 
 import hashlib
 from collections.abc import Iterable
@@ -19,9 +19,10 @@ from skipreel.pipeline import storage
 
 
 def write_shard(uri: str, tables: Iterable[pa.Table], video_ids: Iterable[str]) -> None:
-    """Write rows of whole videos as one shard named after the videos; holds one row group of them in memory.
+    """Write rows of whole videos as one shard, named after the videos. Holds one row group in memory.
 
-    The rows have times from the first frame on; in a set whose card does not say so they get the file's clock.
+    Args:
+        tables: rows of `SHARD_SCHEMA`; converted for a set of an earlier version, see `TIMES`.
     """
     if not counts_from_first_frame(uri):
         tables = map(by_file_clock, tables)
@@ -29,12 +30,12 @@ def write_shard(uri: str, tables: Iterable[pa.Table], video_ids: Iterable[str]) 
 
 
 def shard_schema(uri: str) -> pa.Schema:
-    """The columns of the shards of a feature set: without ``start_s`` in one of an earlier version, see `TIMES`."""
+    """The schema of a feature set's shards: without ``start_s`` in one of an earlier version, see `TIMES`."""
     return SHARD_SCHEMA if counts_from_first_frame(uri) else without_start(SHARD_SCHEMA)
 
 
 def write_rows(target: str, tables: Iterable[pa.Table]) -> None:
-    """Write a shard file of rows in order, all of one schema; holds one row group of them in memory."""
+    """Write rows of one schema, in order, as a shard file. Holds one row group in memory."""
     tables = iter(tables)
     first = list(islice(tables, 1))
     schema = first[0].schema if first else SHARD_SCHEMA
@@ -52,5 +53,5 @@ def write_rows(target: str, tables: Iterable[pa.Table]) -> None:
 
 
 def file_name_of(video_ids: Iterable[str]) -> str:
-    # From the ids' digest, never from the ids themselves: an id such as ../x cannot choose where a file lands.
+    # A digest of the ids, because an id such as ../x must not choose where the file is written.
     return hashlib.sha256("\n".join(sorted(video_ids)).encode()).hexdigest()[:24] + ".parquet"

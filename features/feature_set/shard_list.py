@@ -1,13 +1,13 @@
-"""Which shard files count. While a compaction replaces small shards by a merged one, both are on disk for a moment.
+"""`shard_uris`: the shards that count, and `replace`: how a compaction puts a merged shard in the place of small ones.
 
-A file system has no step that replaces several files by one, so a journal beside the data card decides:
+A file system cannot replace several files by one in a single step, so a journal decides which files count:
 
-1. the merged shard is written under a hidden name: not counted;
-2. the journal names it and the files it replaces: from this instant it counts, and they do not;
-3. the old files are deleted, the merged one gets its visible name, and the journal says that nothing is under way.
+1. the merged shard is written under a hidden name: it does not count;
+2. the journal names it and the files that it replaces: now it counts, and they do not;
+3. the old files are deleted, the merged shard gets its visible name, and the journal is cleared.
 
-Whoever is killed in between leaves a state that our readers see whole, and that `recover` brings to its end. Other
-readers, which list ``shards/*.parquet``, never see a row twice.
+A process killed in between leaves a state that our readers see whole and that `recover` finishes. Other readers, which
+list ``shards/*.parquet``, never see a row twice.
 """
 
 import json
@@ -27,12 +27,12 @@ HIDDEN_SUFFIX = ".merged"
 
 @dataclass(frozen=True, slots=True)
 class Journal:
-    """What the journal says.
+    """The content of the journal.
 
     Attributes:
-        number: counts the journal's changes, so that a reader notices one that came and went.
+        number: counts changes of the journal, so that a reader notices a compaction that began and ended.
         old: names of the shards that are being replaced.
-        new: name of the shard that replaces them; empty when nothing is under way.
+        new: name of the shard that replaces them; "" if there is no compaction.
     """
 
     number: int = 0
@@ -41,10 +41,10 @@ class Journal:
 
 
 def shard_uris(uri: str) -> list[str]:
-    """The shards of a feature set at one instant, sorted by name, whatever a compaction is doing meanwhile.
+    """List the shards at one instant, sorted by name; correct also during a compaction.
 
     Raises:
-        FeatureSetError: when the journal is damaged.
+        FeatureSetError: if the journal is damaged.
     """
     while True:
         journal = read_journal(uri)
@@ -58,10 +58,10 @@ def shard_uris(uri: str) -> list[str]:
 
 
 def read_journal(uri: str) -> Journal:
-    """The journal, which is absent until the first compaction.
+    """Read the journal; there is none before the first compaction.
 
     Raises:
-        FeatureSetError: when it is damaged.
+        FeatureSetError: if it is damaged.
     """
     path = storage.join(uri, JOURNAL)
     try:
@@ -74,35 +74,35 @@ def read_journal(uri: str) -> Journal:
     except (ValueError, KeyError, TypeError) as error:
         raise FeatureSetError(f"{path} is damaged ({error}): delete it, then run skipreel features verify") from error
     for name in (*journal.old, *filter(None, [journal.new])):
-        # These names are deleted and renamed: none may point out of the folder.
+        # Files of these names are deleted and renamed, so a name must not point outside the folder.
         if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*\.parquet", name):
             raise FeatureSetError(
-                f"{path} names {name!r}, which is no shard: delete it, then run skipreel features verify"
+                f"{path} names {name!r}, which is not a shard: delete it, then run skipreel features verify"
             )
     return journal
 
 
 def hidden_uri(uri: str, name: str) -> str:
-    """Where a merged shard is written, before `replace` makes it count."""
+    """The URI to write a merged shard to, before `replace` makes it count."""
     return storage.join(uri, SHARDS, _hidden(name))
 
 
 def replace(uri: str, old: Sequence[str], new: str) -> None:
-    """Let the shard that was written to `hidden_uri` take the place of others; hold `card.locked` while calling."""
+    """Replace shards by the one that was written to `hidden_uri`; hold `card.locked`."""
     _write(uri, Journal(read_journal(uri).number + 1, tuple(old), new))
     recover(uri)
 
 
 def recover(uri: str) -> None:
-    """Bring an interrupted `replace` to its end, and delete a merged shard that never counted; hold `card.locked`."""
+    """Finish an interrupted `replace`, and delete merged shards that never counted; hold `card.locked`."""
     journal, names = read_journal(uri), _names(uri)
     if journal.new:
         is_hidden = _hidden(journal.new) in names
-        # Old files go first: others' readers see no row twice.
+        # Old files first, so that other readers never see a row twice.
         for name in journal.old if is_hidden or journal.new in names else ():
             storage.delete(storage.join(uri, SHARDS, name))
         if is_hidden:
-            _rename(hidden_uri(uri, journal.new), storage.join(uri, SHARDS, journal.new))
+            rename_file(hidden_uri(uri, journal.new), storage.join(uri, SHARDS, journal.new))
         _write(uri, Journal(journal.number + 1))
     for name in _names(uri):
         if name.endswith(HIDDEN_SUFFIX):
@@ -113,7 +113,12 @@ def _hidden(name: str) -> str:
     return f".{name}{HIDDEN_SUFFIX}"
 
 
-def _rename(uri: str, target: str) -> None:
+def rename_file(uri: str, target: str) -> None:
+    """Rename a file within its file system.
+
+    Raises:
+        StorageError: if that fails.
+    """
     filesystem, path = storage.resolve(uri)
     with explained("write", target):
         filesystem.move(path, storage.resolve(target)[1])
@@ -128,5 +133,5 @@ def _write(uri: str, journal: Journal) -> None:
 
 
 def name_of(shard_uri: str) -> str:
-    """The file name in a shard's URI, whose place may carry a query."""
+    """The file name in a shard's URI, which may have a query."""
     return storage.resolve(shard_uri)[1].rpartition("/")[2]

@@ -1,9 +1,8 @@
-"""Reading one shard file: where each row's features lie in it, and those bytes straight into the caller's memory.
+"""Reads one shard: `read_layout` finds the features of each row, `ShardFile` reads them into the caller's memory.
 
-`features.feature_set.schema` stores features as plain values, one page for each row group. Decoding lists of float16
-through Arrow costs several times what reading their bytes does, so these values are read from the file directly,
-wherever the Parquet metadata and the page's own header prove that they lie there; from any other Parquet file Arrow
-decodes them.
+Decoding lists of float16 with Arrow takes several times as long as reading their bytes. `schema.shard_writer` stores
+features as plain values, one page per row group, so they are read from the file directly if the Parquet metadata and
+the page header prove where they lie. Arrow decodes any other Parquet file.
 
 Letters: R rows of a shard, T frames of a row or a video, D feature length.
 """
@@ -37,7 +36,7 @@ class Layout:
         uri: the file.
         num_frames: (R,) int64, T of each row, at least 1.
         groups: (R,) int32, the row group of each row, ascending.
-        offsets: (R,) int64, the byte in the file where a row's features begin; -1 where Arrow must decode them.
+        offsets: (R,) int64, the byte in the file where a row's features begin; -1 if Arrow must decode them.
     """
 
     uri: str
@@ -47,14 +46,15 @@ class Layout:
 
 
 def read_layout(uri: str, *, dim: int) -> tuple[Layout, pa.Table]:
-    """The layout of a shard, and its videos: a table of video_id, first_row, num_segments int32, num_frames int64.
+    """Read the layout of a shard, from its small columns and the beginning of each page of features.
 
-    Reads the small columns and the beginning of each page of features.
+    Returns:
+        The layout, and a table of the videos: video_id, first_row int32, num_segments int32, num_frames int64.
 
     Raises:
-        FeatureSetError: when the file is not a shard, its features are not of length ``dim``, or the rows of a video
-            are not side by side and in order.
-        StorageError: when the file is missing or cannot be read.
+        FeatureSetError: if the file is not a shard, its features do not have length ``dim``, or the rows of a video
+            are not next to each other and in order.
+        StorageError: if the file is missing or cannot be read.
     """
     with open_parquet(uri) as (file, parquet):
         table = parquet.read(columns=["video_id", "segment", "frame_index"])
@@ -75,13 +75,13 @@ def read_layout(uri: str, *, dim: int) -> tuple[Layout, pa.Table]:
 
 
 class ShardFile:
-    """A shard opened for reading features and times, until nothing refers to it. Several threads may use it."""
+    """An open shard; closed when nothing refers to it. Threads may share it."""
 
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
         self._is_local = storage.local_path(layout.uri) is not None
         filesystem, path = storage.resolve(layout.uri)
-        # Not storage.open_input: its large remote reads would fetch a video's neighbours with it.
+        # Not storage.open_input: its large remote reads would also fetch a video's neighbours.
         with explained("read", layout.uri):
             self._file: Any = filesystem.open_input_file(path)
         self._lock = threading.Lock()
@@ -89,31 +89,33 @@ class ShardFile:
         self._decoded: dict[str, tuple[int, pa.Array]] = {}  # the last row group of each column
 
     def read_features(self, first_row: int, num_rows: int, out: NDArray[np.float16]) -> None:
-        """Fill ``out``, (T, D) float16 and contiguous, with the features of rows that lie side by side.
+        """Read the features of consecutive rows into ``out``, (T, D) float16 and contiguous.
 
         Raises:
-            FeatureSetError, StorageError: when the file is not what it was when its layout was read.
+            FeatureSetError, StorageError: if the file has changed since its layout was read.
         """
         values = out.reshape(-1)
         counts = self._layout.num_frames[first_row : first_row + num_rows] * out.shape[1]
         ends = np.cumsum(counts)
         for run in self._runs(first_row, counts):
-            part = values[ends[run.start] - counts[run.start] : ends[run.stop - 1]]
+            target = values[ends[run.start] - counts[run.start] : ends[run.stop - 1]]
             row = first_row + run.start
             if self._layout.offsets[row] >= 0:
-                self._read_at(int(self._layout.offsets[row]), part)
+                self._read_at(int(self._layout.offsets[row]), target)
                 continue
             decoded = self._decode("features", row)
-            if len(decoded) != len(part):
-                raise FeatureSetError(f"{self._layout.uri}: row {row} has {len(decoded)} values, expected {len(part)}")
-            part[:] = decoded
+            if len(decoded) != len(target):
+                raise FeatureSetError(
+                    f"{self._layout.uri}: row {row} has {len(decoded)} values, expected {len(target)}"
+                )
+            target[:] = decoded
 
     def read_list(self, column: str, first_row: int, num_rows: int) -> NDArray[Any]:
-        """(T,) ``frame_index`` or ``pts_s`` of rows that lie side by side."""
+        """Read ``frame_index`` or ``pts_s``, (T,), of consecutive rows."""
         return np.concatenate([self._decode(column, row) for row in range(first_row, first_row + num_rows)])
 
     def _runs(self, first_row: int, counts: NDArray[np.int64]) -> Iterator[slice]:
-        """Rows, counted from ``first_row``, whose values follow each other in the file; else one at a time."""
+        """Group rows, counted from ``first_row``, whose values are contiguous in the file."""
         offsets = self._layout.offsets[first_row : first_row + len(counts)]
         follows = offsets[:-1] + counts[:-1] * _VALUE_BYTES == offsets[1:]
         starts = np.flatnonzero(np.concatenate([[True], ~follows]))
@@ -135,7 +137,7 @@ class ShardFile:
                 raise OSError("it has become shorter while it was read")
 
     def _decode(self, column: str, row: int) -> NDArray[Any]:
-        """A row's list by way of Arrow, which decodes whole row groups: the last one is kept for the next row."""
+        """Decode a row's list with Arrow, which decodes whole row groups; the last one is kept for the next row."""
         group = int(self._layout.groups[row])
         with self._lock:
             if self._decoded.get(column, (-1,))[0] != group:
@@ -150,11 +152,11 @@ class ShardFile:
 
 @contextmanager
 def open_parquet(uri: str) -> Iterator[tuple[BinaryIO, pq.ParquetFile]]:
-    """An open file and its Parquet reader, which verifies the checksums of pages that it decodes.
+    """Open a Parquet file; its reader verifies the checksums of the pages that it decodes.
 
     Raises:
-        FeatureSetError: when what is read inside is damaged.
-        StorageError: when there is no such file.
+        FeatureSetError: if data that is read inside the ``with`` block are damaged.
+        StorageError: if the file is missing.
     """
     with storage.open_input(uri) as file, damage_explained(uri):
         yield file, pq.ParquetFile(file, page_checksum_verification=True)
@@ -162,7 +164,7 @@ def open_parquet(uri: str) -> Iterator[tuple[BinaryIO, pq.ParquetFile]]:
 
 @contextmanager
 def damage_explained(uri: str) -> Iterator[None]:
-    """Turns what Arrow says of a file that is not the Parquet it should be into one line."""
+    """Turn Arrow's errors into a FeatureSetError of one line."""
     try:
         yield
     except (pa.ArrowException, OSError, KeyError) as error:
@@ -174,7 +176,7 @@ def damage_explained(uri: str) -> Iterator[None]:
 def _row_offsets(
     file: BinaryIO, parquet: pq.ParquetFile, group: int, num_values: NDArray[np.int64]
 ) -> NDArray[np.int64] | None:
-    """`Layout.offsets` of the rows of one row group, ``num_values`` (R,) each; None where they hold another number."""
+    """Find `Layout.offsets` of a row group with ``num_values`` (R,) values per row; None if their sum is wrong."""
     metadata = parquet.metadata.row_group(group)
     paths = [metadata.column(number).path_in_schema for number in range(metadata.num_columns)]
     (number,) = (number for number, path in enumerate(paths) if path.startswith("features."))
@@ -189,7 +191,7 @@ def _row_offsets(
 
 
 def _videos(uri: str, table: pa.Table, num_frames: NDArray[np.int64]) -> pa.Table:
-    """The videos of a shard from its rows; see `read_layout`."""
+    """Make the table of videos that `read_layout` returns."""
     ids, segments = table["video_id"].combine_chunks(), table["segment"].to_numpy()
     before = np.roll(np.arange(len(segments)), 1)
     same_video = pc.equal(ids, ids.take(pa.array(before))).to_numpy(zero_copy_only=False)

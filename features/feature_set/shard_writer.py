@@ -1,4 +1,4 @@
-"""Finished videos become shards of a target size; a video of any length waits in bounded memory until it is whole.
+"""`VideoRows` collects the rows of one video in bounded memory; `ShardWriter` writes whole videos as shards.
 
 Letters: T frames, D feature length.
 """
@@ -16,18 +16,18 @@ from skipreel.features.feature_set.ledger import remove_videos, write_failures
 from skipreel.features.feature_set.schema import MAX_SEGMENT_FRAMES, SHARD_SCHEMA, Failure, Segment, Source, shard_table
 from skipreel.features.feature_set.shard_file import write_shard
 
-# What a killed process may lose: the work since the last shard.
+# A killed process loses at most the videos it finished in this time.
 FLUSH_S = 60.0
-# From here on the features of an unfinished video go to a temporary file.
+# The rows of an unfinished video go to a temporary file from this size on.
 _SPOOL_BYTES = 8 << 20
 
 
 class Rows(Protocol):
-    """Collects the rows of one video; `VideoRows` is the one for features.
+    """Collects the rows of one video; `VideoRows` is the implementation for features.
 
     Attributes:
-        num_frames: that were appended.
-        num_bytes: of rows that have left the memory for a temporary file.
+        num_frames: frames that were appended.
+        num_bytes: size of the rows that are in a temporary file instead of memory.
     """
 
     video_id: str
@@ -35,18 +35,18 @@ class Rows(Protocol):
     num_bytes: int
 
     def append(self, frame_index: NDArray[np.int32], pts_s: NDArray[np.float64], values: Any, /) -> None:
-        """Add frames in order: (T,) places, (T,) seconds, and what came of them."""
+        """Add frames in order: (T,) positions, (T,) seconds, and their results."""
 
     def tables(self) -> Iterator[pa.Table]:
-        """All rows, once, at the end."""
+        """Return all rows; call it once, at the end."""
         ...
 
     def discard(self) -> None:
-        """Let go of everything."""
+        """Drop all rows."""
 
 
 class VideoRows:
-    """The rows of one video that is not whole yet: give it frames in order, then hand it to `ShardWriter.add`."""
+    """Collects the rows of one video for `ShardWriter.add`."""
 
     def __init__(self, video_id: str, source: Source) -> None:
         self.video_id = video_id
@@ -59,17 +59,23 @@ class VideoRows:
         self._stream: pa.RecordBatchStreamWriter | None = None
 
     def append(self, frame_index: NDArray[np.int32], pts_s: NDArray[np.float64], features: NDArray[np.float16]) -> None:
-        """Add frames: (T,) int32, (T,) float64 seconds, (T, D) float16; how many come at once decides no segment."""
+        """Add frames in order; segments do not depend on how many come at once.
+
+        Args:
+            frame_index: (T,) int32, positions in presentation order.
+            pts_s: (T,) float64, seconds from the first frame.
+            features: (T, D) float16.
+        """
         self.num_frames += len(frame_index)
         while len(frame_index):
-            room = MAX_SEGMENT_FRAMES - sum(len(part[0]) for part in self._waiting)
+            room = MAX_SEGMENT_FRAMES - sum(len(index) for index, _, _ in self._waiting)
             self._waiting.append((frame_index[:room], pts_s[:room], features[:room]))
             if len(frame_index) >= room:
                 self._end_segment()
             frame_index, pts_s, features = frame_index[room:], pts_s[room:], features[room:]
 
     def tables(self) -> Iterator[pa.Table]:
-        """All rows, segment by segment; call it once, at the end."""
+        """Yield all rows, segment by segment; call it once, at the end."""
         if self._stream is not None and self._file is not None:
             self._stream.close()
             self._file.seek(0)
@@ -80,7 +86,7 @@ class VideoRows:
         self.discard()
 
     def discard(self) -> None:
-        """Let go of everything."""
+        """Drop all rows."""
         self._waiting = []
         if self._file is not None:
             self._file.close()
@@ -94,7 +100,7 @@ class VideoRows:
         self._stream.write_table(table)
 
     def _segment(self) -> pa.Table:
-        index, pts, features = (np.concatenate(parts) for parts in zip(*self._waiting, strict=True))
+        index, pts, features = (np.concatenate(arrays) for arrays in zip(*self._waiting, strict=True))
         self._waiting = []
         self._segments += 1
         segment = Segment(self._segments - 1, index, pts, features)
@@ -102,11 +108,11 @@ class VideoRows:
 
 
 class ShardWriter:
-    """Collects whole videos and failures, and writes them when there is a shard's worth or a minute has passed.
+    """Collects whole videos and failures; writes them when they fill a shard or `FLUSH_S` seconds have passed.
 
     Args:
-        uri: a feature set that `create_feature_set` has made; hold `locked`.
-        shard_bytes: features of a shard, roughly; a video longer than that gets a shard of its own.
+        uri: a feature set with a data card; hold `card.locked`.
+        shard_bytes: approximate size of a shard; a larger video gets a shard of its own.
     """
 
     def __init__(self, uri: str, *, shard_bytes: int) -> None:
@@ -114,15 +120,19 @@ class ShardWriter:
         self._tables: list[pa.Table] = []
         self._video_ids: list[str] = []
         self._failures: list[Failure] = []
-        self._stale: dict[str, str] = {}  # video id: the file that holds what is replaced
+        self._stale: dict[str, str] = {}  # video id: the file that holds its old rows or failure
         self._num_bytes = 0
         self._flushed_at = time.monotonic()
 
     def add(self, rows: Rows, *, replaces: str = "") -> None:
-        """A whole video; ``replaces``: the file of the set with its old rows or failure, as `read_state` names it."""
-        self._note(rows.video_id, replaces)
+        """Add a whole video.
+
+        Args:
+            replaces: the file with its old rows or failure, named as in `read_state`; "" for a new video.
+        """
+        self._note_stale(rows.video_id, replaces)
         if rows.num_bytes >= self._shard_bytes:
-            self._forget([rows.video_id])
+            self._remove_stale([rows.video_id])
             write_shard(self._uri, rows.tables(), [rows.video_id])
             return
         tables = list(rows.tables())
@@ -132,19 +142,19 @@ class ShardWriter:
         self.flush_if_due()
 
     def fail(self, failure: Failure, *, replaces: str = "") -> None:
-        """A video that has no features, and why."""
-        self._note(failure.video_id, replaces)
+        """Add a failed video; ``replaces`` as for `add`."""
+        self._note_stale(failure.video_id, replaces)
         self._failures.append(failure)
         self.flush_if_due()
 
     def flush_if_due(self) -> None:
-        """Write if enough has come together, or waited long enough."""
+        """Write if there is a full shard, or the last write was `FLUSH_S` seconds ago."""
         if self._num_bytes >= self._shard_bytes or time.monotonic() - self._flushed_at >= FLUSH_S:
             self.flush()
 
     def flush(self) -> None:
-        """Write everything that is there."""
-        self._forget([*self._video_ids, *(failure.video_id for failure in self._failures)])
+        """Write all videos and failures."""
+        self._remove_stale([*self._video_ids, *(failure.video_id for failure in self._failures)])
         if self._video_ids:
             write_shard(self._uri, self._tables, self._video_ids)
         if self._failures:
@@ -152,10 +162,10 @@ class ShardWriter:
         self._tables, self._video_ids, self._failures, self._num_bytes = [], [], [], 0
         self._flushed_at = time.monotonic()
 
-    def _note(self, video_id: str, replaces: str) -> None:
+    def _note_stale(self, video_id: str, replaces: str) -> None:
         if replaces:
             self._stale[video_id] = replaces
 
-    def _forget(self, video_ids: list[str]) -> None:
+    def _remove_stale(self, video_ids: list[str]) -> None:
         files = {video_id: self._stale.pop(video_id) for video_id in video_ids if video_id in self._stale}
         remove_videos(self._uri, list(files), files=sorted(set(files.values())))

@@ -1,4 +1,4 @@
-"""Merging small shards, which many short runs leave behind, into shards of a target size; see `shard_list`."""
+"""`compact`: merges the small shards that many short runs leave into shards of a target size; see `shard_list`."""
 
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,7 +20,7 @@ Watch = Callable[[Sequence[Group], str], Iterable[Group]]
 
 @dataclass(frozen=True, slots=True)
 class Compaction:
-    """How many shards there were, and how many there are."""
+    """The number of shards before and after."""
 
     before: int
     after: int
@@ -29,14 +29,15 @@ class Compaction:
 def compact(uri: str, *, shard_bytes: int = 64 << 20, watch: Watch = lambda groups, _: groups) -> Compaction:
     """Merge shards smaller than half of ``shard_bytes`` into shards of at most that size; features keep every bit.
 
-    Whenever it is killed, our readers see every video once, and the next call goes on. Holds one row group in memory.
+    If it is killed, our readers still see every video once, and the next call continues. Holds one row group in memory.
 
     Args:
-        watch: passes on the groups of shards that become one each, to show how far this is.
+        watch: wraps the groups of shards to show progress; called with them and a description. Each group becomes one
+            shard.
 
     Raises:
-        FeatureSetError: when a shard is damaged, a video is there twice, or another process is writing to the feature
-            set; what was merged before stays so.
+        FeatureSetError: if a shard is damaged, a video is stored twice, or another process is writing to the feature
+            set; shards merged before that stay merged.
     """
     with locked(uri):
         shard_list.recover(uri)
@@ -51,7 +52,7 @@ def compact(uri: str, *, shard_bytes: int = 64 << 20, watch: Watch = lambda grou
 
 
 def _groups(shards: Sequence[str], shard_bytes: int) -> list[Group]:
-    """Small shards, each group together as large as allowed."""
+    """Group small shards, each group at most ``shard_bytes`` in size."""
     groups: list[list[str]] = [[]]
     total = 0
     for shard, file_stat in zip(shards, storage.file_stats(shards), strict=True):
@@ -67,7 +68,7 @@ def _groups(shards: Sequence[str], shard_bytes: int) -> list[Group]:
 
 
 def _rows(shards: Iterable[str], schema: pa.Schema) -> Iterator[pa.Table]:
-    """One row after the other, checksums verified."""
+    """Yield the rows one by one; checksums are verified."""
     for shard in shards:
         with open_parquet(shard) as (_, parquet):
             if not parquet.schema_arrow.remove_metadata().equals(schema):

@@ -1,4 +1,4 @@
-"""What a feature set holds, in numbers."""
+"""`summarise`: counts the videos, frames, shards and failures of a feature set."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +14,7 @@ from skipreel.pipeline import storage
 
 @dataclass(frozen=True, slots=True)
 class FailureGroup:
-    """Videos that failed for one reason, file names in it left out; the first few by name."""
+    """Videos that failed for the same reason, file names aside; ``video_ids`` are the first few."""
 
     reason: str
     num_videos: int
@@ -23,13 +23,13 @@ class FailureGroup:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """A feature set at a glance.
+    """A feature set in numbers.
 
     Attributes:
         card: the data card.
-        num_videos, num_frames, num_shards: how many; failed videos not counted.
-        video_hours: from each video's first to its last frame.
-        num_bytes: of all shards.
+        num_videos, num_frames, num_shards: counts, without failed videos.
+        video_hours: total time between each video's first and last sampled frame.
+        num_bytes: size of all shards.
         num_failed: videos in the failure ledger.
         failures: by reason, the most frequent first.
     """
@@ -45,14 +45,17 @@ class Summary:
 
 
 def summarise(uri: str, *, num_named: int = 3) -> Summary:
-    """Count what is in a feature set, from its small columns; ``num_named`` videos are named for each kind of failure.
+    """Summarise a feature set; reads only the small columns.
+
+    Args:
+        num_named: how many videos to name for each reason of failure.
 
     Raises:
-        FeatureSetError: when there is none, or a shard is damaged.
+        FeatureSetError: if ``uri`` does not hold a feature set, or a shard is damaged.
     """
     feature_set = FeatureSet(uri)
-    num_frames = feature_set.catalogue.num_frames()
-    shards = [layout.uri for layout in feature_set.catalogue.layouts]
+    num_frames = feature_set.video_index.num_frames()
+    shards = [layout.uri for layout in feature_set.video_index.layouts]
     groups = _failure_groups(uri, num_named)
     return Summary(
         card=read_card(uri),
@@ -67,7 +70,7 @@ def summarise(uri: str, *, num_named: int = 3) -> Summary:
 
 
 def _seconds(shard: str) -> float:
-    """From the first to the last frame of each video, summed."""
+    """Sum the seconds from the first to the last frame of each video."""
     with open_parquet(shard) as (_, parquet):
         table = parquet.read(columns=["segment", "pts_s"])
     lists = table["pts_s"].combine_chunks()

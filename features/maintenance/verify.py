@@ -1,4 +1,4 @@
-"""Checking a whole feature set: shards, failure ledger, leftovers, and what a manifest says is missing."""
+"""Checks a feature set: `verify` reads all of it, `missing_videos` and `changed_sources` compare it with a manifest."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -8,12 +8,12 @@ import pyarrow.compute as pc
 from skipreel.features.errors import FeatureSetError
 from skipreel.features.feature_set import shard_list
 from skipreel.features.feature_set.card import read_card
-from skipreel.features.feature_set.ledger import read_state
+from skipreel.features.feature_set.ledger import read_finished, read_state
 from skipreel.features.feature_set.schema import FAILURE_SCHEMA, FAILURES
 from skipreel.features.feature_set.shard_file import shard_schema
 from skipreel.features.feature_set.shard_reader import open_parquet
-from skipreel.features.feature_set.spec import FeatureSpec
 from skipreel.features.maintenance.verify_shard import check_shard
+from skipreel.features.spec import FeatureSpec
 from skipreel.pipeline import storage
 from skipreel.pipeline.errors import StorageError
 from skipreel.pipeline.manifest import iterate_manifest
@@ -23,15 +23,16 @@ _NAMED = 3
 
 
 def verify(uri: str, *, watch: Watch = lambda items, _: items) -> Iterator[str]:
-    """Read all of a feature set again; yields each problem as one line that names the file and says what to do.
-
-    Memory: one row group, and the ids of the videos.
+    """Read and check a whole feature set. Holds one row group and the ids of the videos in memory.
 
     Args:
-        watch: passes URIs on, to show how far this is: called with them and with what is done with each.
+        watch: wraps URIs to show progress; called with them and a description.
+
+    Yields:
+        Each problem as one line that names the file and says what to do.
 
     Raises:
-        FeatureSetError: when there is no feature set, or its data card is damaged.
+        FeatureSetError: if ``uri`` does not hold a feature set, or its data card is damaged.
     """
     dim, schema = FeatureSpec.from_json(read_card(uri)["recipe"]).dim, shard_schema(uri)
     yield from _leftovers(uri)
@@ -54,9 +55,9 @@ def verify(uri: str, *, watch: Watch = lambda items, _: items) -> Iterator[str]:
 
 
 def missing_videos(uri: str, manifest: str) -> Iterator[str]:
-    """Videos of a manifest that are neither in the shards nor in the failure ledger, as one line, if any."""
-    known = read_state(uri)["video_id"].combine_chunks()
-    absent = [ids.filter(pc.invert(pc.is_in(ids, value_set=known))).to_pylist() for ids, _ in _rows(manifest)]
+    """Find videos of a manifest that are neither in the shards nor in the failure ledger; yields one line, if any."""
+    stored = read_state(uri)["video_id"].combine_chunks()
+    absent = [ids.filter(pc.invert(pc.is_in(ids, value_set=stored))).to_pylist() for ids, _ in _rows(manifest)]
     video_ids = [video_id for batch in absent for video_id in batch]
     if video_ids:
         yield (
@@ -66,11 +67,9 @@ def missing_videos(uri: str, manifest: str) -> Iterator[str]:
 
 
 def changed_sources(uri: str, manifest: str, *, watch: Watch = lambda items, _: items) -> Iterator[str]:
-    """Videos of a manifest whose file is not the one that the features were made from: hashes every file again."""
-    known = read_state(uri)
-    known = known.filter(pc.is_valid(known["source_digest"]))
-    digests = dict(zip(known["video_id"].to_pylist(), known["source_digest"].to_pylist(), strict=True))
-    expected: dict[str, dict[str, str]] = {}  # by file: several sequences may come from one
+    """Find videos of a manifest whose file has changed since its extraction; hashes every file, yields a line each."""
+    digests = read_finished(uri)
+    expected: dict[str, dict[str, str]] = {}  # by file, since several sequences may come from one
     for ids, uris in _rows(manifest):
         for video_id, source in zip(ids.to_pylist(), uris.to_pylist(), strict=True):
             if video_id in digests:
@@ -91,14 +90,14 @@ def changed_sources(uri: str, manifest: str, *, watch: Watch = lambda items, _: 
 
 def _leftovers(uri: str) -> Iterator[str]:
     if shard_list.read_journal(uri).new:
-        yield f"{uri} is in the middle of a compaction: run skipreel features compact to bring it to its end"
+        yield f"{uri} has an unfinished compaction: run skipreel features compact to finish it"
     for name in storage.list_tree(uri):
         if name.endswith((".tmp", shard_list.HIDDEN_SUFFIX)):
-            yield f"{storage.join(uri, name)} was left by a killed process: it is deleted by the next skipreel extract"
+            yield f"{storage.join(uri, name)} was left by a killed process: the next skipreel extract deletes it"
 
 
 def _repeated(found: dict[str, pa.ChunkedArray]) -> Iterator[str]:
-    """A line for each set of files that hold the same videos."""
+    """Yield a line for each set of files that hold the same videos."""
     files = list(found)
     tables = [
         pa.table({"video_id": ids, "file": pa.array([number] * len(ids), pa.int32())})
@@ -117,7 +116,7 @@ def _repeated(found: dict[str, pa.ChunkedArray]) -> Iterator[str]:
 
 
 def _rows(manifest: str) -> Iterator[tuple[pa.Array, pa.Array]]:
-    """Ids and URIs, batch by batch."""
+    """Yield ids and URIs, batch by batch."""
     return ((batch["video_id"], batch["uri"]) for batch in iterate_manifest(manifest))
 
 

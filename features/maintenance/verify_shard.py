@@ -1,4 +1,4 @@
-"""Checking one shard: every byte is read, and every promise of `features.feature_set.schema` held against it.
+"""`check_shard`: reads every byte of a shard and checks it against `feature_set.schema`.
 
 Letters: R rows of a row group, T frames of a row, D feature length.
 """
@@ -18,12 +18,13 @@ _FLOAT16_EXPONENT = 0x7C00  # all its bits are set in infinity and NaN, and in n
 
 
 def check_shard(uri: str, *, dim: int, schema: pa.Schema) -> tuple[list[str], pa.ChunkedArray]:
-    """What is wrong with the shard, each in one line that names it; and the ids of its videos.
-
-    Holds one row group in memory.
+    """Check a shard. Holds one row group in memory.
 
     Args:
-        schema: the set's columns, as `features.feature_set.store.shard_schema` gives them.
+        schema: the result of `shard_schema`.
+
+    Returns:
+        Each problem as one line that names the shard; and the ids of its videos.
     """
     try:
         _, videos = read_layout(uri, dim=dim)
@@ -60,7 +61,7 @@ def _content_problems(uri: str, *, dim: int, schema: pa.Schema) -> Iterator[str]
 
 
 def _row_faults(table: pa.Table, *, dim: int) -> Iterator[tuple[NDArray[np.bool_], str]]:
-    """What can be wrong with a row by itself: which rows (R,) it is wrong with, and what."""
+    """Check rows one by one; yields which rows (R,) have a problem, and the problem."""
     num_frames = _lengths(table, "frame_index")
     yield num_frames > MAX_SEGMENT_FRAMES, f"more than {MAX_SEGMENT_FRAMES} frames"
     yield _lengths(table, "pts_s") != num_frames, "another number of times than of frames"
@@ -72,7 +73,7 @@ def _row_faults(table: pa.Table, *, dim: int) -> Iterator[tuple[NDArray[np.bool_
 
 
 def _order_faults(last: pa.Table, table: pa.Table) -> Iterator[tuple[NDArray[np.bool_], str]]:
-    """What can be wrong from one row to the next of the same video; ``last`` is the row before the table's, if any."""
+    """Check consecutive rows of a video; ``last`` is the row before the table's, if any."""
     small = ["video_id", "source_digest", "frame_index", "pts_s"]
     rows = pa.concat_tables([last.select(small), table.select(small)])
     ids, digests = (rows[name].to_numpy() for name in ("video_id", "source_digest"))
@@ -86,7 +87,7 @@ def _order_faults(last: pa.Table, table: pa.Table) -> Iterator[tuple[NDArray[np.
     ):
         offsets, values = _flat(rows[name])
         steps = np.diff(values, prepend=values[:1])
-        steps[offsets[:-1][~same_video & (np.diff(offsets) > 0)]] = 1  # a video's first value follows nothing
+        steps[offsets[:-1][~same_video & (np.diff(offsets) > 0)]] = 1  # a video's first value does not follow another
         wrong = steps <= 0 if name == "frame_index" else ~((steps >= 0) & np.isfinite(values))
         yield _rows_of(wrong, offsets)[skipped:], what
 
@@ -96,14 +97,14 @@ def _lengths(table: pa.Table, column: str) -> NDArray[np.int64]:
 
 
 def _flat(lists: pa.ChunkedArray) -> tuple[NDArray[np.int32], NDArray[np.generic]]:
-    """Where each list begins (one more at the end), and all values."""
+    """Offsets of the lists (one more than lists), and all values."""
     whole = lists.combine_chunks()
     return whole.offsets.to_numpy(), whole.values.to_numpy()
 
 
 def _rows_of(wrong: NDArray[np.bool_], offsets: NDArray[np.int32]) -> NDArray[np.bool_]:
-    """(R,) whether one of a row's values is wrong."""
-    if not wrong.any():  # as a rule; counting takes longer than all the rest
+    """Find the rows (R,) that have a wrong value."""
+    if not wrong.any():  # the usual case; counting takes longer than all other checks
         return np.zeros(len(offsets) - 1, np.bool_)
     before = np.concatenate([[0], np.cumsum(wrong)])
     return np.asarray(before[offsets[1:]] > before[offsets[:-1]])

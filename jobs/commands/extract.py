@@ -18,12 +18,12 @@ from skipreel.features.backbones.backbone import batch_size_on
 from skipreel.features.extraction.actors import BackboneSettings
 from skipreel.features.extraction.planner import Planned, Skipped, first_planned, plan
 from skipreel.features.extraction.progress import Progress
-from skipreel.features.extraction.tasks import FrameSettings
+from skipreel.features.extraction.work import FrameSettings
 from skipreel.features.feature_set.card import create_feature_set, locked, read_card, write_card
 from skipreel.features.feature_set.ledger import read_state
 from skipreel.features.feature_set.schema import Failure
 from skipreel.features.feature_set.shard_writer import ShardWriter
-from skipreel.features.feature_set.spec import FeatureSpec
+from skipreel.features.spec import FeatureSpec
 from skipreel.jobs.runtime.ray_cluster import num_cpus, num_gpus, ray_cluster, require_gpus, waiting_is_told
 from skipreel.jobs.runtime.terminal import console, progress_bar
 from skipreel.pipeline import storage

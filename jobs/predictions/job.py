@@ -193,8 +193,8 @@ def _processes(settings: JobSettings, model: TrainedModel, num_videos: int) -> t
         cpus_per_process=1 / math.ceil(workers / cpus),
         gpus_per_encoder=settings.gpus_per_worker if on_gpu else 0,
         time_limit_s=settings.time_limit_s,
-        videos_in_hand=in_flight,
-        bytes_in_hand=sys.maxsize,
+        videos_per_decoder=in_flight,
+        bytes_per_decoder=sys.maxsize,
         flags="--workers",
     )
     return Process(PredictionWorker, arguments), pools

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from skipreel.features.extraction.actors import BLOCK_S, Decoded, extend_sys_path, limit_memory
-from skipreel.features.extraction.tasks import FrameChunk, VideoJob, VideoOutcome
+from skipreel.features.extraction.work import FrameChunk, VideoJob, VideoOutcome
 from skipreel.features.feature_set.schema import Source
 from skipreel.jobs.closed_loop.prediction import Prediction
 from skipreel.jobs.closed_loop.queue import Outcome
@@ -106,7 +106,7 @@ class PredictionWorker:
         started, encoded = time.perf_counter(), self._scheduler.frames_encoded
         self._tasks.extend(tasks)
         block = Decoded([], [], 0.0, results=[])
-        while not block.endings:
+        while not block.outcomes:
             begun = self._begin_next(block)
             if not begun and not self._open:
                 break
@@ -115,8 +115,8 @@ class PredictionWorker:
             if time.perf_counter() - started >= BLOCK_S and self._scheduler.frames_encoded > encoded:
                 break
         self._worked_s += time.perf_counter() - started
-        if block.parts:  # the time since the last prediction is this one's
-            block, self._worked_s = Decoded(block.parts, block.endings, self._worked_s, results=block.results), 0.0
+        if block.chunks:  # the time since the last prediction is this one's
+            block, self._worked_s = Decoded(block.chunks, block.outcomes, self._worked_s, results=block.results), 0.0
         return block, []
 
     def _begin_next(self, block: Decoded) -> bool:
@@ -137,11 +137,11 @@ class PredictionWorker:
         try:
             copy = files.enter_context(storage.local_copy(task.uri))
         except InputError as error:
-            block.endings.append(VideoOutcome(task, None, reason=" ".join(str(error).split())))
+            block.outcomes.append(VideoOutcome(task, None, reason=" ".join(str(error).split())))
             return
         if copy.sha256 == task.known_digest:
             files.close()
-            block.endings.append(VideoOutcome(task, copy.file_stat, unchanged=True))
+            block.outcomes.append(VideoOutcome(task, copy.file_stat, unchanged=True))
             return
         self._open[task.video_id] = _Open(task, copy, files, is_alone)
         self._scheduler.add([Request(task.video_id, task.uri, copy.path)])
@@ -157,13 +157,13 @@ class PredictionWorker:
                 return
             reason = f"{task.uri} needs more memory than a decoder may take; give more with --decoder-memory-mb"
         if prediction is None or reason:
-            block.endings.append(VideoOutcome(task, file_stat, reason=reason))
+            block.outcomes.append(VideoOutcome(task, file_stat, reason=reason))
             return
         assert block.results is not None
         source, index = Source(video.copy.sha256, file_stat), prediction.frame_index.astype(np.int32)
-        block.parts.append(FrameChunk(task, source, 0, index, prediction.pts_s))
+        block.chunks.append(FrameChunk(task, source, 0, index, prediction.pts_s))
         block.results.append(prediction)
-        block.endings.append(VideoOutcome(task, file_stat, len(index), prediction.duration_s))
+        block.outcomes.append(VideoOutcome(task, file_stat, len(index), prediction.duration_s))
 
 
 def _wrong_with(prediction: Prediction | None, video: _Open) -> str:

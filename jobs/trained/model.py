@@ -7,7 +7,7 @@ from typing import Any
 
 from skipreel.features.errors import FeatureSetError
 from skipreel.features.feature_set.reader import FeatureSet
-from skipreel.features.feature_set.spec import FeatureSpec
+from skipreel.features.spec import FeatureSpec
 from skipreel.models import CheckpointError, Recognizer, load_checkpoint
 
 

@@ -1,4 +1,4 @@
-"""Tiny models of many families, saved as the hub has them, and frames to encode."""
+"""Tiny models of many families, saved in the hub's format, and frames to encode."""
 
 import math
 
@@ -40,8 +40,8 @@ from transformers import (
     ViTModel,
 )
 
-# A share of the largest feature. Resized pixels may be off by one level of 255 here and there, which is what
-# test_preprocessing holds, and float16 rounds by 0.0005; a shifted pixel is far above.
+# Relative to the largest feature. Single resized pixels may differ by one level of 255 (see test_preprocessing), and
+# float16 rounds by 0.0005; an image shifted by a pixel differs far more.
 TOLERANCE = 0.005
 
 IMAGE = {"height": 32, "width": 32}
@@ -101,7 +101,7 @@ FAMILIES = {
     ),
     "SegFormer": (
         lambda: SegformerModel(SegformerConfig(hidden_sizes=[8] * 4, depths=[1] * 4, num_attention_heads=[1] * 4)),
-        lambda: SegformerImageProcessorPil(size={"height": 64, "width": 64}),  # to a map of 2×2
+        lambda: SegformerImageProcessorPil(size={"height": 64, "width": 64}),  # gives a map of 2×2
     ),
     "MobileViT": (
         lambda: MobileViTModel(MobileViTConfig(hidden_sizes=[12, 16, 24], neck_hidden_sizes=[8] * 7, image_size=32)),
@@ -111,7 +111,7 @@ FAMILIES = {
 
 
 def save(directory, model, processor):
-    """Seeded weights that keep activations near one; the library's own shrink them below what float16 holds."""
+    """Save with seeded weights that keep activations near one; the library's initial weights underflow float16."""
     generator = torch.Generator().manual_seed(0)
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
@@ -129,7 +129,7 @@ def save(directory, model, processor):
 
 @pytest.fixture(scope="session", name="saved")
 def saved_models(tmp_path_factory):
-    """A function from a family's name to the directory of a tiny model of it, as the hub has it."""
+    """A function from a family's name to the directory of a tiny model, in the hub's format."""
     directories = {}
 
     def directory_of(family):
@@ -151,6 +151,6 @@ def assert_close(features, wanted, tolerance=TOLERANCE):
     assert features.dtype == np.float16
     assert features.shape == wanted.shape
     scale = np.abs(wanted).max()
-    assert 1e-3 < scale < 1e4  # or float16 would hide what is compared
-    assert np.ptp(wanted, axis=0).max() > 3 * tolerance * scale  # frames differ by more than is tolerated
+    assert 1e-3 < scale < 1e4  # else float16 would hide differences
+    assert np.ptp(wanted, axis=0).max() > 3 * tolerance * scale  # frames differ by more than the tolerance
     np.testing.assert_allclose(features.astype(float) / scale, wanted / scale, rtol=0, atol=tolerance)

@@ -7,21 +7,21 @@ import numpy as np
 from skipreel.features.feature_set.card import create_feature_set
 from skipreel.features.feature_set.schema import Segment, Source, shard_table
 from skipreel.features.feature_set.shard_file import write_shard
-from skipreel.features.feature_set.spec import FeatureSpec
+from skipreel.features.spec import FeatureSpec
 from skipreel.pipeline.manifest import Label, Manifest, VideoEntry, write_manifest
 from skipreel.pipeline.storage import FileStat
 from skipreel.pipeline.video.sampling import Sampling
 
 
 def spec(dim: int = 5, *, weights: str = "ab" * 32) -> FeatureSpec:
-    """A recipe of an imaginary backbone."""
+    """The spec of an imaginary backbone."""
     return FeatureSpec("random:0", weights, {"resize": [4, 4]}, Sampling(rate_hz=2.0), dim)
 
 
 def write_sequence(
     uri: str, video_id: str, features: np.ndarray, *, segment_frames: int = 1024, start_s: float = 0.0
 ) -> None:
-    """Store (T, D) features of one video as its own shard, half a second between frames."""
+    """Store the features (T, D) of a video as a shard of its own; frames are half a second apart."""
     segments = [
         Segment(
             number,
@@ -36,7 +36,7 @@ def write_sequence(
 
 
 def two_class_corpus(folder: Path, *, num_train: int = 12, num_test: int = 6, dim: int = 5) -> tuple[str, str]:
-    """A manifest and its feature set: class 1 is on while the first feature is high; also one label per video.
+    """Write a manifest and its feature set: a video has one label, which lasts while its first feature is high.
 
     Returns:
         URIs of the manifest and of the feature set.

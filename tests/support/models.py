@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from skipreel.features.backbones.loading import load_backbone
-from skipreel.features.feature_set.spec import FeatureSpec
+from skipreel.features.spec import FeatureSpec
 from skipreel.jobs.trained.model import TrainedModel
 from skipreel.models import LearnedGate, Recognizer, RecognizerConfig, save_checkpoint
 from skipreel.models.recurrence.gates import Gate

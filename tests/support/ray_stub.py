@@ -1,13 +1,13 @@
-"""Ray without processes: the driver's code runs against actors in its own thread and a clock that only they move.
+"""`RayStub`: Ray without processes. Actors run in the driver's thread, on a clock that only they move.
 
-An actor's method runs when it is called; its answer is ready once the seconds that it spent in `RayStub.sleep` have
-passed, one call of an actor after another. So whoever is slow, hangs or dies does it the same way in every run:
+An actor's method runs when it is called; its answer is ready when the seconds it spent in `RayStub.sleep` have passed.
+Calls of one actor run one after another. So slow, hung and dying actors behave the same in every run:
 
-    def next_block(self, tasks):
+    def next_block(self, jobs):
         stub.sleep(5)          # works for 5 seconds; math.inf: hangs
         raise stub.ProcessDied # the actor is dead from then on
 
-With the fixture `ray_stub`, whole commands run on it too, with the real decoders and encoders in this process:
+With the fixture `ray_stub` whole commands run on it, with the real decoders and encoders in this process:
 ``main(["extract", …])``.
 """
 
@@ -23,13 +23,13 @@ from ray import exceptions
 
 from skipreel.features.extraction import actors, progress, ray_executor
 
-# Nothing that is tried takes this long: who still waits then waits for something that will not come.
+# Longer than any test: a wait until then would never end.
 END_OF_TIME_S = 1e6
 
 
 @dataclass(eq=False)
 class Ref:
-    """An answer: a value or an error, ready from a time on."""
+    """An answer: a value or an error, ready at a given time."""
 
     ready_at: float
     value: Any = None
@@ -38,7 +38,7 @@ class Ref:
 
 @dataclass(eq=False)
 class Actor:
-    """A process that runs ``instance``; attributes that it lacks are its methods, for ``.remote``."""
+    """A process that runs ``instance``; unknown attributes are its methods, for ``.remote``."""
 
     stub: "RayStub"
     instance: Any
@@ -69,7 +69,7 @@ class Method:
 
 @dataclass(frozen=True)
 class Kind:
-    """What ``ray.remote`` makes of a class."""
+    """The result of ``ray.remote`` on a class."""
 
     stub: "RayStub"
     kind: type
@@ -89,8 +89,8 @@ class RayStub:
 
     Attributes:
         now: seconds on the clock.
-        actors: all that were started, in order.
-        killed: those that were killed while they were alive.
+        actors: all started actors, in order.
+        killed: actors that were killed while they were alive.
         calls_to_the_dead: names of methods that were called on dead actors.
         num_waits: how often `wait` was called.
     """
@@ -116,12 +116,12 @@ class RayStub:
     perf_counter = monotonic
 
     def sleep(self, seconds: float) -> None:
-        """Let time pass for whoever calls: an actor's method works so long, or the driver is held up."""
+        """Let time pass for the caller, an actor's method or the driver."""
         if self._running:
             self._running.free_at += seconds
         else:
             self.now += seconds
-            assert self.now < END_OF_TIME_S, "the driver waits for what will not come"
+            assert self.now < END_OF_TIME_S, "the driver waits for an answer that will not come"
 
     # ray
 
@@ -137,7 +137,7 @@ class RayStub:
         return Kind(self, kind)
 
     def call(self, method: Method, arguments: tuple[Any, ...]) -> list[Ref]:
-        """Run a method for its actor; gives its refs, ready when the actor has come to its end."""
+        """Run a method for its actor; returns its refs, ready when the actor has finished."""
         actor = method.actor
         if actor.died_at <= self.now:
             self.calls_to_the_dead.append(method.name)
@@ -199,7 +199,7 @@ class RayStub:
 
 @pytest.fixture
 def ray_stub(monkeypatch) -> Iterator[RayStub]:
-    """Ray for `ray_executor` and for the commands that use it, on a clock that stands still while nobody works."""
+    """Ray for `ray_executor` and the commands that use it, on a clock that stops while no actor works."""
     stub, threads = RayStub(), torch.get_num_threads()
     monkeypatch.setitem(sys.modules, "ray", stub)
     monkeypatch.setattr(ray_executor, "ray", stub)

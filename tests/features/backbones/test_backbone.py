@@ -10,7 +10,7 @@ import torch
 from skipreel.features.backbones.loading import load_backbone
 from skipreel.features.backbones.preprocessing import Preprocessing
 from skipreel.features.errors import BackboneError
-from skipreel.features.feature_set.spec import FeatureSpec
+from skipreel.features.spec import FeatureSpec
 from skipreel.pipeline.video.sampling import Sampling
 from tests.support.backbone_models import frames, saved_models  # noqa: F401
 
@@ -107,7 +107,7 @@ def test_a_layer_is_part_of_the_recipe_and_json_brings_it_back(saved):
         ("no_such_module:function", "cannot import backbone no_such_module:function: No module named"),
         ("random:x", "whole number"),
         ("hf:/nowhere", "cannot load backbone hf:/nowhere"),
-        ("small:/nowhere", "/nowhere holds no small CNN"),
+        ("small:/nowhere", "/nowhere does not hold a small CNN"),
     ],
 )
 def test_a_backbone_that_is_not_there_is_one_clear_line(name, message):

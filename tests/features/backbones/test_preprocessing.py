@@ -15,7 +15,7 @@ from transformers import (
     ViTImageProcessorPil,
 )
 
-from skipreel.features.backbones.hugging_face import _call, _translate
+from skipreel.features.backbones.hugging_face import translate
 from skipreel.features.backbones.preprocessing import Preprocessing, says_all
 
 LANDSCAPE, PORTRAIT, SMALL = (240, 427), (400, 301), (40, 64)
@@ -32,6 +32,10 @@ PROCESSORS = {
 }
 
 
+def call(processor, frames: np.ndarray) -> torch.Tensor:
+    return processor(list(frames), return_tensors="pt", input_data_format="channels_last")["pixel_values"]
+
+
 def noise(height: int, width: int) -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng(0).integers(0, 256, (1, height, width, 3), dtype=np.uint8))
 
@@ -40,8 +44,8 @@ def noise(height: int, width: int) -> torch.Tensor:
 @pytest.mark.parametrize("name", PROCESSORS)
 def test_frames_are_prepared_as_by_the_librarys_own_processor(name, shape):
     processor = PROCESSORS[name]
-    preprocessing = _translate(processor.to_dict())
-    ours, theirs = preprocessing(noise(*shape)), _call(processor, noise(*shape).numpy())
+    preprocessing = translate(processor.to_dict())
+    ours, theirs = preprocessing(noise(*shape)), call(processor, noise(*shape).numpy())
     assert ours.shape == theirs.shape
     assert ours.dtype == torch.float32
     levels = (ours - theirs).abs() * torch.tensor(preprocessing.std)[:, None, None] / preprocessing.scale
@@ -58,8 +62,8 @@ def test_frames_are_prepared_as_by_the_librarys_own_processor(name, shape):
     ids=["blue first", "normalised twice", "nearest pixel"],
 )
 def test_what_the_settings_do_not_say_is_noticed(processor):
-    preprocessing = _translate(processor.to_dict())
-    assert preprocessing is None or not says_all(preprocessing, lambda frames: _call(processor, frames))
+    preprocessing = translate(processor.to_dict())
+    assert preprocessing is None or not says_all(preprocessing, lambda frames: call(processor, frames))
 
 
 @pytest.mark.parametrize("change", [{"crop": (224, 222)}, {"resize": 255}, {"mean": (0.0, 0.0, 0.005)}, {"scale": 1.0}])

@@ -88,5 +88,5 @@ def test_ones_own_function_is_checked(own_module, body, message):
 
 def test_features_beyond_float16_are_an_error(own_module):
     backbone = load_backbone(own_module("def backbone():\n    return nn.Flatten(), Preprocessing((8, 8), scale=1e3)"))
-    with pytest.raises(BackboneError, match="no float16 numbers"):
+    with pytest.raises(BackboneError, match="not float16 numbers"):
         backbone.encode([np.full((8, 8, 3), 255, np.uint8)])

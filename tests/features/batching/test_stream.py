@@ -7,6 +7,7 @@ import torch
 
 from skipreel.features.batching.buckets import BatchPlan
 from skipreel.features.batching.collate import collate, load_examples, stream_batches
+from skipreel.features.batching.stream import stream_features
 from skipreel.features.errors import FeatureSetError
 from skipreel.features.feature_set.card import create_feature_set
 from skipreel.features.feature_set.reader import FeatureSet
@@ -40,7 +41,7 @@ def test_batches_hold_every_video_once_padded_with_zeros(feature_set, dtype, mon
     # What is not written would show.
     monkeypatch.setattr(torch, "empty", lambda *args, **kwargs: empty(*args, **kwargs).fill_(torch.nan))
     seen = []
-    for batch in feature_set.stream(BatchPlan(batch_size=3, seed=1), dtype=dtype, with_times=True):
+    for batch in stream_features(feature_set, BatchPlan(batch_size=3, seed=1), dtype=dtype, with_times=True):
         assert batch.features.dtype == getattr(torch, dtype)
         assert batch.features.shape == (len(batch.video_ids), int(batch.lengths.max()), DIM)
         for row, video_id in enumerate(batch.video_ids):
@@ -54,19 +55,19 @@ def test_batches_hold_every_video_once_padded_with_zeros(feature_set, dtype, mon
 
 
 def test_only_the_videos_asked_for(feature_set):
-    batches = feature_set.stream(BatchPlan(batch_size=2), ["v3", "v11", "v5", "v3"])
+    batches = stream_features(feature_set, BatchPlan(batch_size=2), ["v3", "v11", "v5", "v3"])
     assert sorted(video_id for batch in batches for video_id in batch.video_ids) == ["v11", "v3", "v5"]
     with pytest.raises(FeatureSetError, match="no features of video 'nobody'"):
-        feature_set.stream(BatchPlan(), ["v3", "nobody"])
+        stream_features(feature_set, BatchPlan(), ["v3", "nobody"])
 
 
 def test_times_only_where_asked_for(feature_set):
-    assert next(feature_set.stream(BatchPlan())).pts_s is None
+    assert next(stream_features(feature_set, BatchPlan())).pts_s is None
 
 
 def test_the_same_seed_and_epoch_give_the_same_batches(feature_set):
     def order(**plan: int) -> list[tuple[str, ...]]:
-        return [batch.video_ids for batch in feature_set.stream(BatchPlan(batch_size=4, **plan))]
+        return [batch.video_ids for batch in stream_features(feature_set, BatchPlan(batch_size=4, **plan))]
 
     assert order(seed=1, epoch=2) == order(seed=1, epoch=2)
     assert len({tuple(order(seed=1, epoch=epoch)) for epoch in range(4)}) == 4
@@ -76,7 +77,7 @@ def test_the_same_seed_and_epoch_give_the_same_batches(feature_set):
 def test_workers_share_the_videos(feature_set):
     shares = []
     for rank in range(3):
-        batches = list(feature_set.stream(BatchPlan(batch_size=4, seed=0, rank=rank, world_size=3)))
+        batches = list(stream_features(feature_set, BatchPlan(batch_size=4, seed=0, rank=rank, world_size=3)))
         shares.append((len(batches), {video_id for batch in batches for video_id in batch.video_ids}))
     assert len({count for count, _ in shares}) == 1
     assert sum(len(videos) for _, videos in shares) == 20
@@ -84,10 +85,10 @@ def test_workers_share_the_videos(feature_set):
 
 
 def test_a_stream_may_be_left_in_the_middle_and_started_again(feature_set):
-    stream = feature_set.stream(BatchPlan(batch_size=2, seed=0))
+    stream = stream_features(feature_set, BatchPlan(batch_size=2, seed=0))
     first = next(stream)
     stream.close()
-    again = next(feature_set.stream(BatchPlan(batch_size=2, seed=0)))
+    again = next(stream_features(feature_set, BatchPlan(batch_size=2, seed=0)))
     assert first.video_ids == again.video_ids
     assert torch.equal(first.features, again.features)
 
@@ -101,7 +102,7 @@ def test_damage_that_comes_while_streaming_is_raised_to_the_caller(tmp_path):
     for shard in (tmp_path / "shards").iterdir():
         shard.unlink()
     with pytest.raises(Exception, match="cannot read"):
-        list(feature_set.stream(BatchPlan(batch_size=1)))
+        list(stream_features(feature_set, BatchPlan(batch_size=1)))
 
 
 @pytest.mark.parametrize("task", ["frames", "video"])
@@ -135,7 +136,7 @@ def test_a_stream_holds_two_batches_besides_the_callers(feature_set, monkeypatch
         return tensor
 
     monkeypatch.setattr(torch, "empty", counted)
-    for batch in feature_set.stream(BatchPlan(batch_size=1, seed=0)):
+    for batch in stream_features(feature_set, BatchPlan(batch_size=1, seed=0)):
         assert len(batch.video_ids) == 1
     assert len(made) == 20
     assert max(alive) <= 3

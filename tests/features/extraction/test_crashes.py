@@ -1,4 +1,4 @@
-"""The process that writes dies before each of its steps on the disk in turn; a rerun must end as if it had not."""
+"""The writing process dies before each of its steps on the disk in turn; a rerun must end as if it had not."""
 
 import os
 from pathlib import Path
@@ -11,8 +11,8 @@ import pytest
 from skipreel.features.extraction.planner import Skipped, plan
 from skipreel.features.extraction.progress import Progress
 from skipreel.features.extraction.steps import decode
-from skipreel.features.extraction.tasks import FrameSettings, VideoOutcome
 from skipreel.features.extraction.tracker import VideoTracker
+from skipreel.features.extraction.work import FrameSettings, VideoOutcome
 from skipreel.features.feature_set.card import CARD, create_feature_set, read_card
 from skipreel.features.feature_set.ledger import read_failures, read_state
 from skipreel.features.feature_set.shard_writer import ShardWriter
@@ -22,11 +22,11 @@ from tests.support.videos import write_video
 
 
 class _Killed(BaseException):
-    """As after SIGKILL, nothing that would tidy up gets to the disk."""
+    """Like SIGKILL: no cleanup reaches the disk."""
 
 
 class _Disk:
-    """Lets so many steps through and none after them."""
+    """Lets ``steps`` steps through and none after them."""
 
     def __init__(self, monkeypatch, steps: int) -> None:
         self.left = steps
@@ -51,16 +51,16 @@ def extract(folder: Path) -> None:
     batch = pa.record_batch({"video_id": names, "uri": [str(folder / f"{name}.mp4") for name in names]})
     planned = plan([batch], read_state(output), retry_failed=False, skipped=Skipped())
     writer = ShardWriter(output, shard_bytes=100)
-    books = VideoTracker(planned, writer=writer, progress=Progress(1, 1), on_failure=lambda _: None)
-    while not books.is_done:
-        books.plan_paused = False
-        for item in books.more([]):
-            for piece in decode(item.task, FrameSettings(Sampling(rate_hz=10), 4)):
+    tracker = VideoTracker(planned, writer=writer, progress=Progress(1, 1), on_failure=lambda _: None)
+    while not tracker.is_done:
+        tracker.plan_paused = False
+        for item in tracker.more([]):
+            for piece in decode(item.job, FrameSettings(Sampling(rate_hz=10), 4)):
                 if isinstance(piece, VideoOutcome):
-                    books.end(piece)
+                    tracker.end(piece)
                 else:
-                    part, _ = piece
-                    books.receive(part, np.repeat(part.frame_index[:, None], 3, axis=1).astype(np.float16))
+                    chunk, _ = piece
+                    tracker.receive(chunk, np.repeat(chunk.frame_index[:, None], 3, axis=1).astype(np.float16))
     writer.flush()
 
 

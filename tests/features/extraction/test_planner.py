@@ -35,7 +35,7 @@ def planned(folder, *, retry_failed: bool = False):
     batch = pa.record_batch({"video_id": names, "uri": list(uris.values())})
     found = list(plan([batch], read_state(features), retry_failed=retry_failed, skipped=skipped))
     assert found[-1] is None  # after the only batch
-    return {item.task.video_id: item for item in found[:-1]}, skipped
+    return {item.job.video_id: item for item in found[:-1]}, skipped
 
 
 def test_new_and_changed_videos_are_planned_and_nothing_else(folder):
@@ -43,9 +43,9 @@ def test_new_and_changed_videos_are_planned_and_nothing_else(folder):
     assert set(found) == {"new", "changed", "mended"}
     assert (skipped.finished, skipped.failed) == (2, 2)
     assert found["new"].replaces == ""
-    assert found["changed"].task.known_digest == "d-changed"
+    assert found["changed"].job.known_digest == "d-changed"
     assert found["changed"].replaces.startswith("shards/")
-    assert found["mended"].task.known_digest == ""
+    assert found["mended"].job.known_digest == ""
     assert found["mended"].replaces.startswith("failures/")
     assert found["new"].num_bytes == 3
 

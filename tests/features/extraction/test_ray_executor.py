@@ -1,4 +1,4 @@
-"""The scheduler of decoders and encoders, driven by a stub of Ray: who is slow, hangs or dies does so by its name."""
+"""`RayExecutor` on a stub of Ray; a video's name says whether its process is slow, hangs or dies."""
 
 import math
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ import pytest
 from skipreel.features.extraction.actors import Decoded
 from skipreel.features.extraction.planner import Planned
 from skipreel.features.extraction.ray_executor import PoolConfig, Process, RayExecutor
-from skipreel.features.extraction.tasks import FrameChunk, VideoJob, VideoOutcome
+from skipreel.features.extraction.work import FrameChunk, VideoJob, VideoOutcome
 from skipreel.features.feature_set.card import create_feature_set
 from skipreel.features.feature_set.ledger import read_finished
 from skipreel.features.feature_set.schema import Failure, Source
@@ -24,33 +24,33 @@ if TYPE_CHECKING:  # pytest rewrites a plugin's assertions only on its own impor
 pytest_plugins = ("tests.support.ray_stub",)
 
 LIMIT_S = 300.0
-# Larger than what a decoder is given at once: each has one video in hand.
+# Larger than the limit of a decoder, so that each holds one video.
 BIG = FileStat(3 << 20, 1)
 
 
 def decoder(stub: "RayStub", *, encodes: bool = True) -> type:
-    """What decodes: a second for every video, unless its name says ``slow``, ``hang`` or ``die``."""
+    """A decoder that takes a second for a video, unless its name says ``slow``, ``hang`` or ``die``."""
 
     class FakeDecoder:
         def ready(self) -> None:
             stub.sleep(2)
 
-        def next_block(self, tasks: list[VideoJob]) -> tuple[Decoded, list[str]]:
-            parts, endings = [], []
-            for task in tasks:
-                stub.sleep(math.inf if "hang" in task.video_id else 100 if "slow" in task.video_id else 1)
-                if "die" in task.video_id:
+        def next_block(self, jobs: list[VideoJob]) -> tuple[Decoded, list[str]]:
+            chunks, outcomes = [], []
+            for job in jobs:
+                stub.sleep(math.inf if "hang" in job.video_id else 100 if "slow" in job.video_id else 1)
+                if "die" in job.video_id:
                     raise stub.ProcessDied
-                parts.append(FrameChunk(task, Source("digest", BIG), 0, np.zeros(1, np.int32), np.zeros(1)))
-                endings.append(VideoOutcome(task, BIG, num_frames=1, duration_s=1.0))
-            results = [np.zeros((1, 5), np.float16) for _ in parts] if encodes else None
-            return Decoded(parts, endings, 1.0, 0.0, results), [part.task.video_id for part in parts]
+                chunks.append(FrameChunk(job, Source("digest", BIG), 0, np.zeros(1, np.int32), np.zeros(1)))
+                outcomes.append(VideoOutcome(job, BIG, num_frames=1, duration_s=1.0))
+            results = [np.zeros((1, 5), np.float16) for _ in chunks] if encodes else None
+            return Decoded(chunks, outcomes, 1.0, 0.0, results), [chunk.job.video_id for chunk in chunks]
 
     return FakeDecoder
 
 
 def encoder(stub: "RayStub") -> type:
-    """What encodes: a second for every block, unless a video's name says ``break``."""
+    """An encoder that takes a second for a block, unless a video's name says ``break``."""
 
     class FakeEncoder:
         def ready(self) -> None:
@@ -66,14 +66,14 @@ def encoder(stub: "RayStub") -> type:
 
 
 class Run:
-    """One pass over videos, and what came of them."""
+    """One pass over videos and its results."""
 
     def __init__(self, stub: "RayStub", folder, planned, *, decoders=3, encoders=0) -> None:
         uri = str(folder / "features")
         create_feature_set(uri, spec(), about={})
         failures: list[Failure] = []
         self.num_ticks = 0
-        self.stages = RayExecutor(
+        self.executor = RayExecutor(
             planned,
             writer=ShardWriter(uri, shard_bytes=1 << 20),
             decoder=Process(decoder(stub, encodes=not encoders), {}),
@@ -81,10 +81,10 @@ class Run:
             pools=PoolConfig(decoders, encoders, time_limit_s=LIMIT_S),
             on_failure=failures.append,
         )
-        self.stages.run(self._tick)
+        self.executor.run(self._tick)
         self.finished = sorted(read_finished(uri))
         self.failed = {failure.video_id: failure.reason for failure in failures}
-        self.restarts = self.stages.progress.restarts
+        self.restarts = self.executor.progress.restarts
 
     def _tick(self) -> None:
         self.num_ticks += 1
@@ -100,7 +100,7 @@ def test_every_video_is_finished_once(ray_stub, tmp_path):
     assert len(ray_stub.killed) == 3  # when all was done
 
 
-def test_a_driver_that_plans_for_long_calls_nobody_hung(ray_stub, tmp_path):
+def test_a_driver_that_plans_for_long_does_not_call_decoders_hung(ray_stub, tmp_path):
     def planned():
         yield from videos("a", "b", "c")
         ray_stub.sleep(2 * LIMIT_S)
@@ -110,7 +110,7 @@ def test_a_driver_that_plans_for_long_calls_nobody_hung(ray_stub, tmp_path):
     assert (run.finished, run.failed, run.restarts) == (list("abcdef"), {}, 0)
 
 
-def test_a_driver_that_writes_for_long_calls_nobody_hung(ray_stub, tmp_path, monkeypatch):
+def test_a_driver_that_writes_for_long_does_not_call_decoders_hung(ray_stub, tmp_path, monkeypatch):
     def slow_flush(_writer):
         ray_stub.sleep(2 * LIMIT_S)
 
@@ -142,7 +142,7 @@ def test_a_hung_decoder_is_replaced_and_its_video_fails_alone(ray_stub, tmp_path
     assert ray_stub.calls_to_the_dead == []
 
 
-def test_who_was_in_hand_beside_a_hung_video_is_not_blamed(ray_stub, tmp_path):
+def test_videos_held_together_with_a_hung_one_are_not_blamed(ray_stub, tmp_path):
     small = FileStat(1000, 1)
     run = Run(ray_stub, tmp_path, videos("a", "b", "hang", "c", "d", file_stat=small), decoders=1)
     assert run.finished == ["a", "b", "c", "d"]
@@ -157,14 +157,14 @@ def test_a_video_that_kills_its_decoder_three_times_fails_and_no_other(ray_stub,
     assert "died 3 times" in run.failed["die"]
 
 
-def test_all_answers_that_are_there_are_taken_in_one_turn(ray_stub, tmp_path):
+def test_all_answers_that_are_there_are_handled_in_one_turn(ray_stub, tmp_path):
     names = [f"v{number:02d}" for number in range(64)]
     run = Run(ray_stub, tmp_path, videos(*names), decoders=16)
     assert run.finished == names
     assert run.num_ticks < 50  # not a turn for each of 16 starts and 64 videos
 
 
-def test_planning_goes_on_in_pieces_between_which_answers_are_taken(ray_stub, tmp_path, monkeypatch):
+def test_answers_are_handled_between_pieces_of_the_plan(ray_stub, tmp_path, monkeypatch):
     pieces = []
 
     def planned():
@@ -183,8 +183,8 @@ def test_planning_goes_on_in_pieces_between_which_answers_are_taken(ray_stub, tm
     monkeypatch.setattr(ShardWriter, "add", add)
     run = Run(ray_stub, tmp_path, planned(), decoders=2)
     assert run.finished == ["a", "b"]
-    assert added["a"] < pieces[2]  # while the finished ones were passed over
-    assert pieces[-1] - pieces[0] == 190  # and nobody waited for anything else
+    assert added["a"] < pieces[2]  # while finished videos were skipped
+    assert pieces[-1] - pieces[0] == 190  # without any other wait
 
 
 def test_an_encoder_that_dies_is_replaced_and_its_frames_are_encoded_by_the_next(ray_stub, tmp_path):

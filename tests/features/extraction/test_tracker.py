@@ -7,13 +7,13 @@ import pytest
 
 from skipreel.features.extraction.planner import Planned
 from skipreel.features.extraction.progress import Progress
-from skipreel.features.extraction.tasks import FrameChunk, VideoJob, VideoOutcome
 from skipreel.features.extraction.tracker import MAX_DEATHS, MAX_RETRIES, VideoTracker
+from skipreel.features.extraction.work import FrameChunk, VideoJob, VideoOutcome
 from skipreel.features.feature_set.schema import Failure, Source
 from skipreel.features.feature_set.shard_writer import VideoRows
 from skipreel.pipeline.storage import FileStat
 
-STAMP = FileStat(1000, 1)
+FILE_STAT = FileStat(1000, 1)
 
 
 class Writer:
@@ -34,106 +34,106 @@ class Writer:
         self.replaced.append(replaces)
 
 
-def books(*video_ids: str, replaces: str = "") -> tuple[VideoTracker, Writer]:
+def tracker_of(*video_ids: str, replaces: str = "") -> tuple[VideoTracker, Writer]:
     writer = Writer()
-    planned = [Planned(VideoJob(video_id, f"{video_id}.mp4"), STAMP, replaces) for video_id in video_ids]
-    made = VideoTracker(iter(planned), writer=writer, progress=Progress(1, 1), on_failure=lambda _: None)
-    return made, writer
+    planned = [Planned(VideoJob(video_id, f"{video_id}.mp4"), FILE_STAT, replaces) for video_id in video_ids]
+    tracker = VideoTracker(iter(planned), writer=writer, progress=Progress(1, 1), on_failure=lambda _: None)
+    return tracker, writer
 
 
-def part(task: VideoJob, first: int, count: int) -> tuple[FrameChunk, np.ndarray]:
+def chunk(job: VideoJob, first: int, count: int) -> tuple[FrameChunk, np.ndarray]:
     numbers = np.arange(first, first + count)
-    made = FrameChunk(task, Source("digest", STAMP), first, numbers.astype(np.int32), numbers / 2)
+    made = FrameChunk(job, Source("digest", FILE_STAT), first, numbers.astype(np.int32), numbers / 2)
     return made, np.repeat(numbers[:, None], 3, axis=1).astype(np.float16)
 
 
 def test_parts_and_ending_in_any_order_make_a_whole_video():
-    made, writer = books("a", replaces="shards/x.parquet")
-    (planned,) = made.more([])
-    made.receive(*part(planned.task, 4, 3))
-    made.end(VideoOutcome(planned.task, STAMP, num_frames=7))
+    tracker, writer = tracker_of("a", replaces="shards/x.parquet")
+    (planned,) = tracker.more([])
+    tracker.receive(*chunk(planned.job, 4, 3))
+    tracker.end(VideoOutcome(planned.job, FILE_STAT, num_frames=7))
     assert not writer.frames
-    made.receive(*part(planned.task, 0, 4))
+    tracker.receive(*chunk(planned.job, 0, 4))
     assert writer.frames == {"a": list(range(7))}
     assert writer.replaced == ["shards/x.parquet"]
-    assert not list(made.more([]))
-    assert made.is_done
+    assert not list(tracker.more([]))
+    assert tracker.is_done
 
 
-def test_what_a_given_up_attempt_still_says_does_not_count():
-    made, writer = books("a")
-    (planned,) = made.more([])
-    made.receive(*part(planned.task, 0, 4))
-    made.retry(planned.task)
-    (again,) = made.more([])
-    assert again.task.attempt == 1
-    made.receive(*part(planned.task, 4, 3))
-    made.end(VideoOutcome(planned.task, STAMP, reason="too late to matter"))
-    made.receive(*part(again.task, 0, 7))
-    made.end(VideoOutcome(again.task, STAMP, num_frames=7))
+def test_late_results_of_an_abandoned_attempt_do_not_count():
+    tracker, writer = tracker_of("a")
+    (planned,) = tracker.more([])
+    tracker.receive(*chunk(planned.job, 0, 4))
+    tracker.retry(planned.job)
+    (again,) = tracker.more([])
+    assert again.job.attempt == 1
+    tracker.receive(*chunk(planned.job, 4, 3))
+    tracker.end(VideoOutcome(planned.job, FILE_STAT, reason="too late to matter"))
+    tracker.receive(*chunk(again.job, 0, 7))
+    tracker.end(VideoOutcome(again.job, FILE_STAT, num_frames=7))
     assert writer.frames == {"a": list(range(7))}
     assert not writer.failures
 
 
-def test_a_failed_video_is_not_begun_again_by_its_late_features():
-    made, writer = books("a")
-    (planned,) = made.more([])
-    made.fail(planned.task, "bad", STAMP)
-    made.receive(*part(planned.task, 0, 4))
-    made.end(VideoOutcome(planned.task, STAMP, num_frames=4))
+def test_late_features_do_not_start_a_failed_video_again():
+    tracker, writer = tracker_of("a")
+    (planned,) = tracker.more([])
+    tracker.fail(planned.job, "bad", FILE_STAT)
+    tracker.receive(*chunk(planned.job, 0, 4))
+    tracker.end(VideoOutcome(planned.job, FILE_STAT, num_frames=4))
     assert [failure.reason for failure in writer.failures] == ["bad"]
     assert not writer.frames
 
 
-def test_a_video_alone_in_hand_is_blamed_at_the_third_death_and_others_never():
-    made, writer = books("good", "bad")
-    in_hand = list(made.more([]))
-    made.decoder_died(in_hand, hung_s=None)
-    (good,) = made.more([])
-    made.receive(*part(good.task, 0, 1))
-    made.end(VideoOutcome(good.task, STAMP, num_frames=1))
+def test_a_video_that_a_decoder_held_alone_is_blamed_at_the_third_death_and_others_never():
+    tracker, writer = tracker_of("good", "bad")
+    assigned = list(tracker.more([]))
+    tracker.decoder_died(assigned, hung_s=None)
+    (good,) = tracker.more([])
+    tracker.receive(*chunk(good.job, 0, 1))
+    tracker.end(VideoOutcome(good.job, FILE_STAT, num_frames=1))
     for _ in range(MAX_DEATHS):
         assert not writer.failures
-        (bad,) = made.more([])
-        made.decoder_died([bad], hung_s=None)
+        (bad,) = tracker.more([])
+        tracker.decoder_died([bad], hung_s=None)
     assert "bad.mp4: the process that decoded it died 3 times" in writer.failures[0].reason
-    assert writer.failures[0].file_stat == STAMP
-    assert made.is_done
+    assert writer.failures[0].file_stat == FILE_STAT
+    assert tracker.is_done
 
 
 def test_a_video_that_hangs_alone_fails_at_once():
-    made, writer = books("slow", "other")
-    made.decoder_died(list(made.more([])), hung_s=5.0)
+    tracker, writer = tracker_of("slow", "other")
+    tracker.decoder_died(list(tracker.more([])), hung_s=5.0)
     assert not writer.failures
-    (slow,) = made.more([])
-    made.decoder_died([slow], hung_s=5.0)
+    (slow,) = tracker.more([])
+    tracker.decoder_died([slow], hung_s=5.0)
     assert "within 5 seconds (--time-limit-s)" in writer.failures[0].reason
 
 
 def test_a_video_is_not_retried_for_ever():
-    made, writer = books("a")
+    tracker, writer = tracker_of("a")
     for _ in range(MAX_RETRIES + 1):
         assert not writer.failures
-        (planned,) = made.more([])
-        made.retry(planned.task)
+        (planned,) = tracker.more([])
+        tracker.retry(planned.job)
     assert "were lost 10 times" in writer.failures[0].reason
 
 
 def test_a_retried_video_goes_alone():
-    made, _ = books("a", "b")
-    made.decoder_died(list(made.more([])), hung_s=None)
-    (first,) = made.more([])
-    assert not list(made.more([first]))
+    tracker, _ = tracker_of("a", "b")
+    tracker.decoder_died(list(tracker.more([])), hung_s=None)
+    (first,) = tracker.more([])
+    assert not list(tracker.more([first]))
 
 
-def test_a_decoder_has_no_more_videos_in_hand_than_it_may():
-    planned = [Planned(VideoJob(f"v{number}", f"{number}.mp4"), STAMP, "") for number in range(9)]
-    limits = {"videos_in_hand": 3, "bytes_in_hand": 10**9}
-    made = VideoTracker(iter(planned), writer=Writer(), progress=Progress(1, 1), on_failure=lambda _: None, **limits)
-    in_hand = list(made.more([]))
-    assert len(in_hand) == 3
-    assert not list(made.more(in_hand))
-    assert len(list(made.more(in_hand[1:]))) == 1
+def test_a_decoder_holds_no_more_videos_than_it_may():
+    planned = [Planned(VideoJob(f"v{number}", f"{number}.mp4"), FILE_STAT, "") for number in range(9)]
+    limits = {"videos_per_decoder": 3, "bytes_per_decoder": 10**9}
+    tracker = VideoTracker(iter(planned), writer=Writer(), progress=Progress(1, 1), on_failure=lambda _: None, **limits)
+    assigned = list(tracker.more([]))
+    assert len(assigned) == 3
+    assert not list(tracker.more(assigned))
+    assert len(list(tracker.more(assigned[1:]))) == 1
 
 
 def test_rows_are_collected_by_what_the_job_says():
@@ -146,11 +146,11 @@ def test_rows_are_collected_by_what_the_job_says():
             return iter([pa.table({"frame_index": [[self.values]]})])
 
     writer = Writer()
-    planned = iter([Planned(VideoJob("a", "a.mp4"), STAMP, "")])
-    made = VideoTracker(planned, writer=writer, progress=Progress(1, 1), on_failure=lambda _: None, new_rows=Sizes)
-    (video,) = made.more([])
-    made.receive(part(video.task, 0, 7)[0], 42)
-    made.end(VideoOutcome(video.task, STAMP, num_frames=7))
+    planned = iter([Planned(VideoJob("a", "a.mp4"), FILE_STAT, "")])
+    tracker = VideoTracker(planned, writer=writer, progress=Progress(1, 1), on_failure=lambda _: None, new_rows=Sizes)
+    (video,) = tracker.more([])
+    tracker.receive(chunk(video.job, 0, 7)[0], 42)
+    tracker.end(VideoOutcome(video.job, FILE_STAT, num_frames=7))
     assert writer.frames == {"a": [42]}
 
 
@@ -160,45 +160,45 @@ def test_every_video_ends_once_and_whole_whatever_is_lost_on_the_way(seed):
     dice = random.Random(seed)
     lengths = {f"v{number}": dice.randint(1, 9) for number in range(12)}
     broken = {f"v{number}" for number in range(12) if dice.random() < 0.2}
-    made, writer = books(*lengths)
+    tracker, writer = tracker_of(*lengths)
     hands: list[deque[Planned]] = [deque(), deque()]
     on_the_way: list[tuple[FrameChunk, np.ndarray]] = []
     deaths = 0
-    while not made.is_done:
+    while not tracker.is_done:
         hand = dice.choice(hands)
-        hand.extend(made.more(list(hand)))
+        hand.extend(tracker.more(list(hand)))
         if on_the_way and dice.random() < 0.6:
             piece = on_the_way.pop(dice.randrange(len(on_the_way)))
             if dice.random() < 0.05 and deaths < 4:
                 deaths += 1
-                made.retry(piece[0].task)
+                tracker.retry(piece[0].job)
             else:
-                made.receive(*piece)
+                tracker.receive(*piece)
         elif hand and dice.random() < 0.15 and deaths < 2:
             deaths += 1
-            made.decoder_died(list(hand), hung_s=None)
+            tracker.decoder_died(list(hand), hung_s=None)
             hand.clear()
         elif hand:
-            task = hand.popleft().task
-            if task.video_id in broken:
-                made.end(VideoOutcome(task, STAMP, reason="broken"))
+            job = hand.popleft().job
+            if job.video_id in broken:
+                tracker.end(VideoOutcome(job, FILE_STAT, reason="broken"))
                 continue
-            length = lengths[task.video_id]
+            length = lengths[job.video_id]
             cut = dice.randint(0, length)
-            on_the_way += [part(task, first, last - first) for first, last in ((0, cut), (cut, length)) if last > first]
-            made.end(VideoOutcome(task, STAMP, num_frames=length))
+            on_the_way += [chunk(job, first, last - first) for first, last in ((0, cut), (cut, length)) if last > first]
+            tracker.end(VideoOutcome(job, FILE_STAT, num_frames=length))
     assert {failure.video_id for failure in writer.failures} == broken
     assert len(writer.failures) == len(broken)
     assert writer.frames == {name: list(range(length)) for name, length in lengths.items() if name not in broken}
 
 
 def test_the_plan_goes_on_after_a_pause_only_when_it_is_told_to():
-    first, second = (Planned(VideoJob(name, f"{name}.mp4"), STAMP, "") for name in "ab")
+    first, second = (Planned(VideoJob(name, f"{name}.mp4"), FILE_STAT, "") for name in "ab")
     planned = iter([None, first, None, second])
-    made = VideoTracker(planned, writer=Writer(), progress=Progress(1, 1), on_failure=lambda _: None)
+    tracker = VideoTracker(planned, writer=Writer(), progress=Progress(1, 1), on_failure=lambda _: None)
     for expected in ([], [first], [second]):
-        made.plan_paused = False
-        assert list(made.more([])) == expected
-        assert made.plan_paused == (expected != [second])
-        assert list(made.more([])) == []
-    assert not made.is_done
+        tracker.plan_paused = False
+        assert list(tracker.more([])) == expected
+        assert tracker.plan_paused == (expected != [second])
+        assert list(tracker.more([])) == []
+    assert not tracker.is_done

@@ -167,7 +167,7 @@ def test_building_again_adds_nothing(tmp_path):
 
 def test_other_contents_do_not_go_into_the_same_set(tmp_path):
     build([save(tmp_path / "a.npz", features=numbers(2, 5, DIM))], tmp_path)
-    with pytest.raises(FeatureSetError, match="another recipe"):
+    with pytest.raises(FeatureSetError, match="another spec"):
         build([save(tmp_path / "a.npz", features=1 + numbers(2, 5, DIM))], tmp_path)
 
 

@@ -6,8 +6,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from skipreel.features.errors import FeatureSetError
-from skipreel.features.feature_set import index
 from skipreel.features.feature_set.card import create_feature_set
+from skipreel.features.feature_set.index import MAX_OPEN_SHARDS, VideoReader, read_index
 from skipreel.features.feature_set.reader import FeatureSet
 from tests.support.feature_sets import spec, write_sequence
 
@@ -52,11 +52,18 @@ def test_a_video_may_be_asked_for_twice(uri):
         np.testing.assert_array_equal(sequence.pts_s, np.arange(len(expected)) / 2)
 
 
-def test_more_shards_than_are_held_open(uri, monkeypatch):
-    monkeypatch.setattr(index, "_MAX_OPEN_SHARDS", 1)
-    names = ["a", "b", "c", "a"]
-    for name, sequence in zip(names, FeatureSet(uri).load(names), strict=True):
-        np.testing.assert_array_equal(sequence.features, values(name, LENGTHS[name]))
+def test_shards_beyond_the_limit_of_open_files_are_closed_and_opened_again(tmp_path):
+    count = MAX_OPEN_SHARDS + 3
+    create_feature_set(str(tmp_path), spec(), about={})
+    for number in range(count):
+        write_sequence(str(tmp_path), f"v{number}", np.full((1, 5), number))
+    index = read_index(str(tmp_path), dim=5)
+    reader, features = VideoReader(index), np.empty((1, 5), np.float16)
+    for number in [*range(count), 0, 1]:
+        reader.read_features(int(index.positions([f"v{number}"])[0]), features)
+        assert (features == number).all()
+    opened = [path.readlink() for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
+    assert sum(path.is_relative_to(tmp_path) for path in opened) == MAX_OPEN_SHARDS
 
 
 def test_a_set_by_uri_reads_as_one_by_path(uri):
@@ -84,3 +91,32 @@ def test_segments_out_of_order_are_refused(uri):
         FeatureSet(uri).video_ids()
     pq.write_table(table.take([0, 1]), path)  # a last segment that is missing cannot be told from a shorter video
     assert FeatureSet(uri).video_ids() == set(LENGTHS)
+
+
+def test_sequences_come_back_bit_equal_and_in_the_order_asked_for(uri):
+    for video_id, length in (("b", 3), ("a", 1), ("../c", 7)):
+        write_sequence(uri, video_id, values("x", length))
+    sequences = FeatureSet(uri).load(["../c", "b"])
+    assert [sequence.video_id for sequence in sequences] == ["../c", "b"]
+    np.testing.assert_array_equal(sequences[0].features, values("x", 7))
+    np.testing.assert_array_equal(sequences[1].features, values("x", 3))
+    np.testing.assert_array_equal(sequences[1].pts_s, [0, 0.5, 1])
+
+
+def test_segments_of_one_video_are_joined(uri):
+    write_sequence(uri, "long", values("x", 25), segment_frames=10)
+    (sequence,) = FeatureSet(uri).load(["long"])
+    np.testing.assert_array_equal(sequence.features, values("x", 25))
+    np.testing.assert_array_equal(sequence.frame_index, np.arange(25))
+
+
+def test_a_video_stored_in_two_shards_is_refused(uri):
+    shard = next(iter((Path(uri) / "shards").iterdir()))
+    shard.with_name("copy.parquet").write_bytes(shard.read_bytes())
+    with pytest.raises(FeatureSetError, match=r"'[abc]' twice or with gaps"):
+        FeatureSet(uri).load(["a"])
+
+
+def test_a_missing_video_is_named(uri):
+    with pytest.raises(FeatureSetError, match="no features of video 'nobody'"):
+        FeatureSet(uri).load(["nobody"])

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from skipreel.features.batching.buckets import BatchPlan
+from skipreel.features.batching.stream import stream_features
 from skipreel.features.errors import FeatureSetError
 from skipreel.features.feature_set import shard_list
 from skipreel.features.feature_set.card import CARD, create_feature_set
@@ -51,7 +52,7 @@ def test_sequences_come_back(uri):
 
 def test_batches_come_back(uri):
     seen = set()
-    for batch in FeatureSet(uri).stream(BatchPlan(batch_size=2, seed=0), with_times=True):
+    for batch in stream_features(FeatureSet(uri), BatchPlan(batch_size=2, seed=0), with_times=True):
         for row, video_id in enumerate(batch.video_ids):
             np.testing.assert_array_equal(batch.features[row, : LENGTHS[video_id]].numpy(), values(video_id))
             seen.add(video_id)
@@ -62,7 +63,7 @@ def test_a_video_costs_one_request_and_not_its_whole_shard(uri, s3):
     feature_set = FeatureSet(uri)
     feature_set.index()
     s3.requests.clear()
-    batches = list(feature_set.stream(BatchPlan(), ["b"]))
+    batches = list(stream_features(feature_set, BatchPlan(), ["b"]))
     assert len(batches) == 1
     assert [request.split()[0] for request in s3.requests] == ["HEAD", "GET"]
 
@@ -81,7 +82,7 @@ def test_a_compaction_that_was_interrupted_is_finished(uri, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(shard_list, "_rename", interrupted)
+        patch.setattr(shard_list, "rename_file", interrupted)
         with pytest.raises(KeyboardInterrupt):
             compact(uri)
     assert_all_come_back(uri)

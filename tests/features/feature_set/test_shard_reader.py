@@ -54,7 +54,7 @@ def assert_all_come_back(shard: Path) -> None:
 
 
 def is_read_directly(shard: Path) -> bool:
-    (layout,) = FeatureSet(str(shard.parent.parent)).catalogue.layouts
+    (layout,) = FeatureSet(str(shard.parent.parent)).video_index.layouts
     assert (layout.offsets >= 0).all() or (layout.offsets == -1).all()
     return bool((layout.offsets >= 0).all())
 

@@ -134,10 +134,9 @@ def open_spool_files() -> int:
     return sum(link.endswith("(deleted)") for link in links)
 
 
-def test_what_a_long_video_waits_in_is_closed_when_it_is_written_or_let_go_of(uri, monkeypatch):
-    monkeypatch.setattr(shard_writer, "_SPOOL_BYTES", 1)
+def test_the_temporary_file_of_a_long_video_is_closed_when_the_video_is_written_or_discarded(uri):
     before = open_spool_files()
-    written, dropped = rows("long", 3000), rows("dropped", 3000)
+    written, dropped = (rows(name, 1024, dim=4500, part=512) for name in ("long", "dropped"))  # 9 MB each
     assert open_spool_files() == before + 2
     ShardWriter(uri, shard_bytes=1000).add(written)
     dropped.discard()

@@ -1,4 +1,4 @@
-"""Compaction changes no feature, and whoever is killed in it, at any step, neither loses nor doubles a video."""
+"""Compaction does not change features; killed at any step, it neither loses nor doubles a video."""
 
 import json
 import os
@@ -68,7 +68,7 @@ def test_small_shards_become_one_and_features_keep_every_bit(uri):
     after = pq.read_table(path).sort_by([("video_id", "ascending"), ("segment", "ascending")])
     assert after.drop(["features"]).equals(before.drop(["features"]))
     assert_whole(uri)
-    (layout,) = FeatureSet(uri).catalogue.layouts
+    (layout,) = FeatureSet(uri).video_index.layouts
     assert (layout.offsets >= 0).all()  # still read directly
     assert list(path.parent.iterdir()) == [path]
 
@@ -102,11 +102,11 @@ def test_shards_of_half_the_target_or_more_stay(tmp_path):
 
 
 class _Killed(BaseException):
-    """As after SIGKILL, nothing that would tidy up gets to the disk."""
+    """Like SIGKILL: no cleanup reaches the disk."""
 
 
 def kill_after(uri: str, steps: int) -> bool:
-    """Whether the compaction came to its end before so many effects: files written, deleted, renamed, or rows read."""
+    """Whether the compaction ends within ``steps`` effects: files written, deleted or renamed, and rows read."""
     left = steps
 
     def count_down() -> None:
@@ -122,8 +122,12 @@ def kill_after(uri: str, steps: int) -> bool:
 
         return wrapped
 
-    def fatal_rows(*arguments, function=compact_module._rows):
-        for row in function(*arguments):
+    def fatal_write_rows(target, rows, function=compact_module.write_rows):
+        count_down()
+        function(target, counted(rows))
+
+    def counted(rows):
+        for row in rows:
             yield row
             count_down()
 
@@ -136,11 +140,10 @@ def kill_after(uri: str, steps: int) -> bool:
         return wrapped
 
     with pytest.MonkeyPatch.context() as patched:
-        places = [(storage, "delete"), (storage, "write_atomic"), (shard_list, "_rename")]
-        places.append((compact_module, "write_rows"))
+        places = [(storage, "delete"), (storage, "write_atomic"), (shard_list, "rename_file")]
         for module, name in places:
             patched.setattr(module, name, fatal(getattr(module, name)))
-        patched.setattr(compact_module, "_rows", fatal_rows)
+        patched.setattr(compact_module, "write_rows", fatal_write_rows)
         for name in ("replace", "unlink"):
             patched.setattr(os, name, alive(getattr(os, name)))
         try:
@@ -178,14 +181,14 @@ def test_what_was_merged_but_never_counted_is_removed(uri):
 
 def test_recovery_brings_a_counted_shard_to_its_place(uri):
     kill_after(uri, 12)
-    assert any("in the middle of a compaction" in problem for problem in verify(uri))
+    assert any("has an unfinished compaction" in problem for problem in verify(uri))
     shard_list.recover(uri)
     assert len(shards(uri)) == 1
     assert_whole(uri)
 
 
 def test_readers_see_every_video_once_while_it_runs(uri):
-    """Compactions of pairs, one after the other; a reader finishes a reading before each and has begun the next."""
+    """Pairs are compacted one after another; before each, a reader has finished a reading and begun the next."""
     stop, readings = threading.Event(), queue.SimpleQueue()
     seen = []
 
@@ -210,17 +213,17 @@ def test_readers_see_every_video_once_while_it_runs(uri):
 
 
 def test_a_listing_during_which_a_compaction_ran_is_not_believed(uri, monkeypatch):
-    names, calls = shard_list._names, []
+    list_tree, calls = storage.list_tree, []
 
     def half_listed(folder: str) -> list[str]:
-        found = names(folder)
+        found = list_tree(folder)
         if not calls:
             calls.append(1)
             merge(uri, found[:3])
             return found[3:]
         return found
 
-    monkeypatch.setattr(shard_list, "_names", half_listed)
+    monkeypatch.setattr(storage, "list_tree", half_listed)
     assert_whole(uri)
     assert calls
 
@@ -241,7 +244,7 @@ def test_a_compaction_between_listing_and_opening_is_noticed(uri, monkeypatch):
 
 @pytest.mark.parametrize("what", ["the end is cut off", "a bit of a feature is flipped"])
 def test_a_damaged_shard_is_named_and_stays_as_it_is(uri, what):
-    layout = FeatureSet(uri).catalogue.layouts[3]
+    layout = FeatureSet(uri).video_index.layouts[3]
     path = Path(layout.uri)
     content = bytearray(path.read_bytes())
     if what == "the end is cut off":
@@ -272,6 +275,6 @@ def test_a_journal_that_points_elsewhere_deletes_nothing(uri, tmp_path, name):
     victim = tmp_path / "victim.parquet"
     victim.touch()
     Path(uri, shard_list.JOURNAL).write_text(json.dumps({"number": 1, "old": [name], "new": "x.parquet"}))
-    with pytest.raises(FeatureSetError, match="which is no shard"):
+    with pytest.raises(FeatureSetError, match="which is not a shard"):
         shard_list.recover(uri)
     assert victim.exists()

@@ -126,7 +126,7 @@ def test_a_segment_missing_in_the_middle_is_found(uri):
 
 
 def test_a_flipped_bit_is_found(uri):
-    (layout,) = FeatureSet(uri).catalogue.layouts
+    (layout,) = FeatureSet(uri).video_index.layouts
     path = Path(layout.uri)
     content = bytearray(path.read_bytes())
     content[layout.offsets[1] + 3] ^= 1

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from skipreel.features.backbones.backbone import Backbone
-from skipreel.features.feature_set.spec import FeatureSpec
+from skipreel.features.spec import FeatureSpec
 from skipreel.jobs.closed_loop.queue import Outcome
 from skipreel.jobs.closed_loop.scheduler import Scheduler
 from skipreel.jobs.closed_loop.session import ClosedLoopSession, Request, ScheduledSession

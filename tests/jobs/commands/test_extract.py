@@ -125,7 +125,7 @@ def test_another_recipe_is_refused_and_nothing_is_touched(mixed, ray_stub, capsy
     main(command(mixed))
     before = rows(mixed)
     assert main(command(mixed, "--rate-hz", "2")) == cli.EXIT_ERROR
-    assert "another recipe" in capsys.readouterr().err
+    assert "another spec" in capsys.readouterr().err
     assert rows(mixed) == before
 
 

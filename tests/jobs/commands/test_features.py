@@ -24,7 +24,7 @@ def test_show_says_what_there_is(corpus, capsys):
     _, features = corpus
     assert main(["features", "show", features]) == 0
     text = capsys.readouterr().out
-    num_frames = int(FeatureSet(features).catalogue.num_frames().sum())
+    num_frames = int(FeatureSet(features).video_index.num_frames().sum())
     for expected in (FeatureSet(features).id, f"18, {num_frames} frames", "numbers", "1 × … is empty (video99)"):
         assert expected in text
 

@@ -16,7 +16,7 @@ import ray
 
 from scripts.drill import children
 from skipreel.features.errors import FeatureSetError
-from skipreel.features.extraction.tasks import VideoJob
+from skipreel.features.extraction.work import VideoJob
 from skipreel.features.feature_set.card import locked
 from skipreel.jobs.closed_loop.recognizer import predict
 from skipreel.jobs.predictions import store as prediction_store
@@ -218,14 +218,14 @@ def endings(worker: PredictionWorker, *tasks: VideoJob) -> dict[str, str]:
     found: dict[str, str] = {}
     while len(found) < len(tasks):
         block, _ = worker.next_block(tasks if not found else ())
-        assert len(block.parts) == len(block.results)
-        predicted = {part.task.video_id for part in block.parts}
-        for ending in block.endings:
-            assert ending.task.video_id not in found
-            done = "predicted" if ending.task.video_id in predicted else ""
-            found[ending.task.video_id] = ending.reason or ("unchanged" if ending.unchanged else done)
+        assert len(block.chunks) == len(block.results)
+        predicted = {part.job.video_id for part in block.chunks}
+        for ending in block.outcomes:
+            assert ending.job.video_id not in found
+            done = "predicted" if ending.job.video_id in predicted else ""
+            found[ending.job.video_id] = ending.reason or ("unchanged" if ending.unchanged else done)
     block, _ = worker.next_block(())
-    assert not block.endings
+    assert not block.outcomes
     return found
 
 
@@ -275,7 +275,7 @@ def test_a_worker_returns_when_frames_were_encoded_and_not_before(worker, tmp_pa
     worker._scheduler.close()
     scheduler = worker._scheduler = _Slow()
     block, _ = worker.next_block([VideoJob("long", str(path))])
-    assert not block.endings
+    assert not block.outcomes
     assert scheduler.waits > 10  # it went on while no frame had come
 
 

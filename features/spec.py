@@ -1,6 +1,6 @@
-"""What made a feature: backbone, weights, preprocessing and sampling, and the id that follows from them.
+"""`FeatureSpec`: how features were made, and the feature set's id. Features may be mixed only if their ids are equal.
 
-Two feature sets may be mixed exactly when their ids are equal.
+The data card stores it under the key ``recipe``, its name in earlier versions.
 """
 
 import hashlib
@@ -16,16 +16,16 @@ Dtype = Literal["float32", "bfloat16"]
 
 @dataclass(frozen=True, slots=True)
 class FeatureSpec:
-    """Everything that decides a feature's value.
+    """Everything that decides the value of a feature.
 
     Attributes:
-        backbone: the name it is loaded by, such as ``hf:google/mobilenet_v1_0.75_224`` or ``random:0``.
-        weights_digest: SHA-256 of the backbone's weights (hex), so that a renamed or retrained one is noticed.
+        backbone: the name that loads it, such as ``hf:google/mobilenet_v1_0.75_224`` or ``random:0``.
+        weights_digest: SHA-256 (hex) of the backbone's weights, which shows retraining and ignores renaming.
         preprocessing: the backbone's own image preprocessing, JSON-able.
         sampling: which frames are taken.
-        dim: D, the length of one feature vector.
-        layer: which of the backbone's outputs it is, such as ``pooled`` or ``cls``.
-        dtype: ``float32`` or ``bfloat16``, what the backbone computed in; features are stored in float16 either way.
+        dim: D, the length of a feature vector.
+        layer: the output of the backbone, such as ``pooled`` or ``cls``.
+        dtype: ``float32`` or ``bfloat16``, in which the backbone computes; features are always stored in float16.
     """
 
     backbone: str
@@ -38,23 +38,23 @@ class FeatureSpec:
 
     @property
     def feature_set_id(self) -> str:
-        """The first 16 hex digits of a SHA-256 over the recipe and the schema version.
+        """The first 16 hex digits of a SHA-256 over the spec and the schema version.
 
-        The backbone's name is left out: the same weights under another path are the same recipe.
+        The backbone's name is left out: the same weights under another path give the same features.
         """
         content = {**self.to_json(), "schema_version": SCHEMA_VERSION}
         del content["backbone"]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
     def to_json(self) -> dict[str, Any]:
-        """A dict that ``json`` can write and ``from_json`` reads back to an equal recipe."""
+        """Convert to a dict that ``json`` can write and `from_json` can read."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "FeatureSpec":
-        """Inverse of ``to_json``.
+        """Read the result of `to_json`.
 
         Raises:
-            KeyError, TypeError, ValueError: when a part is missing or of the wrong kind.
+            KeyError, TypeError, ValueError: if a field is missing or of the wrong type.
         """
         return cls(**{**content, "sampling": Sampling(**content["sampling"])})

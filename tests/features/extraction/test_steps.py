@@ -8,7 +8,7 @@ from skipreel.features.backbones.loading import load_backbone
 from skipreel.features.batching.buckets import BatchPlan
 from skipreel.features.batching.collate import load_examples, stream_batches
 from skipreel.features.extraction.steps import decode, encode, extract_video
-from skipreel.features.extraction.tasks import FrameBlock, FrameChunk, FrameSettings, VideoJob, VideoOutcome
+from skipreel.features.extraction.work import FrameBlock, FrameChunk, FrameSettings, VideoJob, VideoOutcome
 from skipreel.features.feature_set.card import create_feature_set
 from skipreel.features.feature_set.reader import FeatureSet
 from skipreel.features.feature_set.shard_writer import ShardWriter, VideoRows
@@ -30,35 +30,35 @@ def settings(*, rate_hz: float = 25, batch_size: int = 4, decoder: str = "pyav")
     return FrameSettings(Sampling(rate_hz=rate_hz), batch_size, decoder)
 
 
-def endings(path: str, **changes) -> list[VideoOutcome]:
+def outcomes(path: str, **changes) -> list[VideoOutcome]:
     return [piece for piece in decode(VideoJob("a", path), settings(**changes)) if isinstance(piece, VideoOutcome)]
 
 
 @pytest.mark.parametrize("decoder", ["pyav", "decord"])
 def test_features_belong_to_the_frames_on_screen_at_the_sampled_times(path, decoder):
     backbone = load_backbone("random:0")
-    ((part, features),) = extract_video(path, backbone=backbone, sampling=Sampling(rate_hz=5), decoder=decoder)
-    assert part.frame_index.tolist() == list(range(0, 50, 5))
-    np.testing.assert_allclose(part.pts_s, np.arange(10) / 5)
+    ((chunk, features),) = extract_video(path, backbone=backbone, sampling=Sampling(rate_hz=5), decoder=decoder)
+    assert chunk.frame_index.tolist() == list(range(0, 50, 5))
+    np.testing.assert_allclose(chunk.pts_s, np.arange(10) / 5)
     with open_video(path) as video:
-        np.testing.assert_array_equal(features, encode(backbone, [video.get_frame_at(i) for i in part.frame_index]))
+        np.testing.assert_array_equal(features, encode(backbone, [video.get_frame_at(i) for i in chunk.frame_index]))
 
 
 def test_parts_are_whole_batches_of_consecutive_frames(path):
-    *pieces, ending = decode(VideoJob("a", path), settings(batch_size=5))
-    parts = [part for part, _ in pieces]
+    *pieces, outcome = decode(VideoJob("a", path), settings(batch_size=5))
+    chunks = [chunk for chunk, _ in pieces]
     assert [len(frames) for _, frames in pieces] == [15, 15, 15, 5]
-    assert [part.first for part in parts] == [0, 15, 30, 45]
-    assert np.concatenate([part.frame_index for part in parts]).tolist() == list(range(50))
-    assert (ending.num_frames, ending.reason, ending.duration_s) == (50, "", pytest.approx(2.0))
+    assert [chunk.first for chunk in chunks] == [0, 15, 30, 45]
+    assert np.concatenate([chunk.frame_index for chunk in chunks]).tolist() == list(range(50))
+    assert (outcome.num_frames, outcome.reason, outcome.duration_s) == (50, "", pytest.approx(2.0))
 
 
 def test_a_part_of_large_frames_stays_small():
     full_hd = 1920 * 1080 * 3
-    assert settings(batch_size=64).frames_per_part(full_hd) * full_hd <= 32 << 20
-    assert settings(batch_size=4).frames_per_part(full_hd) == 4
-    assert settings(batch_size=64).frames_per_part(320 * 240 * 3) == 64
-    assert settings().frames_per_part(100 << 20) == 1
+    assert settings(batch_size=64).frames_per_chunk(full_hd) * full_hd <= 32 << 20
+    assert settings(batch_size=4).frames_per_chunk(full_hd) == 4
+    assert settings(batch_size=64).frames_per_chunk(320 * 240 * 3) == 64
+    assert settings().frames_per_chunk(100 << 20) == 1
 
 
 def test_a_block_is_full_by_frames_and_by_bytes(path):
@@ -72,7 +72,7 @@ def test_a_block_is_full_by_frames_and_by_bytes(path):
     assert not FrameBlock(frames=frames * 3).is_full
 
 
-def test_a_file_that_is_no_video_is_a_video_error(tmp_path):
+def test_a_file_that_is_not_a_video_is_a_video_error(tmp_path):
     path = tmp_path / "a.mp4"
     path.write_text("not a video")
     with pytest.raises(VideoError, match=r"a\.mp4"):
@@ -80,8 +80,8 @@ def test_a_file_that_is_no_video_is_a_video_error(tmp_path):
 
 
 def test_known_content_is_not_decoded_again(path):
-    (part, _), *_ = decode(VideoJob("a", path), settings())
-    (again,) = decode(VideoJob("a", path, known_digest=part.source.digest), settings())
+    (chunk, _), *_ = decode(VideoJob("a", path), settings())
+    (again,) = decode(VideoJob("a", path, known_digest=chunk.source.digest), settings())
     assert isinstance(again, VideoOutcome)
     assert again.unchanged
     assert len(list(decode(VideoJob("a", path, known_digest="0" * 64), settings()))) > 1
@@ -92,19 +92,19 @@ def test_a_file_that_changes_while_it_is_read_is_not_stored_under_the_old_digest
     assert isinstance(next(pieces)[0], FrameChunk)
     with open(path, "ab") as file:  # noqa: PTH123
         file.write(b"more")
-    *_, ending = pieces
-    assert "changed while it was read" in ending.reason
+    *_, outcome = pieces
+    assert "changed while it was read" in outcome.reason
 
 
 def test_a_file_deleted_after_it_was_opened_is_still_whole(path, tmp_path):
     pieces = decode(VideoJob("a", path), settings())
     next(pieces)
     (tmp_path / "a.mp4").unlink()
-    *_, ending = pieces
-    assert (ending.num_frames, ending.reason) == (50, "")
+    *_, outcome = pieces
+    assert (outcome.num_frames, outcome.reason) == (50, "")
 
 
-class _Raising(PyAVDecoder):
+class Raising(PyAVDecoder):
     error: Exception = ValueError("no such\nthing")
 
     def iter_frames_at(self, *_):
@@ -120,16 +120,16 @@ class _Raising(PyAVDecoder):
     ],
 )
 def test_whatever_a_decoder_raises_becomes_the_reason(path, monkeypatch, error, words):
-    monkeypatch.setattr(_Raising, "error", error)
-    (ending,) = endings(path, decoder=f"{__name__}:_Raising")
-    assert re.search(words, ending.reason)
-    assert ending.file_stat is not None
+    monkeypatch.setattr(Raising, "error", error)
+    (outcome,) = outcomes(path, decoder=f"{__name__}:Raising")
+    assert re.search(words, outcome.reason)
+    assert outcome.file_stat is not None
 
 
-def test_a_missing_file_has_a_reason_and_no_stamp(tmp_path):
-    (ending,) = endings(str(tmp_path / "nowhere.mp4"))
-    assert "nowhere.mp4" in ending.reason
-    assert ending.file_stat is None
+def test_a_missing_file_has_a_reason_and_no_file_stat(tmp_path):
+    (outcome,) = outcomes(str(tmp_path / "nowhere.mp4"))
+    assert "nowhere.mp4" in outcome.reason
+    assert outcome.file_stat is None
 
 
 @pytest.mark.parametrize(("name", "first_ms"), [("a.mp4", 0), ("a.ts", 1400), ("a.mkv", 3_600_000)])
@@ -138,10 +138,10 @@ def test_labels_mark_the_same_frames_whatever_the_clock_of_the_file(tmp_path, na
     path = str(write_video(tmp_path / name, num_frames=100, fps=25, times_ms=times_ms, b_frames=0))
     uri = str(tmp_path / "features")
     create_feature_set(uri, spec(2), about={})
-    (part, _), *pieces = decode(VideoJob("a", path), settings(rate_hz=6, batch_size=64))
+    (chunk, _), *pieces = decode(VideoJob("a", path), settings(rate_hz=6, batch_size=64))
     assert isinstance(pieces[-1], VideoOutcome)
-    rows = VideoRows("a", part.source)
-    rows.append(part.frame_index, part.pts_s, np.zeros((len(part.pts_s), 2), np.float16))
+    rows = VideoRows("a", chunk.source)
+    rows.append(chunk.frame_index, chunk.pts_s, np.zeros((len(chunk.pts_s), 2), np.float16))
     writer = ShardWriter(uri, shard_bytes=1 << 20)
     writer.add(rows)
     writer.flush()
@@ -151,7 +151,7 @@ def test_labels_mark_the_same_frames_whatever_the_clock_of_the_file(tmp_path, na
         stream_batches(FeatureSet(uri), manifest, BatchPlan(), split="train", task="frames"),
     )
     shown = np.flatnonzero(example.target[:, 0].numpy())
-    assert part.frame_index[shown].tolist() == [25, 29, 33, 37, 41, 45, 50, 54, 58, 62, 66, 70, 75]
+    assert chunk.frame_index[shown].tolist() == [25, 29, 33, 37, 41, 45, 50, 54, 58, 62, 66, 70, 75]
     np.testing.assert_array_equal(batch.targets[0].numpy(), example.target.numpy())
     (start_s,) = duckdb.sql(f"SELECT DISTINCT start_s FROM '{uri}/shards/*.parquet'").fetchall()[0]
     assert start_s == pytest.approx(first_ms / 1000, abs=1e-9)
