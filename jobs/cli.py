@@ -1,21 +1,20 @@
-"""The console script `skipreel`: one word per step of the job, each with its own typed settings.
+"""The console script `skipreel`: picks a command, and turns errors and signals into messages and exit codes.
 
-Every command is a module of this package with a frozen dataclass `Settings` and a function `run(settings) -> int`
-(the exit code); the flags, their help and their checks come out of the dataclass.
+Every command is a module of `jobs.commands` with a frozen dataclass `Settings`, which defines the flags, their help and
+their checks, and a function `run(settings)` that returns the exit code.
 """
 
 import contextlib
-import importlib
 import os
 import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
 
-from skipreel.jobs.runtime.command_line import parse
+from skipreel.jobs.runtime.command_line import run_command
 from skipreel.pipeline.errors import InputError
 
-# In the order of the job, so that the help reads as a sentence of it.
+# In the order in which they are used; the help lists them so.
 COMMANDS = {
     "manifest": "list the videos of a corpus with their splits and labels",
     "extract": "decode sampled frames and store their CNN features as Parquet shards",
@@ -31,7 +30,14 @@ EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 130, 143
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; every error a user can cause is one line on standard error."""
+    """Run one command. Every error that a user can cause becomes one line on standard error.
+
+    Args:
+        arguments: the words after `skipreel`; default: those of the process.
+
+    Returns:
+        The exit code.
+    """
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
@@ -42,10 +48,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if command not in COMMANDS:
         print(f"skipreel: unknown command {command!r}: use one of {', '.join(COMMANDS)}", file=sys.stderr)
         return EXIT_USAGE
+    if debug:
+        os.environ["SKIPREEL_DEBUG"] = "1"  # read by jobs.runtime.ray_cluster: prints the logs of workers
     terminated = threading.Event()
     try:
         with _sigterm_as_ctrl_c(terminated):
-            return _run(command, rest, debug=debug)
+            return run_command(command, rest)
     except KeyboardInterrupt:
         print("\nskipreel: interrupted; finished files are kept, nothing is left half-written", file=sys.stderr)
         return EXIT_TERMINATED if terminated.is_set() else EXIT_INTERRUPTED
@@ -58,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 @contextlib.contextmanager
 def _sigterm_as_ctrl_c(terminated: threading.Event) -> Iterator[None]:
-    """SIGTERM, as batch systems and ``ray job stop`` send it, ends a command in order, as Ctrl-C does."""
+    """Let SIGTERM, which batch systems and `ray job stop` send, end a command as Ctrl-C does."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -72,14 +80,6 @@ def _sigterm_as_ctrl_c(terminated: threading.Event) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _run(command: str, words: list[str], *, debug: bool) -> int:
-    if debug:
-        os.environ["SKIPREEL_DEBUG"] = "1"  # read by jobs.runtime.ray_cluster: lets worker logs through
-    module = importlib.import_module(f"skipreel.jobs.commands.{command}")
-    code: int = module.run(parse(module, command, words))
-    return code
 
 
 def _one_line(error: Exception) -> str:

@@ -1,24 +1,20 @@
 """Everything once, on generated videos, in minutes: corpus, manifest, backbone, features, trade-off curve, report.
 
-Nothing is downloaded. The corpus is rendered as real H.264 files in Charades' layout, and every later step is a
-command that is printed as it can be given by hand.
+Nothing is downloaded. The corpus consists of real H.264 files in Charades' layout. Every later step but the backbone is
+a command, which is printed as it can be given by hand.
 """
 
 import shlex
 import shutil
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
-from skipreel.jobs.commands import extract, manifest, report, sweep
-from skipreel.jobs.runtime.command_line import parse
+from skipreel.jobs.runtime.command_line import run_command
 from skipreel.jobs.runtime.mlflow_runs import runs_page
 from skipreel.jobs.runtime.ray_cluster import ray_cluster
 from skipreel.jobs.runtime.terminal import console, progress_bar, track
-from skipreel.jobs.training.runs import EXIT_INCOMPLETE
+from skipreel.jobs.training.record import load_record
 from skipreel.jobs.training.small_cnn import train_small_cnn
 from skipreel.pipeline.manifest import read_manifest
 from skipreel.pipeline.synthetic import CorpusConfig, plan_corpus, write_annotations, write_video
@@ -29,14 +25,14 @@ BACKBONE_EPOCHS = 10
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Where the demo goes, and how large it is.
+    """The place and the size of the demo.
 
     Attributes:
-        output: a folder; its corpus, features and networks are made again, MLflow runs are added to those there.
-        num_train: generated training videos.
-        num_test: generated test videos.
+        output: folder; its corpus, features and networks are replaced, new MLflow runs are added to the old ones.
+        num_train: number of generated training videos.
+        num_test: number of generated test videos.
         epochs: passes over the training videos, for every network.
-        seed: of the corpus.
+        seed: seed of the corpus.
     """
 
     output: str = "skipreel-demo"
@@ -47,7 +43,11 @@ class Settings:
 
 
 def run(settings: Settings) -> int:
-    """Run every step on one local Ray cluster."""
+    """Run every step on one local Ray cluster.
+
+    Returns:
+        The exit code: 3 when a network failed or MLflow did not get everything.
+    """
     started = time.perf_counter()
     output = Path(settings.output)
     corpus, features, backbone = (output / name for name in ("corpus", "features", "backbone"))
@@ -58,35 +58,34 @@ def run(settings: Settings) -> int:
         _step(1, f"corpus: {settings.num_train} training and {settings.num_test} test videos in {corpus}")
         _write_corpus(corpus, CorpusConfig(settings.num_train, settings.num_test, settings.seed))
         _step(2, "manifest")
-        manifest.run(_command(manifest, "manifest", _manifest_words(corpus, listing)))
+        give_command("manifest", *_manifest_words(corpus, listing))
         _step(3, "backbone: no weights can be downloaded, so a small CNN is trained on the training videos' frames")
         _train_backbone(listing, backbone)
         _step(4, "features")
         words = ["--manifest", listing, "--output", features, "--backbone", f"small:{backbone.resolve()}"]
-        extract.run(_command(extract, "extract", words))
+        give_command("extract", *words)
         _step(5, "training and evaluation")
-        record, complete = sweep.sweep(_command(sweep, "sweep", _sweep_words(settings, listing, features)))
+        code = give_command("sweep", *sweep_words(settings, listing, features))
         _step(6, "report")
-        page = report.write_report(_command(report, "report", [output]))
-    sweep.print_table(record)
-    console.print(f"\n[bold]report:[/bold] {page}")
+        give_command("report", output)
+    record = load_record(output)
     if record.mlflow_uri.startswith("sqlite"):
         command = f"mlflow server --backend-store-uri '{record.mlflow_uri}' --port 5000 --workers 1"
-        console.print(f"[bold]MLflow:[/bold] MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false {command}")
+        console.print(f"\n[bold]MLflow:[/bold] MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false {command}")
     console.print(f"[bold]runs:[/bold] {runs_page(record.mlflow_uri, record.run_id)}")
     console.print(f"took {(time.perf_counter() - started) / 60:.1f} minutes")
-    return 0 if complete else EXIT_INCOMPLETE
+    return code
 
 
 def _step(number: int, text: str) -> None:
     console.print(f"[bold]{number}/6[/bold] {text}")
 
 
-def _command(module: ModuleType, name: str, words: Sequence[object]) -> Any:
-    """The settings of a command, from the line that is printed."""
+def give_command(name: str, *words: object) -> int:
+    """Print a command as it can be given by hand, run it, and return its exit code."""
     texts = [str(word) for word in words]
     console.print(f"    skipreel {name} {shlex.join(texts)}", markup=False, highlight=False, soft_wrap=True)
-    return parse(module, name, texts)
+    return run_command(name, texts)
 
 
 def _write_corpus(folder: Path, config: CorpusConfig) -> None:
@@ -120,7 +119,8 @@ def _manifest_words(corpus: Path, listing: Path) -> list[object]:
     return ["charades", *given, "--videos", corpus, "--output", listing]
 
 
-def _sweep_words(settings: Settings, listing: Path, features: Path) -> list[object]:
+def sweep_words(settings: Settings, listing: Path, features: Path) -> list[object]:
+    """The words of the demo's sweep."""
     network = ["--budget-weights", *BUDGET_WEIGHTS, "--hidden-size", 96, "--dropout", 0.2]
     schedule = ["--epochs", settings.epochs, "--batch-size", 16, "--learning-rate", 0.006]
     places = ["--manifest", listing, "--features", features, "--output", settings.output]

@@ -15,17 +15,16 @@ from skipreel.pipeline.manifest import read_manifest
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What is measured.
+    """The model and the data.
 
     Attributes:
         model: a checkpoint folder written by train or sweep, or runs:/… or models:/… of MLflow.
         manifest: the videos and their labels.
-        features: their features, of the recipe that the model was trained on.
-        split: which videos.
+        features: their features, made as those that the model was trained on.
+        split: the split to evaluate on.
         skip_missing: leave out videos without features instead of stopping.
-        budget: share of the frames that the network is told to look at on average, above 0 and at most 1; default: as
-            it was trained.
-        tracking_uri: MLflow's server or database, for a model that lies there; default: MLFLOW_TRACKING_URI.
+        budget: share of the frames to look at on average, above 0 and at most 1; default: as trained.
+        tracking_uri: MLflow's server or database, for a model in MLflow; default: MLFLOW_TRACKING_URI.
     """
 
     model: str

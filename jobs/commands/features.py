@@ -1,4 +1,4 @@
-"""Look into a feature set, check it, merge its small shards, or make one of sequences that are not video."""
+"""Look into a feature set, check it, merge its small shards, or build one from arrays."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -33,7 +33,7 @@ class Show:
     json: bool = False
 
     def run(self) -> int:
-        """Read the small columns and print."""
+        """Read the small columns of the shards and print."""
         summary = summarise(self.uri)
         print(json.dumps(asdict(summary), indent=2) if self.json else _as_text(self.uri, summary))
         return 0
@@ -41,12 +41,12 @@ class Show:
 
 @dataclass(frozen=True, slots=True)
 class Verify:
-    """Read every byte again and check it; exit code 1 if anything is wrong.
+    """Read every byte and check it; exit code 1 if anything is wrong.
 
     Attributes:
         uri: the feature set.
-        manifest: also find its videos that are missing from the set and from the failure ledger.
-        sources: hash the manifest's files again and compare: finds videos that have changed.
+        manifest: also find videos of this manifest that are neither in the set nor in its failure ledger.
+        sources: also find videos that have changed: hash the manifest's files again.
         json: print one JSON object.
     """
 
@@ -73,11 +73,11 @@ class Verify:
 
 @dataclass(frozen=True, slots=True)
 class Compact:
-    """Merge shards smaller than half the target size; readers are not disturbed, and it may be killed at any time.
+    """Merge shards smaller than half the target size. Safe while others read the set, and when killed.
 
     Attributes:
-        uri: the feature set; no extraction may be writing to it.
-        shard_mb: the target size of a shard.
+        uri: the feature set; no extraction may write to it meanwhile.
+        shard_mb: target size of a shard in MB.
     """
 
     uri: tyro.conf.Positional[str]
@@ -88,7 +88,7 @@ class Compact:
             raise ValueError(f"--shard-mb is {self.shard_mb}, it must be at least 1")
 
     def run(self) -> int:
-        """Merge and say how many shards there are."""
+        """Merge, and print the number of shards."""
         done = compact(self.uri, shard_bytes=self.shard_mb << 20, watch=_watch)
         console.print(f"{self.uri}: {done.before} shards, now {done.after}", markup=False)
         return 0
@@ -96,14 +96,14 @@ class Compact:
 
 @dataclass(frozen=True, slots=True)
 class Build:
-    """Make a feature set of arrays: npz (features, lengths, labels, split) or Parquet (sequence_id, features, …).
+    """Build a feature set from arrays: npz (features, lengths, labels, split) or Parquet (sequence_id, features, …).
 
     Attributes:
-        files: .npz or .parquet, see docs/features.md for what is in them.
-        output: the feature set.
+        files: .npz or .parquet files; docs/features.md describes their content.
+        output: the new feature set.
         rate_hz: steps per second.
-        manifest_output: where the manifest with the labels is written.
-        classes: a file with one class name per line; without it the label numbers are the names.
+        manifest_output: where to write the manifest with the labels.
+        classes: file with one class name per line; without it the label numbers are the names.
         test_splits: sequences of these splits become the test split, all others the training split.
     """
 
@@ -136,10 +136,10 @@ class Build:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What to do with a feature set.
+    """The action on a feature set.
 
     Attributes:
-        action: what.
+        action: the action.
     """
 
     action: (
@@ -151,7 +151,7 @@ class Settings:
 
 
 def run(settings: Settings) -> int:
-    """Do it."""
+    """Run the action and return the exit code."""
     return settings.action.run()
 
 

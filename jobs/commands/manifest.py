@@ -18,14 +18,14 @@ from skipreel.pipeline.manifest import AnnotationProblem, ManifestBuild, VideoEn
 
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """One subfolder per class, video files inside.
+    """A folder with one subfolder of video files per class.
 
     Attributes:
         root: the folder that holds the class folders.
-        output: where the manifest is written (Parquet).
-        splits: a CSV with the columns file and split; without it a seeded share of each class is the test split.
+        output: where to write the manifest (Parquet).
+        splits: CSV with the columns file and split; without it a random share of each class is the test split.
         test_fraction: that share.
-        seed: of the split.
+        seed: seed of the random split.
         skip_bad: leave bad rows out instead of stopping at them.
     """
 
@@ -49,8 +49,8 @@ class Charades:
         train: Charades_v1_train.csv.
         test: Charades_v1_test.csv.
         classes: Charades_v1_classes.txt.
-        videos: the folder of the videos.
-        output: where the manifest is written (Parquet).
+        videos: folder of the videos.
+        output: where to write the manifest (Parquet).
         skip_bad: leave bad rows and actions out instead of stopping at them.
     """
 
@@ -72,9 +72,9 @@ class Ucf101:
 
     Attributes:
         root: the folder that holds the class folders with the videos.
-        splits: the folder of the lists.
-        split_number: which of the three splits.
-        output: where the manifest is written (Parquet).
+        splits: folder of the lists.
+        split_number: number of the official split.
+        output: where to write the manifest (Parquet).
         skip_bad: leave bad lines and unlisted videos out instead of stopping at them.
     """
 
@@ -95,8 +95,8 @@ class Table:
 
     Attributes:
         path: the file.
-        output: where the manifest is written (Parquet).
-        classes: a file with one class name per line; without it the names seen, sorted.
+        output: where to write the manifest (Parquet).
+        classes: file with one class name per line; without it the names that occur, sorted.
         skip_bad: leave bad rows out instead of stopping at them.
     """
 
@@ -112,10 +112,10 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Which corpus to list.
+    """The corpus.
 
     Attributes:
-        source: its layout.
+        source: the layout of the corpus.
     """
 
     source: (
@@ -127,7 +127,7 @@ class Settings:
 
 
 def run(settings: Settings) -> int:
-    """Build and write the manifest; problems are listed by file and line, and are fatal unless skip_bad is set."""
+    """Build and write the manifest. Problems are printed by file and line, and are fatal without --skip-bad."""
     source = settings.source
     built = source.build()
     sizes: Counter[str] = Counter()
@@ -138,7 +138,11 @@ def run(settings: Settings) -> int:
 
 
 def _good(built: ManifestBuild, skip_bad: bool, sizes: Counter[str]) -> Iterator[VideoEntry]:
-    """The usable videos, counted by split; problems are printed as they come, and end it after the last one."""
+    """Yield the usable videos, count them by split and print the problems.
+
+    Raises:
+        ManifestError: after the last row, for problems without `skip_bad`, or when no video is usable.
+    """
     num_problems = 0
     for row in built.rows:
         if isinstance(row, AnnotationProblem):
@@ -148,6 +152,6 @@ def _good(built: ManifestBuild, skip_bad: bool, sizes: Counter[str]) -> Iterator
             sizes[row.split] += 1
             yield row
     if num_problems and not skip_bad:
-        raise ManifestError(f"{num_problems} bad rows (listed above), nothing written: mend them or give --skip-bad")
+        raise ManifestError(f"{num_problems} bad rows (listed above), nothing written: correct them or give --skip-bad")
     if not sizes:
         raise ManifestError("no usable video is left, nothing written")

@@ -10,23 +10,23 @@ from skipreel.jobs.runtime.ray_cluster import ray_cluster
 from skipreel.jobs.runtime.terminal import console
 from skipreel.jobs.training.data import checked_data
 from skipreel.jobs.training.ray_workers import Workers
-from skipreel.jobs.training.runs import EXIT_INCOMPLETE, Plan, TrainedNetwork, check_not_another, train_networks
+from skipreel.jobs.training.runs import EXIT_INCOMPLETE, TrainedNetwork, plan_training, train_networks
 from skipreel.jobs.training.settings import ModelSettings, Schedule
 from skipreel.pipeline.errors import InputError
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What is trained, on what, and how.
+    """The data, the network and its training.
 
     Attributes:
         manifest: the videos and their labels, from skipreel manifest.
         features: their features, from skipreel extract.
-        output: a folder; the checkpoint goes to <output>/checkpoints/<name>.
+        output: folder; the checkpoint goes to <output>/checkpoints/<name>.
         task: frames: any number of labels at every frame (mAP); video: one label for the whole (accuracy).
-        test_split: the split of the manifest that the network is measured on.
+        test_split: the split of the manifest to evaluate on.
         skip_missing: leave out videos without features instead of stopping.
-        register: make the network a new version of this model in MLflow's registry; it can then be had by
+        register: register the network as a new version of this model in MLflow; other commands then take it as
             --model models:/NAME/VERSION.
     """
 
@@ -48,7 +48,11 @@ class Settings:
 
 
 def run(settings: Settings) -> int:
-    """Train, evaluate and print the result; the exit code is 3 when MLflow did not get all of it."""
+    """Train, evaluate and print the result.
+
+    Returns:
+        The exit code: 3 when MLflow did not get everything.
+    """
     data = checked_data(
         settings.manifest,
         settings.features,
@@ -56,11 +60,8 @@ def run(settings: Settings) -> int:
         test_split=settings.test_split,
         skip_missing=settings.skip_missing,
     )
-    console.print(f"data: {data}")
     output = Path(settings.output)
-    plan = Plan(data, settings.schedule, settings.workers, output / "checkpoints")
-    check_not_another([settings.model], plan)
-    output.mkdir(parents=True, exist_ok=True)
+    plan = plan_training([settings.model], data, settings.schedule, settings.workers, output=output)
     name = settings.model.name
     finished: list[TrainedNetwork] = []
     with ray_cluster(), start_run(settings.tracking, name=name, output=output) as tracked:

@@ -1,7 +1,6 @@
-"""The film strip: which frames of one video the network looked at, and what it made of them.
+"""The film strip figure: which frames of one video the network looked at, and its predictions in time.
 
-Letters: T sampled frames of a video, k of them to a cell of the strip, n = ceil(T / k) cells, C classes, h x w pixels
-of a thumbnail.
+T sampled frames, k frames per cell of the strip, n = ceil(T / k) cells, C classes, thumbnails of h x w pixels.
 """
 
 import io
@@ -19,7 +18,9 @@ from skipreel.jobs.reporting.filmstrip_bars import (
     LANE_IN,
     LEFT_IN,
     MARGIN_IN,
+    MUTED,
     RIGHT_IN,
+    WIDTH_IN,
     Bar,
     Span,
     draw_bars,
@@ -29,23 +30,20 @@ from skipreel.jobs.reporting.filmstrip_bars import (
     pack,
     write,
 )
-from skipreel.jobs.reporting.filmstrip_bars import INK as INK
-from skipreel.jobs.reporting.filmstrip_bars import MUTED as MUTED
-from skipreel.jobs.reporting.filmstrip_bars import WIDTH_IN as WIDTH_IN
 
 DPI = 200
 HAIRLINE, ACCENT = "#e3e6eb", "#e0a100"
 CELLS_PER_ROW = 24
-MAX_NAME = 60  # letters of it that fit beside the counts
-BORDER_SHARE = 0.035  # of a thumbnail's width
+MAX_NAME = 60  # letters; longer names would overlap the counts
+BORDER_SHARE = 0.035  # as a share of a thumbnail's width
 TOP_IN, RULER_IN, ROW_GAP_IN = 0.7, 0.1, 0.24
-# Predicted runs are drawn as finely as this; more could not be seen, and a video may have very many.
+# Resolution of the predicted bars: finer ones would not be visible, and a long video may have very many.
 STEPS_PER_CELL = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """The cells of one row with the bars over (true) and under (predicted) them, and how many lanes these need."""
+    """One row of cells: the bars above it (true) and below it (predicted), and their numbers of lanes."""
 
     cells: range
     true: tuple[Bar, ...]
@@ -56,18 +54,18 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Strip:
-    """What a film strip shows of one video.
+    """The content of a film strip.
 
     Attributes:
-        video_id: its name.
-        times_s: (T,) presentation times in seconds, ascending.
-        thumbnails: (n, h, w, 3) uint8, RGB, of one frame of each cell, a used one where there is one.
-        used: (T,) bool, the frames the network looked at.
-        class_names: name of each class.
+        video_id: the title.
+        times_s: (T,) float64, presentation times in seconds, ascending.
+        thumbnails: (n, h, w, 3) uint8 RGB, one frame of each cell: a used one if there is one.
+        used: (T,) bool, the frames that the network looked at.
+        class_names: (C,) the name of each class.
         true_spans: (class id, start, end) in seconds.
         predicted: (T, C) bool, or None for a task with one label per video.
         true_label, predicted_label: texts for a task with one label per video.
-        caption: shown under the id.
+        caption: text below the title.
         frames_per_cell: k.
     """
 
@@ -107,7 +105,7 @@ class Strip:
 
 
 def compose_row(strip: Strip, start: int, stop: int) -> NDArray[np.uint8]:
-    """Lay cells start..stop-1 side by side, used ones in colour with a visible border, skipped ones grey and faded.
+    """Lay cells start..stop-1 side by side: used ones in colour with a border, skipped ones grey and faded.
 
     Returns:
         ((h + 2b), (stop - start) (w + 2b), 3) uint8 with border b = max(2, 3.5 % of w) pixels.
@@ -124,17 +122,17 @@ def compose_row(strip: Strip, start: int, stop: int) -> NDArray[np.uint8]:
 
 
 def png(figure: Figure) -> bytes:
-    """The content of a PNG file."""
+    """A figure as the content of a PNG file."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
 
 
 def film_strip(strip: Strip) -> Figure:
-    """Draw a video's cells in rows, true labels as bars above and predicted ones below, aligned in time.
+    """Draw the cells of a video in rows, with bars for the true labels above and for the predicted ones below.
 
-    With several frames to a cell, marks under the pictures say which of all frames were looked at.
-    At most eight classes are shown, the true ones first, then those predicted most often.
+    With several frames per cell, marks below the pictures show which of all frames were looked at. At most eight
+    classes are shown: the true ones first, then those predicted most often.
     """
     colors = _class_colors(strip)
     rows = _rows(strip, colors)
@@ -147,7 +145,7 @@ def film_strip(strip: Strip) -> Figure:
 
     figure = Figure(figsize=(WIDTH_IN, total), dpi=DPI, facecolor="white")
     FigureCanvasAgg(figure)
-    # One sheet measured in inches from its upper left corner.
+    # Coordinates are inches from the upper left corner.
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
     _draw_header(axes, strip)
@@ -174,7 +172,7 @@ def film_strip(strip: Strip) -> Figure:
 
 
 def _draw_looks(axes: Axes, strip: Strip, row: Row, *, top: float, height: float, cell: float) -> None:
-    """A mark for every frame of a row that was looked at, in its place in time (inches, as all sizes)."""
+    """Draw a mark for every frame of a row that was looked at, at its place in time; sizes in inches."""
     used = strip.used[row.cells.start * strip.frames_per_cell : row.cells.stop * strip.frames_per_cell]
     marks = np.where(used[None, :, None], _rgb(ACCENT), _rgb(HAIRLINE))
     right = LEFT_IN + cell * len(used) / strip.frames_per_cell
@@ -199,7 +197,7 @@ def _rows(strip: Strip, colors: dict[int, str]) -> tuple[Row, ...]:
 
 
 def _class_colors(strip: Strip) -> dict[int, str]:
-    """The classes to show with their colours, which stay the same from strip to strip while there are few classes."""
+    """The class ids to show with their colours; with few classes, the colours are the same in all strips."""
     true = sorted({class_id for class_id, _, _ in strip.true_spans})
     hits = np.zeros(len(strip.class_names)) if strip.predicted is None else strip.predicted.sum(axis=0)
     extra = [int(c) for c in np.argsort(-hits, kind="stable") if hits[c] and c not in true]
@@ -234,7 +232,7 @@ def _predicted_spans(strip: Strip, colors: dict[int, str]) -> list[Span]:
 
 
 def _draw_header(axes: Axes, strip: Strip) -> None:
-    # The end of a path says more than its beginning.
+    # The end of a path tells more than its start.
     name = strip.video_id if len(strip.video_id) <= MAX_NAME else "…" + strip.video_id[1 - MAX_NAME :]
     write(axes, MARGIN_IN, 0.26, name, size=12.5, weight="bold")
     write(axes, WIDTH_IN - RIGHT_IN, 0.26, strip.counts, size=10.5, align="right")

@@ -1,6 +1,6 @@
-"""The film strip's bars and legend: runs of classes in time, packed into lanes under or over its pictures.
+"""The bars and the legend of a film strip: spans of classes, packed into lanes above or below its pictures.
 
-Measured in inches from the upper left corner of the sheet. A row's pictures are its cells, all of one width.
+Coordinates are inches from the upper left corner of the figure. All cells of a row have the same width.
 """
 
 from collections.abc import Sequence
@@ -15,14 +15,13 @@ LANE_IN, LEGEND_ROW_IN = 0.2, 0.27
 INK, MUTED = "#1f2430", "#697080"
 CLASS_COLORS = ("#0072b2", "#c44e1c", "#00875f", "#a84a88", "#8a6a00", "#5b4b8a", "#2f7f95", "#8c3b3b")
 
-
 # Class id, start and end in cells: cell i covers i to i + 1.
 Span = tuple[int, float, float]
 
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """Class `class_id` from `start` to `end`, in cells since the row's first, drawn in lane `lane`."""
+    """A span in a row; `start` and `end` in cells from the row's first cell."""
 
     class_id: int
     start: float
@@ -31,7 +30,7 @@ class Bar:
 
 
 def pack(spans: Sequence[Span], cells: range) -> tuple[Bar, ...]:
-    """Cut the spans to these cells, count from the first of them, and put each into the first lane that is free."""
+    """Cut spans to the cells of a row and put each into the first free lane."""
     free_from: list[float] = []
     bars = []
     for class_id, start, end in sorted(spans, key=lambda span: (span[1], span[0])):
@@ -44,7 +43,7 @@ def pack(spans: Sequence[Span], cells: range) -> tuple[Bar, ...]:
 
 
 def num_lanes(bars: Sequence[Bar], spans: Sequence[Span]) -> int:
-    """One empty lane shows that a row has nothing to say; no lanes at all, that the whole strip has not."""
+    """Number of lanes of a row: at least one if the strip has any span, otherwise none."""
     return max((bar.lane + 1 for bar in bars), default=1 if spans else 0)
 
 
@@ -59,7 +58,14 @@ def draw_bars(
     step: float,
     cell: float,
 ) -> None:
-    """Draw one row's bars; `top` is the first lane's, `step` leads to the next lane, `cell` is a cell's width (in)."""
+    """Draw the bars of a row.
+
+    Args:
+        side: the word to the left of the bars.
+        top: upper edge of the first lane.
+        step: distance to the next lane; negative above the pictures.
+        cell: width of a cell.
+    """
     middle = top + LANE_IN / 2
     write(axes, MARGIN_IN, middle, side, size=8.5, color=MUTED)
     if not bars:
@@ -78,12 +84,12 @@ def _add_box(axes: Axes, x: float, y: float, width: float, height: float, color:
 
 
 def legend_height(classes: Sequence[tuple[str, str]]) -> float:
-    """What `draw_legend` takes."""
+    """Height of the legend."""
     return LEGEND_ROW_IN * -(-len(classes) // _columns(classes))
 
 
 def draw_legend(axes: Axes, classes: Sequence[tuple[str, str]], top: float) -> None:
-    """Draw names with their colours."""
+    """Draw the legend: (name, colour) of each class."""
     columns = _columns(classes)
     width = (WIDTH_IN - LEFT_IN - RIGHT_IN) / columns
     for position, (name, color) in enumerate(classes):
@@ -94,7 +100,7 @@ def draw_legend(axes: Axes, classes: Sequence[tuple[str, str]], top: float) -> N
 
 
 def _columns(classes: Sequence[tuple[str, str]]) -> int:
-    """Four of up to 24 letters fit side by side, two of up to 54."""
+    """Number of columns: four names of up to 24 letters fit side by side, or two of up to 54."""
     return 4 if all(len(name) <= 24 for name, _ in classes) else 2
 
 
@@ -109,5 +115,5 @@ def write(
     weight: str = "normal",
     align: str = "left",
 ) -> None:
-    """Put a line of text, as it is: names may hold dollar signs, which would begin a formula."""
+    """Write a line of text without formulas: names may contain dollar signs."""
     axes.text(x, y, text, color=color, fontsize=size, fontweight=weight, va="center", ha=align, parse_math=False)

@@ -1,4 +1,4 @@
-"""The report as one self-contained HTML page: no scripts, nothing loaded from elsewhere, every value escaped."""
+"""The HTML page of a report: self-contained, without scripts, every value escaped."""
 
 import base64
 import math
@@ -9,18 +9,13 @@ from typing import NamedTuple, TypedDict
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from skipreel.jobs.training.tradeoff import FAMILIES
+
 MISSING = "–"
-FAMILY_NAMES = {
-    "skip": "learning",
-    "dense": "taking all",
-    "stride": "uniform stride",
-    "random": "chance",
-    "mean": "averaging all",
-}
 
 
 class SummaryRow(NamedTuple):
-    """One fact at the head of the page: a large value, what it is, and a remark (may be empty)."""
+    """One fact at the top of the page: its label, its value in large type, and a remark (may be empty)."""
 
     label: str
     value: str
@@ -28,7 +23,7 @@ class SummaryRow(NamedTuple):
 
 
 class TableRow(TypedDict):
-    """One trained model; frames are means per video, None where they were not measured."""
+    """One trained model; updates and frames are means per video."""
 
     name: str
     family: str
@@ -37,14 +32,12 @@ class TableRow(TypedDict):
     metric: float
     updates: float
     update_share: float
-    frames_wanted: float | None
-    frames_decoded: float | None
-    frames_encoded: float | None
+    frames_wanted: float
     on_front: bool
 
 
 class MeasuredRow(TypedDict):
-    """One model run from video files to labels; frames and updates are totals, seconds are medians over videos."""
+    """One model, run from video files to labels; frames and updates are totals, seconds are medians over videos."""
 
     model: str
     videos: int
@@ -71,17 +64,17 @@ def render_report(
     facts: Mapping[str, str],
     measured: Sequence[MeasuredRow] = (),
 ) -> str:
-    """Fill the page.
+    """Render the page.
 
     Args:
         title: heading of the page.
-        summary_rows: a few results to see first.
-        table: all trained models, shown in this order.
+        summary_rows: the main results.
+        table: all trained models, in the order of the table.
         metric_name: column name of `metric`.
-        tradeoff_png: the trade-off figure, a PNG file's bytes.
+        tradeoff_png: the bytes of the trade-off figure.
         strips: (caption, PNG bytes) of each film strip.
-        facts: what made these results; values of several lines are shown as code.
-        measured: closed-loop runs in seconds; the section is left out when there are none.
+        facts: how the results were made; values of several lines are shown as code.
+        measured: closed-loop runs; without any, the section is left out.
 
     Returns:
         The whole page as UTF-8 text.
@@ -98,12 +91,12 @@ def render_report(
         strips=strips,
         facts=facts,
         measured=measured,
-        family_names=FAMILY_NAMES,
+        families=FAMILIES,
     )
 
 
 def format_number(value: float | None, digits: int = 1) -> str:
-    """A number with a thin space between thousands, or a dash where there is none."""
+    """A number with a thin space between thousands; a dash for None, NaN and infinity."""
     if value is None or not math.isfinite(value):
         return MISSING
     return f"{value:,.{digits}f}".replace(",", "\u202f")

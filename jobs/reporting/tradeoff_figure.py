@@ -1,4 +1,4 @@
-"""The two kinds of figures: the trade-off curve and the film strip. Figure objects only, no pyplot state."""
+"""The figure of a trade-off curve: metric against state updates per video. Without pyplot's global state."""
 
 from collections.abc import Sequence
 
@@ -11,41 +11,30 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
 
-from skipreel.jobs.reporting.filmstrip import (
-    ACCENT,
-    DPI,
-    HAIRLINE,
-    INK,
-    MUTED,
-    WIDTH_IN,
-    Strip,
-    compose_row,
-    film_strip,
-)
-from skipreel.jobs.training.tradeoff import SeedMean, TradeoffPoint, mean_over_seeds, pareto_front
-
-__all__ = ["Strip", "compose_row", "film_strip", "tradeoff_figure"]
+from skipreel.jobs.reporting.filmstrip import ACCENT, DPI, HAIRLINE
+from skipreel.jobs.reporting.filmstrip_bars import INK, MUTED, WIDTH_IN
+from skipreel.jobs.training.tradeoff import FAMILIES, SeedMean, TradeoffPoint, mean_over_seeds, pareto_front
 
 PIXELS_PER_POINT = DPI / 72
-# Colour, marker, what the family does, and the word that makes saying so superfluous when the name has it.
-# The colours stay apart under the common colour-vision deficiencies.
+# Colour, marker, and a word: a name that contains it already says how the family chooses its frames.
+# The colours differ under the common colour-vision deficiencies too.
 FAMILY_STYLE = {
-    "skip": ("#0072b2", "o", "learned skipping", "skip"),
-    "dense": ("#1f2430", "s", "every frame", "every"),
-    "stride": ("#009e73", "D", "uniform stride", "strid"),
-    "random": ("#d55e00", "^", "random skipping", "random"),
-    "mean": ("#b05a94", "P", "mean of frames", "mean"),
+    "skip": ("#0072b2", "o", "skip"),
+    "dense": ("#1f2430", "s", "every"),
+    "stride": ("#009e73", "D", "strid"),
+    "random": ("#d55e00", "^", "random"),
+    "mean": ("#b05a94", "P", "mean"),
 }
 
 
 def tradeoff_figure(points: Sequence[TradeoffPoint], *, metric_name: str, title: str) -> Figure:
     """Draw metric against state updates per video.
 
-    Seeds of one setting become one point with bars over their range; the Pareto front of these means is a stepped line
-    with ringed points. Labels are placed where they cover neither each other nor a point.
+    The seeds of a setting become one point with bars over their range. The Pareto front of these means is a stepped
+    line with ringed points. Labels cover neither each other nor a point.
 
     Raises:
-        ValueError: if there are no points.
+        ValueError: there are no points.
     """
     if not points:
         raise ValueError("a trade-off figure needs at least one point, got none")
@@ -84,7 +73,7 @@ def _style_tradeoff_axes(axes: Axes, means: Sequence[SeedMean], metric_name: str
     pad = 0.12 * (high - low) or 0.05
     axes.set_xlim(0, most * 1.1)
     axes.set_ylim(low - pad, high + pad)
-    # Updates and shares differ by the same factor everywhere when all models saw the same videos.
+    # Shares are proportional to updates, as all models saw the same videos.
     share = float(np.median([m.point.update_share / m.point.updates for m in means if m.point.updates] or [0.0]))
     axes.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10]))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: _tick_text(x, share * x)))
@@ -104,7 +93,7 @@ def _tick_text(updates: float, share: float) -> str:
 
 def _draw_front(axes: Axes, front: Sequence[TradeoffPoint]) -> None:
     x, y = [point.updates for point in front], [point.metric for point in front]
-    # Vertices written out instead of a step style, so that the labels can see where the line runs.
+    # The vertices are written out instead of a step style, so that the labels can avoid the line.
     stepped_x, stepped_y = np.repeat([*x, axes.get_xlim()[1]], 2)[1:], np.repeat([*y, y[-1]], 2)[:-1]
     axes.plot(stepped_x, stepped_y, color=ACCENT, linewidth=2.2, alpha=0.75, zorder=2, label="Pareto front")
     axes.scatter(x, y, s=190, facecolors="white", edgecolors=ACCENT, linewidths=2.2, zorder=3)
@@ -115,9 +104,9 @@ def _draw_families(axes: Axes, means: Sequence[SeedMean]) -> None:
     for mean in means:
         curves.setdefault((mean.point.family, mean.point.name), []).append(mean)
     drawn: dict[str, int] = {}
-    # Families in their fixed order, so that legends agree between figures.
-    for (family, name), curve in sorted(curves.items(), key=lambda item: list(FAMILY_STYLE).index(item[0][0])):
-        color, marker, meaning, keyword = FAMILY_STYLE[family]
+    # A fixed order, so that the legends of all figures agree.
+    for (family, name), curve in sorted(curves.items(), key=lambda item: list(FAMILIES).index(item[0][0])):
+        color, marker, keyword = FAMILY_STYLE[family]
         ordinal = drawn[family] = drawn.get(family, -1) + 1
         curve = sorted(curve, key=lambda mean: mean.point.updates)
         x, y = [m.point.updates for m in curve], [m.point.metric for m in curve]
@@ -126,12 +115,12 @@ def _draw_families(axes: Axes, means: Sequence[SeedMean]) -> None:
             axes.plot(mean.updates_range, (mean.point.metric,) * 2, color=color, linewidth=1.4, alpha=0.6, zorder=4)
             axes.plot((mean.point.updates,) * 2, mean.metric_range, color=color, linewidth=1.4, alpha=0.6, zorder=4)
         face = "white" if ordinal % 2 else color
-        label = name if keyword in name.lower() else f"{name}, {meaning}"
+        label = name if keyword in name.lower() else f"{name}, {FAMILIES[family]}"
         axes.scatter(x, y, s=52, marker=marker, c=face, edgecolors=color, linewidths=1.4, zorder=5, label=label)
 
 
 def _place_labels(axes: Axes, means: Sequence[SeedMean], front: set[int]) -> None:
-    """Label each point at the nearest free place around it; front first, and what finds no place stays unlabelled."""
+    """Label each point at the nearest free place, points of the front first; without a free place it gets no label."""
     spots = axes.transData.transform([(mean.point.updates, mean.point.metric) for mean in means])
     taken = [Bbox([spot - 7 * PIXELS_PER_POINT, spot + 7 * PIXELS_PER_POINT]) for spot in spots]
     lines = np.concatenate([_samples(line.get_transform().transform(line.get_xydata())) for line in axes.get_lines()])
@@ -148,7 +137,7 @@ def _place_labels(axes: Axes, means: Sequence[SeedMean], front: set[int]) -> Non
             path_effects=[withStroke(linewidth=2.5, foreground="white")],
         )
         size = text.get_window_extent()
-        # Better across a line than not at all.
+        # A label across a line is better than none.
         place = _free_place(size, axes.get_window_extent(), taken, lines)
         place = place or _free_place(size, axes.get_window_extent(), taken, lines[:0])
         if place is None:
@@ -170,7 +159,7 @@ def _free_place(
 
 
 def _samples(path: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Points (n, 2) along a polyline (m, 2), dense enough that no text slips between two of them."""
+    """Points (n, 2) along a polyline (m, 2), so dense that no text fits between two of them."""
     if len(path) < 2:
         return path
     at = np.linspace(0, len(path) - 1, 60 * (len(path) - 1))
@@ -178,13 +167,13 @@ def _samples(path: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _label_offsets(width: float, height: float) -> list[tuple[float, float]]:
-    """Places (dx, dy) for a text's lower left corner around its point, nearest first, in typographic points."""
+    """Offsets (dx, dy) of a text's lower left corner from its point, nearest first, in typographic points."""
     places = []
     for gap in (9.0, 14.0, 20.0):
         right, left, middle = gap, -gap - width, -width / 2
         above, below, level = gap, -gap - height, -height / 2
         places += [(middle, above), (left, level), (right, level), (middle, below)]
-        # On the diagonal a text may come closer without touching.
+        # On the diagonal a text can be closer without touching the point.
         right, left, above, below = 0.6 * gap, -0.6 * gap - width, 0.6 * gap, -0.6 * gap - height
         places += [(left, above), (right, below), (right, above), (left, below)]
     return places

@@ -1,6 +1,6 @@
-"""The film strip of one video: a prediction beside the pictures it was made from.
+"""Film strips from predictions: decodes the thumbnails of a predicted video, and writes strips as PNG files.
 
-Letters: T sampled frames, k of them to a cell of the strip, n = ceil(T / k) cells, h x w pixels of a thumbnail.
+T sampled frames, k frames per cell of the strip, n = ceil(T / k) cells, thumbnails of h x w pixels.
 """
 
 import hashlib
@@ -35,19 +35,20 @@ def strip_of(
     caption: str = "",
     decoder: str = "pyav",
 ) -> Strip:
-    """Decode what the strip of a predicted video shows, at most 96 frames of it, looked at or not.
+    """Make the strip of a predicted video: decode one thumbnail per cell, at most 96.
 
-    A video with more sampled frames has k of them to a cell, which shows the first of these that was looked at, else
-    the first. Memory is that of one frame and of the thumbnails.
+    A cell shows its first frame that was looked at, otherwise its first frame. Memory: one frame and the thumbnails.
 
     Args:
-        video_id: the strip's title.
-        threshold: a class counts as seen in a frame from this score on (task frames).
+        video_id: the title.
+        threshold: lowest score at which a class counts as predicted in a frame (task frames).
         true_spans: (class id, start, end) in seconds (task frames).
-        true_label: the video's (task video).
+        true_label: the true label (task video).
+        caption: text below the title.
+        decoder: name of the decoder.
 
     Raises:
-        VideoError: when a frame cannot be decoded: one that the prediction could do without may be damaged.
+        VideoError: a frame cannot be decoded; it may be one that the prediction skipped.
     """
     frames_per_cell = -(-len(prediction.used) // MAX_CELLS)
     frames_task = task == "frames"
@@ -71,7 +72,7 @@ class StripFolder:
     """A folder (or URI) of film strips, one PNG file for each predicted video.
 
     Attributes:
-        threshold: a class counts as seen in a frame from this score on (task frames).
+        threshold: lowest score at which a class counts as predicted in a frame (task frames).
     """
 
     uri: str
@@ -81,11 +82,11 @@ class StripFolder:
     decoder: str = "pyav"
 
     def add(self, key: str, prediction: Prediction) -> str:
-        """Write a video's strip under `strip_name`, whole or not at all, and return its URI.
+        """Write the strip of a video atomically, under `strip_name`, and return its URI.
 
         Raises:
-            VideoError: as `strip_of`.
-            StorageError: when the file cannot be written.
+            VideoError: a frame cannot be decoded.
+            StorageError: the file cannot be written.
         """
         strip = strip_of(
             key,
@@ -101,9 +102,9 @@ class StripFolder:
 
 
 def strip_name(key: str) -> str:
-    """A file name for a video's strip: two keys never share one (case counts), and none leads out of its folder.
+    """A safe file name for the strip of a video, different for every key (in case too).
 
-    A key that is a plain name stays as it is; any other is cut to its last part and told apart by a digest.
+    A key that is a plain name is kept. Of any other key the last part is kept, with a digest of the whole.
     """
     if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}", key) and not re.search(r"-[0-9a-f]{12}$", key):
         return f"{key}.png"
@@ -112,7 +113,7 @@ def strip_name(key: str) -> str:
 
 
 def _shown(used: NDArray[np.bool_], frames_per_cell: int) -> list[int]:
-    """(n,) the step that each cell shows."""
+    """The step (index of a sampled frame) that each of the n cells shows."""
     cells = (range(start, min(start + frames_per_cell, len(used))) for start in range(0, len(used), frames_per_cell))
     return [next((step for step in cell if used[step]), cell.start) for cell in cells]
 
@@ -124,7 +125,7 @@ def _thumbnails(prediction: Prediction, steps: Sequence[int], decoder: str) -> N
 
 
 def _thumbnail(frame: Frame) -> Frame:
-    """Of the same width for every video, unless it is very high."""
+    """A frame, resized to `THUMBNAIL_WIDTH` or, if it is very high, to `MAX_THUMBNAIL_HEIGHT`."""
     height, width = frame.shape[:2]
     scale = min(THUMBNAIL_WIDTH / width, MAX_THUMBNAIL_HEIGHT / height)
     size = max(1, round(scale * width)), max(1, round(scale * height))

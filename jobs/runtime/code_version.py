@@ -1,4 +1,4 @@
-"""Which code a run was made with."""
+"""The version of the code, for MLflow's tags and reports."""
 
 import subprocess
 from importlib.metadata import version
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def code_version() -> str:
-    """The package's version, and the commit when it runs from a checkout of its own repository."""
+    """The version of the package, with the commit if it runs from a checkout of its own repository."""
     package = version("skipreel")
     top = Path(__file__).resolve().parents[2]
     if _git(top, "rev-parse", "--show-toplevel") != str(top):  # installed in another repository, or in none
@@ -16,9 +16,9 @@ def code_version() -> str:
 
 
 def _git(folder: Path, *words: str) -> str:
-    """What git says; "" when it is not there or refuses."""
+    """Git's output; "" when git is not installed or fails."""
     try:
-        said = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=False)
+        done = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=False)
     except OSError:
         return ""
-    return said.stdout.strip() if said.returncode == 0 else ""
+    return done.stdout.strip() if done.returncode == 0 else ""

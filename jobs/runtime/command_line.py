@@ -1,6 +1,7 @@
-"""A command's words become its settings; the flags, their help and their checks come out of a dataclass."""
+"""Runs a command by its name and its words. Flags, help and checks come from the dataclass `Settings` of its module."""
 
 import contextlib
+import importlib
 import io
 import sys
 from collections.abc import Sequence
@@ -10,11 +11,29 @@ from typing import Any
 import tyro
 
 
+def run_command(command: str, words: Sequence[str]) -> int:
+    """Run the module `jobs.commands.<command>` with the settings from `words`.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        SystemExit: after --help, or after one line about wrong words.
+    """
+    module = importlib.import_module(f"skipreel.jobs.commands.{command}")
+    code: int = module.run(parse(module, command, words))
+    return code
+
+
 def parse(module: ModuleType, command: str, words: Sequence[str]) -> Any:
-    """The command's settings from its words; wrong ones end in one line and SystemExit."""
-    complaint = io.StringIO()
+    """The settings of a command from its words.
+
+    Raises:
+        SystemExit: after --help, or after one line about wrong words.
+    """
+    message = io.StringIO()
     try:
-        with contextlib.redirect_stderr(complaint):
+        with contextlib.redirect_stderr(message):
             return tyro.cli(
                 module.Settings,
                 args=words,
@@ -24,14 +43,15 @@ def parse(module: ModuleType, command: str, words: Sequence[str]) -> Any:
             )
     except SystemExit as stop:
         if stop.code:
-            print(f"skipreel {command}: {_from_box(complaint.getvalue())}", file=sys.stderr)
+            print(f"skipreel {command}: {_from_box(message.getvalue())}", file=sys.stderr)
         raise
 
 
 def _from_box(box: str) -> str:
-    """What tyro says in a box, as one line: its sections, separated by rules, without the help text of options.
+    """Tyro's boxed error message as one line, without the help texts of options.
 
-    Under a heading that ends in a colon stand names, each with its help text indented further.
+    The sections of the box are separated by rules. A section has a heading, then names, indented, each with a help text
+    that is indented further.
     """
     sections: list[str] = []
     heading: list[str] = []

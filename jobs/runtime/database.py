@@ -1,4 +1,4 @@
-"""SQLite databases: their files and their URIs."""
+"""The files and the URIs of SQLite databases."""
 
 from pathlib import Path
 
@@ -8,8 +8,8 @@ from sqlalchemy import make_url
 def database_uri(path: Path) -> str:
     """The URI of a database file.
 
-    SQLAlchemy decodes %XX and takes a ? for the start of options. MLflow makes the folder of a `sqlite:` URI without
-    decoding it, so a path that needs escapes goes under the driver's full name, which means the same.
+    SQLAlchemy decodes %XX and reads options after a question mark, so both are escaped. MLflow makes the folder of a
+    `sqlite:` URI without decoding it; with the driver's full name it does not.
     """
     plain = str(path.resolve())
     escaped = plain.replace("%", "%25").replace("?", "%3F")

@@ -1,19 +1,17 @@
-"""The one module that knows MLflow.
+"""MLflow runs: a job is one run, a sweep is a parent run with a child per network.
 
-A job is one run; a sweep is a parent run with a child per network. Everything is logged from the driver process,
-so that workers, restarts and the driver cannot disagree about a run's id. A run that has started waits for nothing:
-what it logs goes through an `Outbox`, which tries again while MLflow cannot be reached. What is still not logged at
+Only the driver process logs, so workers and restarts cannot disagree about the id of a run. A started run does not wait
+for MLflow: an `Outbox` delivers what it logs, and retries while MLflow cannot be reached. What is still undelivered at
 the end is kept in a file of the output folder.
 """
 
 import json
-import logging
 import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,21 +21,25 @@ from filelock import FileLock
 from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
-from sqlalchemy.exc import SQLAlchemyError
 
 from skipreel.jobs.runtime.code_version import code_version
 from skipreel.jobs.runtime.database import database_file, database_uri
+from skipreel.jobs.runtime.mlflow_client import MLFLOW_ERRORS, few_retries, first_line, is_permanent, reading
 from skipreel.jobs.runtime.outbox import Outbox
-from skipreel.models.checkpoint import CONFIG_FILE
 from skipreel.pipeline.errors import InputError
+
+# The end of a job waits for MLflow until nothing was delivered for so many seconds. SQLite's own timeout is 20 s.
+PATIENCE_S = 60.0
+PATIENCE_AFTER_ERROR_S = 10.0
+UNLOGGED_FILE = "mlflow-unlogged.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
 class Tracking:
-    """Where runs are recorded.
+    """Where to record the runs.
 
     Attributes:
-        tracking_uri: an MLflow server or database; default: MLFLOW_TRACKING_URI, else mlflow.db beside the output.
+        tracking_uri: MLflow server or database; default: MLFLOW_TRACKING_URI, else mlflow.db in the output folder.
         experiment: the MLflow experiment.
     """
 
@@ -45,25 +47,15 @@ class Tracking:
     experiment: str = "skipreel"
 
 
-# What MLflow's client raises when a server, a database or an artifact store cannot be used.
-_MLFLOW_ERRORS = (MlflowException, SQLAlchemyError, OSError)
-# Errors of a request that no later try can mend. All others (no connection, a locked database) may pass.
-_REFUSALS = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "PERMISSION_DENIED", "INVALID_STATE", "BAD_REQUEST")
-# Seconds without any progress after which the end of a job waits no longer for MLflow. SQLite's own patience is 20 s.
-PATIENCE_S = 60.0
-PATIENCE_AFTER_ERROR_S = 10.0
-UNLOGGED_FILE = "mlflow-unlogged.jsonl"
-
-
 class TrackedRun:
-    """An MLflow run that ends with the block: FINISHED, KILLED on Ctrl-C, or FAILED.
+    """An MLflow run that ends with its `with` block: as FINISHED, as KILLED on Ctrl-C, or as FAILED.
 
-    No method waits for MLflow, but for `flush`, `register` and the end of the block of a run without a parent.
+    Only `flush`, `register` and the end of the block of a run without a parent wait for MLflow.
 
     Attributes:
-        name: the run's name.
-        id: its id; "" as long as MLflow has not made it.
-        experiment_id: the id of its experiment.
+        name: name of the run.
+        id: id of the run; "" until MLflow has made it.
+        experiment_id: id of its experiment.
         all_logged: False when the block of a run without a parent ended before everything was logged.
     """
 
@@ -80,7 +72,7 @@ class TrackedRun:
         """Wrap a run.
 
         Args:
-            unlogged: for a run without a parent: the file for what could not be logged.
+            unlogged: only for a run without a parent: the file for entries that could not be logged.
         """
         self._client = client
         self._outbox = outbox
@@ -124,56 +116,59 @@ class TrackedRun:
         return run
 
     def log_params(self, params: Mapping[str, Any]) -> None:
-        """Log settings; values are turned into strings."""
+        """Log parameters; their values become strings."""
         values = {key: str(value) for key, value in params.items()}
         entries = [Param(key, value) for key, value in values.items()]
         self._send(lambda: self._client.log_batch(self.id, params=entries), params=values)
 
     def log_metrics(self, metrics: Mapping[str, float], *, step: int = 0) -> None:
-        """Log numbers of one step in one request."""
-        now = _now_ms()  # logged twice with the same time, a metric is still one value
+        """Log the metrics of one step in one request."""
+        now = _now_ms()  # the same time in every retry, so that MLflow keeps one value
         entries = [Metric(key, value, now, step) for key, value in metrics.items()]
         self._send(
             lambda: self._client.log_batch(self.id, metrics=entries), metrics=dict(metrics), step=step, time_ms=now
         )
 
     def log_files(self, *paths: Path) -> None:
-        """Keep files or folders with the run."""
+        """Log files or folders as artifacts."""
         for path in paths:
             self._send(lambda path=path: _log_file(self._client, self.id, path), file=str(path))  # type: ignore[misc]
 
     def flush(self, *, patience_s: float = PATIENCE_S) -> bool:
-        """Wait until everything is logged, as long as something is every `patience_s`; whether everything is."""
+        """Wait until everything is logged, or nothing was for `patience_s` seconds. True if everything is logged."""
         return self._outbox.flush(patience_s=patience_s)
 
     def register(self, name: str, folder: Path) -> str:
-        """Make a folder that was logged a new version of a registered model, which is made if need be; its version.
+        """Register a logged folder as a new version of a model, which is created if it does not exist.
+
+        Returns:
+            The version.
 
         Raises:
-            InputError: when MLflow refuses.
+            InputError: MLflow raises an error.
         """
         if not self.flush():
-            raise InputError(f"the network cannot be registered as {name}: {_first_line(self._outbox.last_error)}")
+            raise InputError(f"the network cannot be registered as {name}: {first_line(self._outbox.last_error)}")
         try:
             if not self._client.search_registered_models(f"name = '{name}'"):
                 self._client.create_registered_model(name)
             found = self._client.create_model_version(name, source=f"runs:/{self.id}/{folder.name}", run_id=self.id)
-        except _MLFLOW_ERRORS as error:
-            raise InputError(f"the network cannot be registered as {name}: {_first_line(error)}") from error
+        except MLFLOW_ERRORS as error:
+            raise InputError(f"the network cannot be registered as {name}: {first_line(error)}") from error
         return str(found.version)
 
     def _send(self, deliver: Callable[[], object], **record: Any) -> None:
-        def patiently() -> None:
-            with _briefly():  # the outbox tries again: MLflow's own tries would only make it wait
+        def once() -> None:
+            with few_retries():  # the outbox retries
                 deliver()
 
-        self._outbox.put(patiently, {"run": self.name, "run_id": self.id, **record})
+        self._outbox.put(once, {"run": self.name, "run_id": self.id, **record})
 
     def _keep(self, records: list[dict[str, Any]], path: Path) -> None:
-        """Write what could not be logged to a file, and say so in one line."""
+        """Write entries that could not be logged to a file, and print one line about it."""
         counts = Counter(record["run"] for record in records)
         what = ", ".join(f"{count} entries of {name}" for name, count in counts.items())
-        line = f"skipreel: not logged to MLflow ({_first_line(self._outbox.last_error)}): {what}"
+        line = f"skipreel: not logged to MLflow ({first_line(self._outbox.last_error)}): {what}"
         try:
             with path.open("a") as file:
                 file.writelines(json.dumps(record) + "\n" for record in records)
@@ -184,125 +179,54 @@ class TrackedRun:
 
 
 def log_to_finished_run(uri: str, run_id: str, paths: Sequence[Path]) -> None:
-    """Add files to a run that has ended, such as a report drawn later.
+    """Add artifacts, such as a report, to a run that has ended.
 
     Raises:
-        InputError: when the tracking server or the run cannot be found.
+        InputError: MLflow or the run cannot be found.
     """
-    try:
-        with _briefly():
-            client = _existing(uri)
-            client.get_run(run_id)
-            for path in paths:
-                _log_file(client, run_id, path)
-    except _MLFLOW_ERRORS as error:
-        raise InputError(f"run {run_id} cannot be had from MLflow at {uri}: {_first_line(error)}") from error
+    with reading(f"run {run_id}", uri=uri) as client:
+        client.get_run(run_id)
+        for path in paths:
+            _log_file(client, run_id, path)
 
 
 def runs_page(uri: str, run_id: str, *, local_server: str = "http://127.0.0.1:5000") -> str:
-    """The page that lists the runs of a run's experiment.
+    """The URL of the page that lists the runs of a run's experiment.
 
     Args:
-        local_server: where MLflow's server is started for a database.
+        local_server: the server's URL, where `uri` is a database.
 
     Raises:
-        InputError: when the run cannot be had.
+        InputError: MLflow or the run cannot be read.
     """
-    try:
-        with _briefly():
-            experiment = _existing(uri).get_run(run_id).info.experiment_id
-    except _MLFLOW_ERRORS as error:
-        raise InputError(f"run {run_id} cannot be had from MLflow at {uri}: {_first_line(error)}") from error
+    with reading(f"run {run_id}", uri=uri) as client:
+        experiment = client.get_run(run_id).info.experiment_id
     server = uri.rstrip("/") if uri.startswith("http") else local_server
     # Without the last part MLflow opens its page for language models, which has no runs.
     return f"{server}/#/experiments/{experiment}/runs?workflowType=machine_learning"
 
 
-def find_checkpoint(uri: str, run_id: str) -> str:
-    """The path of a run's one checkpoint among its artifacts.
-
-    Raises:
-        InputError: when MLflow or the run cannot be had, or the run holds no checkpoint, or several.
-    """
-    try:
-        with _briefly():
-            client = _existing(uri)
-            folders: list[str] = [entry.path for entry in client.list_artifacts(run_id) if entry.is_dir]
-        found = [
-            folder
-            for folder in folders
-            if any(Path(entry.path).name == CONFIG_FILE for entry in client.list_artifacts(run_id, folder))
-        ]
-    except _MLFLOW_ERRORS as error:
-        raise InputError(f"run {run_id} cannot be had from MLflow at {uri}: {_first_line(error)}") from error
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise InputError(
-            f"run {run_id} holds {len(found)} checkpoints: give one of "
-            + ", ".join(f"runs:/{run_id}/{path}" for path in found)
-        )
-    raise InputError(f"run {run_id} holds no checkpoint: give a run of train, or of one network of a sweep")
-
-
-def source_of_version(uri: str, name: str, *, version: str | None = None, alias: str | None = None) -> str:
-    """The URI of a registered model's artifacts, by its version or its alias.
-
-    Raises:
-        InputError: when MLflow or the model cannot be had.
-    """
-    try:
-        with _briefly():
-            client = _existing(uri)
-            if alias is not None:
-                version = client.get_model_version_by_alias(name, alias).version
-            source: str = client.get_model_version_download_uri(name, version)
-    except _MLFLOW_ERRORS as error:
-        which = f"version {version}" if alias is None else f"alias {alias}"
-        raise InputError(f"model {name}, {which}, cannot be had from MLflow at {uri}: {_first_line(error)}") from error
-    return source
-
-
-def download_checkpoint(uri: str, source: str, *, folder: Path) -> Path:
-    """Copy a checkpoint among MLflow's artifacts into a folder.
-
-    Raises:
-        InputError: when it cannot be had, or is not a checkpoint.
-    """
-    try:
-        with _briefly():
-            _existing(uri)
-            copy = Path(
-                mlflow.artifacts.download_artifacts(artifact_uri=source, dst_path=str(folder), tracking_uri=uri)
-            )
-    except _MLFLOW_ERRORS as error:
-        raise InputError(f"{source} cannot be had from MLflow at {uri}: {_first_line(error)}") from error
-    if not (copy / CONFIG_FILE).is_file():
-        raise InputError(f"{source} in MLflow at {uri} is not a checkpoint of skipreel train or sweep")
-    return copy
-
-
 def start_run(tracking: Tracking, *, name: str, output: Path) -> TrackedRun:
-    """Start a run; the experiment is made if it does not exist.
+    """Start a run; its experiment is created if it does not exist.
 
     Args:
-        output: the job's output folder; without a tracking URI the database and the artifacts lie there.
+        output: the job's output folder; without a tracking URI it gets the database and the artifacts.
 
     Raises:
-        InputError: when the tracking server cannot be reached.
+        InputError: MLflow cannot be used.
     """
     uri = tracking_uri(tracking, output=output)
     try:
-        with _briefly(), _creation_lock(uri):
+        with few_retries(), _creation_lock(uri):
             client = mlflow.MlflowClient(uri)
             experiment_id = _experiment_id(client, tracking.experiment, uri)
             tags = {MLFLOW_RUN_NAME: name, **_code_tags()}
             run = client.create_run(experiment_id, run_name=name, tags=tags)
-    except _MLFLOW_ERRORS as error:
-        raise InputError(f"MLflow at {uri} cannot be used: {_first_line(error)}") from error
+    except MLFLOW_ERRORS as error:
+        raise InputError(f"MLflow at {uri} cannot be used: {first_line(error)}") from error
     return TrackedRun(
         client,
-        Outbox(is_refusal=_is_refusal),
+        Outbox(is_permanent=is_permanent),
         name=name,
         experiment_id=experiment_id,
         run_id=run.info.run_id,
@@ -313,13 +237,13 @@ def start_run(tracking: Tracking, *, name: str, output: Path) -> TrackedRun:
 def _experiment_id(client: mlflow.MlflowClient, name: str, uri: str) -> str:
     found = client.get_experiment_by_name(name)
     if found is None:
-        # A server chooses its own artifact store; beside a database file the default would be the current folder.
+        # A server chooses its own artifact store; for a database file the default would be the current folder.
         database = database_file(uri)
         store = (database.parent / "mlartifacts").as_uri() if database else None
         try:
             return str(client.create_experiment(name, artifact_location=store))
         except MlflowException:
-            found = client.get_experiment_by_name(name)  # another job may have made it meanwhile
+            found = client.get_experiment_by_name(name)  # another job may have created it meanwhile
             if found is None:
                 raise
     return str(found.experiment_id)
@@ -330,16 +254,8 @@ def tracking_uri(tracking: Tracking, *, output: Path) -> str:
     return tracking.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or database_uri(output / "mlflow.db")
 
 
-def _existing(uri: str) -> mlflow.MlflowClient:
-    """A client for reading; MLflow itself would make a new empty database where the file is not found."""
-    database = database_file(uri)
-    if database is not None and not database.is_file():
-        raise InputError(f"there is no MLflow database {database}: give another --tracking-uri")
-    return mlflow.MlflowClient(uri)
-
-
 def _creation_lock(uri: str) -> AbstractContextManager[object]:
-    """For the first contact with a database file: two jobs that make its tables at the same time break each other."""
+    """A lock on a database file: two jobs that create its tables at the same time break each other."""
     database = database_file(uri)
     if database is None:
         return nullcontext()
@@ -354,35 +270,8 @@ def _log_file(client: mlflow.MlflowClient, run_id: str, path: Path) -> None:
         client.log_artifact(run_id, str(path))
 
 
-def _is_refusal(error: Exception) -> bool:
-    return isinstance(error, MlflowException) and error.error_code in _REFUSALS
-
-
 def _now_ms() -> int:
     return int(time.time() * 1000)
-
-
-@contextmanager
-def _briefly() -> Iterator[None]:
-    """Keeps MLflow quiet, and from waiting 4 minutes for a server that is not there; the user's settings stand."""
-    for noisy in ("mlflow", "alembic"):
-        logging.getLogger(noisy).setLevel(logging.CRITICAL)
-    wanted = {
-        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
-        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    }
-    added = wanted.keys() - os.environ.keys()
-    os.environ.update({name: wanted[name] for name in added})
-    try:
-        yield
-    finally:
-        for name in added:
-            os.environ.pop(name, None)  # another thread may have been faster
-
-
-def _first_line(error: Exception | None) -> str:
-    return next(iter(str(error or "").strip().splitlines()), "it does not answer")
 
 
 def _code_tags() -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Calls that one thread makes in order, each again until it succeeds: nobody waits for the service they go to."""
+"""Delivery of calls to an unreliable service: one thread makes them in order and retries each until it succeeds."""
 
 import threading
 from collections import deque
@@ -14,8 +14,8 @@ class Message:
     """One call.
 
     Attributes:
-        deliver: the call; it may be made again after an error, so a second call must change nothing.
-        record: the same as plain values, for a file, in case it is never delivered.
+        deliver: the call; it may be retried after an error, so it must be idempotent.
+        record: the call as plain values, for a file, in case it is never delivered.
     """
 
     deliver: Callable[[], None]
@@ -23,19 +23,19 @@ class Message:
 
 
 class Outbox:
-    """Delivers messages in order. An error is followed by a pause and another try, however often."""
+    """Delivers messages in order. After an error it pauses and retries, without limit."""
 
-    def __init__(self, *, is_refusal: Callable[[Exception], bool], pause_s: float = 0.5) -> None:
+    def __init__(self, *, is_permanent: Callable[[Exception], bool], pause_s: float = 0.5) -> None:
         """Start the thread.
 
         Args:
-            is_refusal: whether an error would come again at every try; such a message is set aside.
-            pause_s: after the first error, doubled after each further one up to 5 s.
+            is_permanent: whether every retry would give an error again; such a message is not retried.
+            pause_s: pause after the first error, doubled after each further one up to 5 s.
         """
-        self._is_refusal = is_refusal
+        self._is_permanent = is_permanent
         self._pause_s = pause_s
         self._waiting: deque[Message] = deque()
-        self._refused: list[Message] = []
+        self._failed: list[Message] = []
         self._changed = threading.Condition()
         self._num_left = 0
         self._closing = False
@@ -44,13 +44,13 @@ class Outbox:
         threading.Thread(target=self._run, name="outbox", daemon=True).start()
 
     def put(self, deliver: Callable[[], None], record: dict[str, Any]) -> None:
-        """Add a message; returns at once."""
+        """Add a message and return at once."""
         with self._changed:
             self._waiting.append(Message(deliver, record))
             self._changed.notify_all()
 
     def flush(self, *, patience_s: float) -> bool:
-        """Wait for all messages to leave, as long as one leaves every `patience_s`; whether none is left."""
+        """Wait until no message is left, or none has left for `patience_s` seconds. True if none is left."""
         with self._changed:
             while self._waiting:
                 if not self._one_leaves(patience_s):
@@ -58,17 +58,21 @@ class Outbox:
         return True
 
     def close(self, *, patience_s: float) -> list[dict[str, Any]]:
-        """End the thread after a last `flush`; the records of the messages that were not delivered."""
+        """End the thread after a last `flush`.
+
+        Returns:
+            The records of the messages that were not delivered.
+        """
         with self._changed:
             self._closing = True
             self._changed.notify_all()
         try:
             self.flush(patience_s=patience_s)
-        finally:  # Ctrl-C as well: a call that hangs is left to its thread
+        finally:  # on Ctrl-C as well; the thread is not joined, a call may hang
             self._given_up = True
         with self._changed:
             self._changed.notify_all()
-            return [message.record for message in (*self._refused, *self._waiting)]
+            return [message.record for message in (*self._failed, *self._waiting)]
 
     def _one_leaves(self, patience_s: float) -> bool:
         left = self._num_left
@@ -79,14 +83,14 @@ class Outbox:
         while (message := self._next()) is not None:
             try:
                 message.deliver()
-            except Exception as error:  # whatever the service's client raises: it is kept, and told on closing
+            except Exception as error:  # the service's client may raise anything; the owner reports `last_error`
                 self.last_error = error
-                if not self._is_refusal(error):
+                if not self._is_permanent(error):
                     with self._changed:
                         self._changed.wait_for(lambda: self._given_up, pause_s)
                     pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
                     continue
-                self._refused.append(message)
+                self._failed.append(message)
             pause_s = self._pause_s
             with self._changed:
                 self._waiting.popleft()

@@ -1,4 +1,4 @@
-"""Connecting to Ray: the cluster that RAY_ADDRESS names, or a local one that ends with the command."""
+"""Connects to Ray: to the cluster that RAY_ADDRESS names, or to a local one that ends with the command."""
 
 import logging
 import os
@@ -11,18 +11,18 @@ from typing import Any
 from skipreel.jobs.runtime.terminal import console
 from skipreel.pipeline.errors import InputError
 
-# How long a cluster may take to answer at all. Ray itself would wait for ever.
+# Timeout for a cluster's first answer. Ray itself would wait for ever.
 ANSWER_S = 10.0
-# How long work may wait for free CPUs before the user is told.
+# How long work waits for free CPUs before a message is printed.
 WAITING_S = 10.0
 
 
 @contextmanager
 def ray_cluster() -> Iterator[None]:
-    """Connect, quietly, unless this process is connected already; a cluster started here is stopped here.
+    """Connect for a block, unless this process is connected already. A local cluster ends with the block.
 
     Raises:
-        InputError: when RAY_ADDRESS names no cluster that answers.
+        InputError: no cluster answers at RAY_ADDRESS.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
@@ -37,7 +37,7 @@ def ray_cluster() -> Iterator[None]:
     try:
         with _own_signals():
             ray.init(
-                address=address or "local",  # without it Ray would look for a running cluster
+                address=address or "local",  # with None Ray would look for a running cluster
                 include_dashboard=None if address else False,
                 log_to_driver=debug,
                 logging_level=level,
@@ -49,12 +49,12 @@ def ray_cluster() -> Iterator[None]:
 
 
 def cluster_address() -> str | None:
-    """HOST:PORT of the cluster that RAY_ADDRESS names, which has answered; None where a local one is to be started.
+    """HOST:PORT of the cluster that RAY_ADDRESS names, after it has answered; None if a local one must be started.
 
-    Where the cluster demands a token and RAY_AUTH_MODE is not set, this process uses the token it finds.
+    If the cluster demands a token and RAY_AUTH_MODE is not set, this process uses the token in ~/.ray/auth_token.
 
     Raises:
-        InputError: when it names no cluster, none answers there, or it demands a token that is not here.
+        InputError: RAY_ADDRESS is not an address, no cluster answers there, or the token it demands is missing.
     """
     given = os.environ.get("RAY_ADDRESS", "")
     if given in ("", "local"):
@@ -100,7 +100,7 @@ def _host_and_port(given: str) -> str:
 
 
 def _ask(address: str) -> Any:
-    """The status code (of gRPC) with which a cluster's head answers a process like this one."""
+    """The gRPC status code that the head of a cluster answers to this process."""
     import grpc
     from ray._private.grpc_utils import init_grpc_channel
 
@@ -135,13 +135,14 @@ def _own_signals() -> Iterator[None]:
 
 @contextmanager
 def waiting_is_told(*, cpus: float, gpus: float = 0.0) -> Iterator[Callable[[], None]]:
-    """For a block that starts processes: a line after `WAITING_S` seconds if too little of the cluster is free.
+    """For a block that starts processes: print a line after `WAITING_S` seconds if the cluster lacks free CPUs or GPUs.
 
     Args:
-        cpus, gpus: what has to be free before the work can begin.
+        cpus: CPUs that the work needs.
+        gpus: GPUs that the work needs.
 
     Yields:
-        a function to call when the work has begun; nothing is told from then on.
+        A function to call when the work has begun; nothing is printed from then on.
     """
     import ray
 
@@ -181,7 +182,7 @@ def require_gpus(count: int) -> None:
     """Refuse work that would wait for GPUs forever.
 
     Raises:
-        InputError: when the connected cluster has fewer.
+        InputError: the connected cluster has fewer than `count`.
     """
     there = num_gpus()
     if there < count:
@@ -194,6 +195,6 @@ def _quiet(debug: bool) -> None:
     if debug:
         return
     context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False  # the command draws its own, by videos
+    context.enable_progress_bars = False  # the command shows its own, which counts videos
     for name in ("ray", "ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""Progress bars and messages on the terminal, all on standard error so that standard output stays data."""
+"""Progress bars and messages, all on standard error: standard output is for data."""
 
 import sys
 from collections.abc import Iterable, Iterator
@@ -20,7 +20,7 @@ class NotedProgress(Progress):
 
     @contextmanager
     def cleared(self) -> Iterator[None]:
-        """Take the display off the terminal meanwhile, for lines that go to standard output on the same terminal."""
+        """Hide the display for a block that prints to standard output on the same terminal."""
         if not (self.console.is_terminal and sys.stdout.isatty()):
             yield
             return
@@ -33,7 +33,7 @@ class NotedProgress(Progress):
             self.live.start(refresh=True)
 
     def get_renderables(self) -> Iterable[RenderableType]:
-        """The bars, and the line where there is one."""
+        """The bars, and the line if there is one."""
         yield from super().get_renderables()
         if self.line:
             yield Text(self.line)
@@ -55,7 +55,7 @@ def progress_bar() -> Iterator[NotedProgress]:
 
 
 def track(items: Iterable[Item], description: str, *, total: int) -> Iterator[Item]:
-    """Iterate with a bar."""
+    """Iterate with a progress bar."""
     with progress_bar() as progress:
         task = progress.add_task(description, total=total, note="")
         for item in items:

@@ -1,4 +1,4 @@
-"""The id that a video has in a manifest, guessed from the name of its file."""
+"""The id of a video in a manifest, derived from the name of its file."""
 
 from pathlib import PurePosixPath
 
@@ -7,9 +7,9 @@ from skipreel.pipeline.storage.uris import has_scheme
 
 
 def video_id_of(key: str) -> str:
-    """The id that a video most likely has in a manifest: of a path or URI of a video file its name without the suffix.
+    """The likely id of a video in a manifest: for a path or URI of a video file the name without suffix, else `key`.
 
-    Any other key is an id already. By it a random control draws a video's mask, and Charades' evaluation knows a video.
+    A random control draws the mask of a video from this id, and Charades' evaluation identifies videos by it.
     """
     name = PurePosixPath(key.partition("?")[0] if has_scheme(key) else key)
     return name.stem if name.suffix.lower() in SUFFIXES else key

@@ -1,4 +1,4 @@
-"""The backbone that a trained model's features were made with."""
+"""Loads the backbone that a trained model needs, and checks that it is the same as in training."""
 
 from skipreel.features.backbones.backbone import Backbone
 from skipreel.features.backbones.loading import load_backbone, runs_code
@@ -7,20 +7,21 @@ from skipreel.jobs.trained.model import TrainedModel
 
 
 def load_backbone_of(model: TrainedModel, *, name: str | None = None, device: str = "cpu") -> Backbone:
-    """The backbone that a model's features were made with, checked by its weights and its preprocessing.
+    """Load the backbone of a model's features.
 
     Args:
-        name: where it is found now, if not where the training found it. Only a name given here may be
-            module:function: one that a checkpoint brings along must not run code.
+        name: name of the backbone; default: the name in the checkpoint. Only a name given here may be module:function,
+            because a checkpoint must not run code.
+        device: where to run it.
 
     Raises:
-        BackboneError: when it cannot be loaded or is another.
+        BackboneError: it cannot be loaded, or has other weights or another preprocessing than in training.
     """
     spec = model.spec
     if name is None and runs_code(spec.backbone):
         raise BackboneError(
-            f"the model was trained with backbone {spec.backbone}, which is code and is run only when it is asked "
-            f"for: give --backbone {spec.backbone} (in Python, the argument backbone)"
+            f"the model was trained with backbone {spec.backbone}, which is code and is run only on request: "
+            f"give --backbone {spec.backbone} (in Python, the argument backbone)"
         )
     backbone = load_backbone(name or spec.backbone, device=device, layer=spec.layer, dtype=spec.dtype)
     if backbone.weights_digest != spec.weights_digest:
@@ -30,7 +31,7 @@ def load_backbone_of(model: TrainedModel, *, name: str | None = None, device: st
         )
     if backbone.preprocessing != spec.preprocessing:
         raise BackboneError(
-            f"backbone {backbone.name} prepares frames otherwise than the one the model was trained with "
+            f"backbone {backbone.name} prepares frames differently from the one the model was trained with "
             f"({backbone.preprocessing} against {spec.preprocessing}): give it with --backbone"
         )
     return backbone

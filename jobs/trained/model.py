@@ -1,4 +1,4 @@
-"""A trained model: the network with what a checkpoint of ours says about it. The one place that knows what that is."""
+"""A trained model: a network with the metadata of its checkpoint. Only this module reads that metadata."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,13 +13,16 @@ from skipreel.models import CheckpointError, Recognizer, load_checkpoint
 
 @dataclass(frozen=True, slots=True)
 class TrainedModel:
-    """A checkpoint with what it was trained on.
+    """A network with the metadata of its checkpoint.
 
     Attributes:
-        settings: the network's and the training's settings, as they were given.
-        budget_curve: pairs of what is added to the gate's logit, ascending, and the share of the frames that are then
-            looked at; see `jobs.trained.budget`. None for networks without a learned gate, and from earlier versions.
-        schedule: how it was trained; empty from earlier versions.
+        recognizer: in evaluation mode.
+        feature_set_id: id of the features that it was trained on.
+        spec: how those features were made.
+        settings: the settings of the network, as in `ModelSettings`.
+        budget_curve: pairs (δ, share of the frames looked at) by ascending δ, see `jobs.trained.budget`. None for
+            networks without a learned gate and for checkpoints of earlier versions.
+        schedule: how it was trained, as in `Schedule`; empty for checkpoints of earlier versions.
     """
 
     recognizer: Recognizer
@@ -35,7 +38,7 @@ def load_model(directory: str | Path) -> TrainedModel:
     """Load a checkpoint written by train or sweep.
 
     Raises:
-        CheckpointError: when it is missing, damaged, or does not say what it was trained on.
+        CheckpointError: it does not exist, is damaged, or lacks the metadata.
     """
     recognizer, metadata = load_checkpoint(directory)
     try:
@@ -57,10 +60,10 @@ def _curve(pairs: Sequence[Sequence[float]] | None) -> tuple[tuple[float, float]
 
 
 def check_same_spec(model: TrainedModel, feature_set: FeatureSet) -> None:
-    """Refuse to run a model on features made another way.
+    """Refuse to run a model on features that were made with another specification.
 
     Raises:
-        FeatureSetError: when the ids differ.
+        FeatureSetError: the ids differ.
     """
     if model.feature_set_id != feature_set.id:
         raise FeatureSetError(

@@ -1,4 +1,4 @@
-"""What train and sweep look at before they start: every fault of the data that is seen here costs no training."""
+"""Checks of the data before a training: a fault that is found here costs no training."""
 
 from dataclasses import dataclass
 
@@ -11,17 +11,20 @@ from skipreel.pipeline.manifest import read_manifest
 
 @dataclass(frozen=True, slots=True)
 class CheckedData:
-    """Data that can be trained and measured on.
+    """Data that passed the checks.
 
     Attributes:
-        training: what the workers read; they check the numbers in it when they load them.
+        training: the data that the workers read; they check its features when they load them.
         feature_set: opened for reading.
-        examples: the videos of the split that is measured on.
-        counts: videos of both splits that are used, and those left out as they have no features; parameters of a run.
+        test_split: the split to evaluate on.
+        examples: the videos of that split.
+        counts: for both splits, the videos that are used and those left out because they have no features; logged as
+            parameters of a run.
     """
 
     training: TrainingData
     feature_set: FeatureSet
+    test_split: str
     examples: list[Example]
     counts: dict[str, int]
 
@@ -34,12 +37,17 @@ class CheckedData:
 
 
 def checked_data(manifest: str, features: str, task: Task, *, test_split: str, skip_missing: bool) -> CheckedData:
-    """Look at all that can be known before training.
+    """Open the data and check all that can be known before training.
+
+    Args:
+        manifest: URI of the manifest.
+        features: URI of the feature set.
+        test_split: the split to evaluate on.
+        skip_missing: leave out videos without features instead of stopping.
 
     Raises:
-        InputError: when manifest or feature set cannot be read, a split is not there, has videos without features (and
-            ``skip_missing`` is not given) or labels of another task, or when the split that is measured on holds NaN or
-            infinity, or no label.
+        InputError: manifest or feature set cannot be read; a split does not exist, has videos without features (and
+            not `skip_missing`) or labels of another task; or the test split holds NaN, infinity or no label.
     """
     training = TrainingData(storage.absolute(manifest), storage.absolute(features), task, skip_missing=skip_missing)
     feature_set, listing = FeatureSet(training.features), read_manifest(training.manifest)
@@ -50,4 +58,4 @@ def checked_data(manifest: str, features: str, task: Task, *, test_split: str, s
         counts[f"{use}_videos_missing"] = sum(entry.split == split for entry in listing.entries) - len(present)
     examples = load_examples(feature_set, listing, split=test_split, task=task, skip_missing=skip_missing)
     check_labelled(examples, split=test_split)
-    return CheckedData(training, feature_set, examples, counts)
+    return CheckedData(training, feature_set, test_split, examples, counts)

@@ -1,6 +1,6 @@
-"""Measures a recogniser on stored features.
+"""Evaluation of a recogniser on stored features: its metric and its cost.
 
-Letters: B batch, T steps, C classes.
+B batch, T steps.
 """
 
 from collections.abc import Sequence
@@ -18,13 +18,12 @@ METRIC_NAMES: dict[Task, str] = {"frames": "mAP", "video": "accuracy"}
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What a model reaches on a split, and what it costs.
+    """The metric and the cost of a model on a split.
 
     Attributes:
         metric: mAP over all sampled frames (task frames) or accuracy (task video), 0 to 1.
-        per_class: average precision of each class, NaN for one without positives; empty for task video.
-        cost: summed over the videos; on stored features nothing is decoded or encoded, so these are None.
-        num_videos: how many.
+        per_class: average precision of each class, NaN for a class without positives; empty for task video.
+        cost: sum over the videos. On stored features nothing is decoded or encoded, so these two counts are None.
     """
 
     metric_name: str
@@ -46,10 +45,10 @@ class Evaluation:
 
 @torch.inference_mode()
 def evaluate(recognizer: Recognizer, examples: Sequence[Example]) -> Evaluation:
-    """Run the recogniser over whole videos; the same examples give the same result, however they are batched.
+    """Run the recogniser over whole videos. The result does not depend on the batches.
 
-    A skipped frame holds the score of the last one that was used. Frames of equal score rank in the order of the
-    examples, then by time, and that order is part of the mAP.
+    A skipped frame has the score of the last used frame. Frames of equal score are ranked in the order of the examples,
+    then by time; the mAP depends on that order.
     """
     recognizer.eval()
     task = recognizer.config.task
@@ -75,7 +74,7 @@ def _metric(scores: Tensor, targets: Tensor, task: Task) -> tuple[float, tuple[f
 
 
 def _random_gates(recognizer: Recognizer, batch: Batch) -> Tensor | None:
-    """(B, T), each video's own mask by its id."""
+    """(B, T) the mask of each video, drawn from its id; None for other gates."""
     gate = recognizer.config.gate
     if not isinstance(gate, RandomGate):
         return None

@@ -1,7 +1,4 @@
-"""Training one network: the loop that every worker runs, without Ray in it.
-
-Letters: B batch, T steps, C classes.
-"""
+"""The training loop of one network, as every worker runs it; without Ray."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,19 +11,19 @@ from skipreel.features.batching.collate import Batch, Example, Task, collate, fe
 from skipreel.jobs.training.settings import ModelSettings, Schedule
 from skipreel.models import Recognizer, budget_loss, task_loss
 
-FINAL_LEARNING_RATE = 0.1  # of the first
+FINAL_LEARNING_RATE = 0.1  # as a share of the first
 
 
 @dataclass(frozen=True, slots=True)
 class Epoch:
-    """One finished pass over the training split, of all workers together.
+    """The means over one epoch, of all workers together.
 
     Attributes:
         point: name of the network.
         number: 1, 2, …
         loss: task loss + budget loss.
-        task_loss: without the budget term; mean over all frames and classes, or over all videos.
-        update_share: updates per frame, 0 to 1.
+        task_loss: mean over all frames and classes (task frames) or over all videos (task video).
+        update_share: state updates per frame, 0 to 1.
     """
 
     point: str
@@ -39,13 +36,13 @@ class Epoch:
 def build_recognizer(
     settings: ModelSettings, examples: Sequence[Example], *, task: Task, num_classes: int
 ) -> Recognizer:
-    """A seeded, untrained network whose input standardisation fits ``examples``."""
+    """Make an untrained network, seeded, with the input standardisation of `examples`."""
     torch.manual_seed(settings.seed)
     dim = examples[0].sequence.features.shape[1]
     recognizer = Recognizer(settings.recognizer_config(task=task, feature_dim=dim, num_classes=num_classes))
     recognizer.fit_standardisation(*feature_statistics(examples))
     if recognizer.recurrent is not None and settings.family != "skip":
-        # A control's gate is not learned: data-parallel training waits for the gradient of every trainable parameter.
+        # The gate of a control gets no gradient; data-parallel training would wait for it.
         recognizer.recurrent.update_weight.requires_grad_(False)
         recognizer.recurrent.update_bias.requires_grad_(False)
     return recognizer
@@ -63,14 +60,17 @@ def fit(
     device: str = "cpu",
     wrap: Callable[[Recognizer], nn.Module] = lambda module: module,
 ) -> None:
-    """Train in place: any number of workers minimises the same loss over the same batches.
+    """Train in place. Any number of workers minimises the same loss over the same batches.
 
     Args:
-        examples: all of them, in every worker.
-        num_workers: with more than one, each of them calls this in torch's default process group.
-        wrap: makes the module data-parallel, so that the workers' gradients are averaged.
+        examples: the whole training split, in every worker.
+        on_epoch: called after each epoch.
+        rank: number of this worker, from 0.
+        num_workers: if more than one, each worker calls this function in torch's default process group.
+        device: where the recogniser is after `wrap`.
+        wrap: makes the module data-parallel, so that the gradients are averaged over the workers.
     """
-    torch.manual_seed(settings.seed * 10_007 + rank)  # dropout and random skipping differ between workers
+    torch.manual_seed(settings.seed * 10_007 + rank)  # so that dropout and random skipping differ between workers
     network = wrap(recognizer).train()
     optimizer = torch.optim.Adam([p for p in recognizer.parameters() if p.requires_grad], lr=schedule.learning_rate)
     num_steps = schedule.epochs * -(-len(examples) // schedule.batch_size)
@@ -81,7 +81,7 @@ def fit(
         sums = torch.zeros(6, dtype=torch.float64, device=device)
         for places in shuffled_batches(len(examples), batch_size=schedule.batch_size, seed=settings.seed, epoch=number):
             share = places[rank::num_workers]
-            # The workers step together: one without a share takes a video that does not count.
+            # All workers take part in every step: one without a share takes a video that does not count.
             batch = collate([examples[place] for place in (share if len(share) else places[:1])])
             loss, measured = _loss(
                 network, batch.to(device), recognizer.config.task, settings.budget_weight, num_workers, len(share) > 0
@@ -99,14 +99,14 @@ def fit(
 def _loss(
     network: nn.Module, batch: Batch, task: Task, budget_weight: float, num_workers: int, counts: bool
 ) -> tuple[Tensor, Tensor]:
-    """What this worker differentiates: the mean of it over the workers is the loss of the whole batch.
+    """The loss of this worker; its mean over the workers is the loss of the whole batch.
 
     Args:
         counts: whether the videos of this worker count.
 
     Returns:
-        the loss, and the sums (6,) float64 over all workers: the task's loss and its number of terms, the budget's
-        loss and its number of videos, updates, frames.
+        The loss, and sums (6,) float64 over all workers: task loss, number of its terms, budget loss, number of its
+        videos, state updates, frames.
     """
     logits, gates = network(batch.features, batch.lengths)
     of_task = task_loss(logits, batch.targets, batch.lengths, task=task)

@@ -1,4 +1,4 @@
-"""What a sweep leaves behind for the report: sweep.json in its output folder."""
+"""The record of a sweep, from which the report is made: sweep.json in the sweep's output folder."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -22,8 +22,8 @@ class SweepPoint:
 
     Attributes:
         cost: summed over the test videos.
-        checkpoint: its folder, relative to the sweep's.
-        run_id: its MLflow run.
+        checkpoint: its folder, relative to the sweep's folder.
+        run_id: id of its MLflow run.
     """
 
     settings: ModelSettings
@@ -54,12 +54,12 @@ class SweepPoint:
 
 @dataclass(frozen=True, slots=True)
 class SweepRecord:
-    """A finished sweep.
+    """A sweep with the networks that are finished.
 
     Attributes:
-        manifest, features: where its data are.
+        manifest, features: URIs of its data.
         mlflow_uri, run_id: the parent run.
-        facts: what else a reader should know, such as the schedule and the code's version.
+        facts: further facts for the reader of a report, such as the schedule and the version of the code.
     """
 
     task: Task
@@ -73,11 +73,15 @@ class SweepRecord:
 
     @property
     def metric_name(self) -> str:
-        """mAP or accuracy."""
+        """The metric of the task: mAP or accuracy."""
         return METRIC_NAMES[self.task]
 
     def save(self, folder: Path) -> None:
-        """Write sweep.json in one step."""
+        """Write sweep.json atomically.
+
+        Raises:
+            ValueError: a number is NaN or infinite.
+        """
         storage.write_atomic(str(folder / FILE), json.dumps(asdict(self), indent=2, allow_nan=False).encode())
 
 
@@ -85,7 +89,7 @@ def load_record(folder: Path) -> SweepRecord:
     """Read a sweep's record.
 
     Raises:
-        InputError: when the folder holds none, or it is damaged.
+        InputError: the folder holds no record, or a damaged one.
     """
     path = folder / FILE
     if not path.is_file():

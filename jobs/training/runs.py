@@ -1,4 +1,4 @@
-"""Networks in training, as train and sweep follow them: a bar, an MLflow run and a checkpoint for each."""
+"""The networks of a train or sweep job while they train: each has a progress bar, an MLflow run and a checkpoint."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +10,7 @@ from rich.progress import TaskID
 
 from skipreel.features.batching.collate import Task
 from skipreel.jobs.runtime.mlflow_runs import TrackedRun
-from skipreel.jobs.runtime.terminal import NotedProgress, progress_bar
+from skipreel.jobs.runtime.terminal import NotedProgress, console, progress_bar
 from skipreel.jobs.trained.model import load_model
 from skipreel.jobs.training.data import CheckedData
 from skipreel.jobs.training.evaluation import Evaluation, evaluate
@@ -20,16 +20,15 @@ from skipreel.jobs.training.settings import ModelSettings, Schedule
 from skipreel.models import CheckpointError, check_replaceable, write_checkpoint
 from skipreel.pipeline.errors import InputError
 
-# A job that is done, but for a network that failed or for what MLflow did not get.
+# The job is done, but a network failed or MLflow did not get everything.
 EXIT_INCOMPLETE = 3
 
 
 @dataclass(frozen=True, slots=True)
 class TrainedNetwork:
-    """A network that is trained, measured and on disk.
+    """A network that is trained, evaluated and on disk.
 
     Attributes:
-        settings: the network's.
         result: its evaluation on the test split.
         checkpoint: its folder.
         run: its MLflow run, which has ended.
@@ -43,17 +42,33 @@ class TrainedNetwork:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What the networks of a job have in common.
+    """What the networks of a job share.
 
     Attributes:
-        data: what the workers read, and what every network is measured on.
-        checkpoints: the folder that gets a checkpoint per network, named after it.
+        data: the data to train and to evaluate on.
+        checkpoints: the folder for the checkpoints, each named after its network.
     """
 
     data: CheckedData
     schedule: Schedule
     workers: Workers
     checkpoints: Path
+
+
+def plan_training(
+    points: Sequence[ModelSettings], data: CheckedData, schedule: Schedule, workers: Workers, *, output: Path
+) -> Plan:
+    """Print the sizes of the data, check the output folder and make it.
+
+    Raises:
+        InputError: a checkpoint of the same name was made with other settings.
+        CheckpointError: something else has the name of a checkpoint.
+    """
+    console.print(f"data: {data}")
+    plan = Plan(data, schedule, workers, output / "checkpoints")
+    check_not_another(points, plan)
+    output.mkdir(parents=True, exist_ok=True)
+    return plan
 
 
 def train_networks(
@@ -63,18 +78,18 @@ def train_networks(
     start_run: Callable[[ModelSettings], TrackedRun],
     on_trained: Callable[[TrainedNetwork], None],
 ) -> dict[str, Exception]:
-    """Train points one after another. Each is written, measured and logged as soon as it is trained.
+    """Train networks one after another. Each is written, evaluated and logged as soon as it is trained.
 
     Args:
-        start_run: makes the run of a network; it is called when the network's training starts, and ended here.
-        on_trained: called for each network that is finished, from another thread.
+        start_run: called when the training of a network starts; makes its run, which this function ends.
+        on_trained: called for each finished network, in another thread.
 
     Returns:
-        the error of each network that failed, by name.
+        The error of each network that failed, by name.
 
     Raises:
-        InputError: when the workers cannot be started.
-        KeyboardInterrupt: on Ctrl-C; the networks that are trained have been handed to `on_trained`.
+        InputError: the workers cannot be started.
+        KeyboardInterrupt: on Ctrl-C, after `on_trained` was called for the networks that are trained.
     """
     with progress_bar() as progress:
         listener = _Networks(points, plan, start_run, on_trained, progress)
@@ -89,21 +104,21 @@ def train_networks(
 
 
 def check_not_another(points: Sequence[ModelSettings], plan: Plan) -> None:
-    """Refuse to overwrite a network with one of other settings: its name does not tell them apart.
+    """Refuse to overwrite a network with one of the same name and other settings.
 
     Raises:
-        InputError: when a checkpoint there was made with other settings.
-        CheckpointError: when something else is there.
+        InputError: a checkpoint of the same name was made with other settings.
+        CheckpointError: something else has the name of a checkpoint.
     """
     for point in points:
         folder = plan.checkpoints / point.name
         check_replaceable(folder)
         try:
             there = load_model(folder)
-        except CheckpointError:  # none, or a damaged one
+        except CheckpointError:  # there is none, or it is damaged
             continue
-        old = _told_apart(there.recognizer.config.task, there.settings, there.schedule, there.feature_set_id)
-        new = _told_apart(plan.data.training.task, point.to_json(), asdict(plan.schedule), plan.data.feature_set.id)
+        old = _identity(there.recognizer.config.task, there.settings, there.schedule, there.feature_set_id)
+        new = _identity(plan.data.training.task, point.to_json(), asdict(plan.schedule), plan.data.feature_set.id)
         differing = [key for key in old.keys() & new.keys() if old[key] != new[key]]
         if differing:
             raise InputError(
@@ -113,14 +128,14 @@ def check_not_another(points: Sequence[ModelSettings], plan: Plan) -> None:
             )
 
 
-def _told_apart(
+def _identity(
     task: Task, settings: Mapping[str, Any], schedule: Mapping[str, Any], feature_set_id: str
 ) -> dict[str, Any]:
     return {"task": task, **settings, **schedule, "feature_set_id": feature_set_id}
 
 
 class _Networks:
-    """The listener of a training."""
+    """The listener of a training: updates the bars, logs to MLflow, writes and evaluates the checkpoints."""
 
     def __init__(
         self,
@@ -175,7 +190,7 @@ class _Networks:
 
 
 def _log_network(tracked: TrackedRun, model: ModelSettings, plan: Plan, result: Evaluation) -> None:
-    """Log what every run tells: settings, data, metric and costs."""
+    """Log settings, data, metric and costs."""
     params = {**model.to_json(), "family": model.family, "feature_set_id": plan.data.feature_set.id}
     params |= {**asdict(plan.schedule), **plan.data.counts}
     tracked.log_params(params)

@@ -1,4 +1,4 @@
-"""One point of a trade-off curve: which network is trained, and how."""
+"""The settings of one network (`ModelSettings`) and of its training (`Schedule`); both are flags of train."""
 
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -16,13 +16,13 @@ class ModelSettings:
     Attributes:
         model: skip-gru and skip-lstm learn which frames to skip; gru and lstm read every frame, or a random or strided
             part of them; mean is a linear classifier without recurrence.
-        budget_weight: λ, what a state update costs in the loss (skip models only).
-        p_skip: gru and lstm only: the probability that an update is skipped at random.
+        budget_weight: λ, the cost of one state update in the loss (skip models only).
+        p_skip: gru and lstm only: probability that an update is skipped at random.
         stride: gru and lstm only: update every this many frames (2.5: alternately 2 and 3).
-        hidden_size: H.
+        hidden_size: number of hidden units.
         num_layers: stacked recurrent layers.
-        dropout: before the classifier, while training.
-        seed: of initial weights, order of batches, dropout and random skipping.
+        dropout: dropout before the classifier, while training.
+        seed: seed of initial weights, order of batches, dropout and random skipping.
     """
 
     model: ModelName = "skip-gru"
@@ -48,7 +48,7 @@ class ModelSettings:
 
     @property
     def family(self) -> str:
-        """The family of controls or models this belongs to in figures and tables."""
+        """How the network chooses its frames: one of `tradeoff.FAMILIES`."""
         if self.model.startswith("skip-"):
             return "skip"
         if self.model == "mean":
@@ -57,7 +57,7 @@ class ModelSettings:
 
     @property
     def setting(self) -> str:
-        """What sets the point apart within its family, for people."""
+        """Its place within the family, in figures and tables."""
         return {
             "skip": f"λ={self.budget_weight:g}",
             "random": f"p_skip={self.p_skip:.2f}",
@@ -79,7 +79,7 @@ class ModelSettings:
         return f"{self.model}-{part}-seed-{self.seed}"
 
     def recognizer_config(self, *, task: Task, feature_dim: int, num_classes: int) -> RecognizerConfig:
-        """The network's own configuration."""
+        """The configuration of the recogniser."""
         gate: LearnedGate | RandomGate | StridedGate = LearnedGate()
         if self.family == "random":
             gate = RandomGate(self.p_skip, seed=self.seed)
@@ -97,7 +97,7 @@ class ModelSettings:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, for checkpoints and the tracker."""
+        """Plain values, for checkpoints and MLflow."""
         return asdict(self)
 
 
@@ -107,8 +107,8 @@ class Schedule:
 
     Attributes:
         epochs: passes over the training split.
-        batch_size: videos a step, over all workers together; the last step of an epoch takes what is left.
-        learning_rate: of Adam, falling to a tenth along a cosine.
+        batch_size: videos per step, of all workers together; the last step of an epoch may have fewer.
+        learning_rate: first learning rate of Adam; it falls to a tenth along a cosine.
         max_grad_norm: gradients are clipped to this global norm.
     """
 

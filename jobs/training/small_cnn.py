@@ -1,6 +1,6 @@
-"""Training the demo's backbone: a small CNN that names the labels of single frames.
+"""Training of the demo's backbone: a small CNN that predicts the labels of single frames.
 
-Letters: N frames, C classes.
+N frames, C classes.
 """
 
 from collections.abc import Callable
@@ -30,10 +30,10 @@ def train_small_cnn(
     seed: int = 0,
     on_epoch: Callable[[int, float], None],
 ) -> None:
-    """Train the network to name each frame's labels, and save it.
+    """Train the network to predict the labels of each frame, and save it.
 
     Args:
-        directory: receives small_cnn.safetensors and small_cnn.json.
+        directory: folder for small_cnn.safetensors and small_cnn.json.
         on_epoch: called with the epoch (1, 2, …) and the mean loss of its batches.
     """
     images, targets = _labelled_frames(manifest.only(split))
@@ -61,7 +61,7 @@ def train_small_cnn(
 
 
 def _labelled_frames(manifest: Manifest) -> tuple[Tensor, Tensor]:
-    """(N, 3, 96, 128) uint8 and (N, C) float32: frames are kept at the network's own size, 36 kB each."""
+    """Frames (N, 3, 96, 128) uint8, at the network's input size (36 kB each), and targets (N, C) float32."""
     images, targets = [], []
     for entry in manifest.entries:
         with open_video(entry.uri) as video:

@@ -1,11 +1,18 @@
-"""Points of the accuracy-against-cost plane, their Pareto front and their means over seeds."""
+"""Points of a trade-off curve (metric against state updates), their Pareto front and their means over seeds."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-FAMILIES = ("skip", "dense", "stride", "random", "mean")
+# How each family chooses its frames, in the order of legends.
+FAMILIES = {
+    "skip": "learned skipping",
+    "dense": "every frame",
+    "stride": "uniform stride",
+    "random": "random skipping",
+    "mean": "mean of frames",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,12 +21,12 @@ class TradeoffPoint:
 
     Attributes:
         name: the model, such as "Skip GRU".
-        family: how it chooses its frames, one of `FAMILIES`.
-        setting: its place on the curve, such as "λ=1e-3"; empty where there is nothing to set.
+        family: one of `FAMILIES`.
+        setting: its place on the curve, such as "λ=1e-3"; empty for a model without one.
         metric: the task's metric, higher is better.
         updates: state updates per video, mean over videos.
         update_share: updates as a share of the sampled frames, 0 to 1.
-        seed: seed of its training.
+        seed: seed of the training.
     """
 
     name: str
@@ -43,7 +50,7 @@ class TradeoffPoint:
 
 @dataclass(frozen=True, slots=True)
 class SeedMean:
-    """All seeds of one setting: the mean point (its seed is the lowest) and the range of both coordinates."""
+    """All seeds of one setting: the mean point, with the lowest seed, and the (lowest, highest) of both coordinates."""
 
     point: TradeoffPoint
     num_seeds: int
@@ -52,10 +59,10 @@ class SeedMean:
 
 
 def pareto_front(points: Sequence[TradeoffPoint]) -> tuple[int, ...]:
-    """Indices of the points that no other beats, by ascending updates.
+    """Indices of the points that no other point dominates, by ascending updates.
 
-    A point is beaten by one that needs no more updates and has no lower metric and is better in at least one of the
-    two. Points equal in both are on the front together.
+    Point a dominates b if it needs no more updates, its metric is not lower, and one of the two is strictly better.
+    Points that are equal in both are on the front together.
     """
     by_updates = sorted(range(len(points)), key=lambda i: (points[i].updates, -points[i].metric, i))
     front: list[int] = []
@@ -69,7 +76,7 @@ def pareto_front(points: Sequence[TradeoffPoint]) -> tuple[int, ...]:
 
 
 def mean_over_seeds(points: Sequence[TradeoffPoint]) -> tuple[SeedMean, ...]:
-    """Group the points that differ only in seed and numbers; groups keep the order of their first points."""
+    """Mean over the seeds of each family, name and setting, in the order of their first points."""
     groups: dict[tuple[str, str, str], list[TradeoffPoint]] = {}
     for point in points:
         groups.setdefault((point.family, point.name, point.setting), []).append(point)

@@ -106,12 +106,14 @@ def test_an_unknown_command_is_told_the_known_ones(capsys):
     assert "use one of manifest, extract, features, train" in capsys.readouterr().err
 
 
-def test_the_demo_prints_its_commands_as_they_can_be_given(capsys):
-    words = demo._sweep_words(demo.Settings(output="my demo"), Path("m.parquet"), Path("f"))
-    settings = demo._command(sweep, "sweep", words)
-    given = shlex.split(capsys.readouterr().err)
-    assert given[:2] == ["skipreel", "sweep"]
-    assert parse(sweep, "sweep", given[2:]) == settings
+def test_the_demo_prints_its_commands_as_they_can_be_given(monkeypatch, capsys):
+    given = []
+    monkeypatch.setattr(demo, "run_command", lambda name, words: given.append((name, words)) or 3)
+    words = demo.sweep_words(demo.Settings(output="my demo"), Path("m.parquet"), Path("f"))
+    assert demo.give_command("sweep", *words) == 3
+    ((name, words),) = given
+    assert shlex.split(capsys.readouterr().err) == ["skipreel", name, *words]
+    settings = parse(sweep, name, words)
     assert (settings.hidden_size, settings.schedule.learning_rate, settings.output) == (96, 6e-3, "my demo")
 
 

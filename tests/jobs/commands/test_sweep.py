@@ -8,7 +8,7 @@ import mlflow
 import pytest
 
 from skipreel.jobs.cli import main
-from skipreel.jobs.commands.report import showcase
+from skipreel.jobs.reporting.sweep_report import showcase
 from skipreel.jobs.trained.model import load_model
 from skipreel.jobs.training.record import load_record
 from skipreel.models import CheckpointError

@@ -9,7 +9,8 @@ from matplotlib.patches import FancyBboxPatch
 from matplotlib.text import Annotation
 from PIL import Image
 
-from skipreel.jobs.reporting.tradeoff_figure import Strip, compose_row, film_strip, tradeoff_figure
+from skipreel.jobs.reporting.filmstrip import Strip, compose_row, film_strip
+from skipreel.jobs.reporting.tradeoff_figure import tradeoff_figure
 from skipreel.jobs.training.tradeoff import TradeoffPoint
 
 CLASSES = ("Rolling a ball", "Opening a door", "Waving a flag")

@@ -29,7 +29,7 @@ class Service:
 
 
 def outbox() -> Outbox:
-    return Outbox(is_refusal=lambda error: isinstance(error, RefusalError), pause_s=0.001)
+    return Outbox(is_permanent=lambda error: isinstance(error, RefusalError), pause_s=0.001)
 
 
 def fill(box: Outbox, service: Service, count: int) -> None:

@@ -1,7 +1,4 @@
-"""The dial of a trained network: what it leads to, and that the turned network is a Skip RNN like any other.
-
-Letters: T steps, D features.
-"""
+"""Budgets of a trained network: the share they lead to, and that the shifted network is an ordinary Skip RNN."""
 
 import dataclasses
 import json
@@ -89,7 +86,7 @@ def test_a_curve_is_the_same_each_time_and_leaves_the_network_as_it_was(model, e
     assert all(torch.equal(value, before[name]) for name, value in model.recognizer.state_dict().items())
 
 
-def test_a_turned_network_steps_as_its_dense_pass_does(model, examples):
+def test_a_shifted_network_steps_as_its_dense_pass_does(model, examples):
     features = torch.from_numpy(np.asarray(examples[0].sequence.features)).float()
     looks = []
     for share in (0.05, 0.3, 0.8):
@@ -110,7 +107,7 @@ def test_a_turned_network_steps_as_its_dense_pass_does(model, examples):
     assert looks == sorted(set(looks))
 
 
-def test_turning_twice_is_turning_once(model):
+def test_the_last_budget_counts(model):
     once, twice = with_budget(model, 0.5), with_budget(with_budget(model, 0.1), 0.5)
     torch.testing.assert_close(twice.recognizer.recurrent.update_bias, once.recognizer.recurrent.update_bias)
     np.testing.assert_allclose(twice.budget_curve, once.budget_curve, atol=1e-6)
@@ -120,7 +117,7 @@ def test_a_curve_that_is_not_monotone_is_read_as_one_that_is(model):
     curve = ((-1.0, 0.1), (0.0, 0.4), (1.0, 0.3), (2.0, 0.8), (3.0, 0.7))
     wavy = dataclasses.replace(model, budget_curve=curve)
     deltas = [float(with_budget(wavy, share).budget_curve[0][0]) for share in (0.1, 0.3, 0.4, 0.6, 0.8)]
-    assert deltas == sorted(deltas, reverse=True)  # the curve moves down as the dial goes up
+    assert deltas == sorted(deltas, reverse=True)  # the curve moves down as the budget goes up
     with pytest.raises(InputError, match=r"it can look at 0\.1 to 0\.8 of the frames"):
         with_budget(wavy, 0.05)
 
@@ -131,7 +128,7 @@ def test_a_budget_is_a_share(model, share):
         with_budget(model, share)
 
 
-def test_networks_without_a_dial_are_refused(examples):
+def test_networks_without_a_budget_are_refused(examples):
     for cell, gate in (("gru", RandomGate(0.5)), ("mean", None)):
         network = untrained(spec(DIM), cell=cell, gate=gate)
         with pytest.raises(InputError, match=f"cell {cell}, .*leave the budget out"):
@@ -200,7 +197,7 @@ def test_evaluate_measures_a_network_at_a_budget(stored, capsys):
     assert shares[2] > 0.7
 
 
-def test_a_checkpoint_of_an_earlier_version_loads_and_says_why_it_has_no_dial(stored, tmp_path, capsys):
+def test_a_checkpoint_of_an_earlier_version_loads_and_says_why_it_has_no_budget(stored, tmp_path, capsys):
     words = stored(with_curve=False)
     assert load_model(tmp_path / "net").budget_curve is None
     assert main(words) == 0

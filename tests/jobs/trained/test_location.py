@@ -77,14 +77,14 @@ def test_the_copy_is_the_checkpoint_bit_for_bit(store):
 
 def test_what_is_not_there_is_one_clear_line(store):
     for uri, message in {
-        "runs:/0123456789abcdef0123456789abcdef": "run 0123456789abcdef0123456789abcdef cannot be had from MLflow at",
+        "runs:/0123456789abcdef0123456789abcdef": "run 0123456789abcdef0123456789abcdef cannot be read from MLflow at",
         f"runs:/{store.none}": f"run {store.none} holds no checkpoint: give a run of train",
         f"runs:/{store.two}": f"holds 2 checkpoints: give one of runs:/{store.two}/net-2, runs:/{store.two}/net-3",
-        f"runs:/{store.one}/net-7": "net-7 cannot be had from MLflow at",
+        f"runs:/{store.one}/net-7": "net-7 cannot be read from MLflow at",
         f"runs:/{store.one}/figures": "figures in MLflow at .* is not a checkpoint of skipreel",
-        "models:/net/7": "model net, version 7, cannot be had from MLflow at",
-        "models:/net@worst": "model net, alias worst, cannot be had from MLflow at",
-        "models:/other/1": "model other, version 1, cannot be had from MLflow at",
+        "models:/net/7": "model net, version 7, cannot be read from MLflow at",
+        "models:/net@worst": "model net, alias worst, cannot be read from MLflow at",
+        "models:/other/1": "model other, version 1, cannot be read from MLflow at",
     }.items():
         with pytest.raises(InputError, match=message) as caught:
             local_model(uri, tracking_uri=store.uri)
@@ -113,7 +113,7 @@ def test_a_server_or_a_database_that_is_none_is_one_clear_line(tmp_path, monkeyp
     (tmp_path / "text.db").write_text("not a database, but long enough to be looked at as if it were one " * 20)
     for where in ("http://127.0.0.1:9", f"sqlite:///{tmp_path}/text.db", "nonsense://here"):
         for uri in ("runs:/abc", "runs:/abc/net", "models:/net/1", "models:/net@best"):
-            with pytest.raises(InputError, match=f"cannot be had from MLflow at {where}") as caught:
+            with pytest.raises(InputError, match=f"cannot be read from MLflow at {where}") as caught:
                 local_model(uri, tracking_uri=where)
             assert "\n" not in str(caught.value)
 

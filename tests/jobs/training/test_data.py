@@ -15,7 +15,7 @@ from skipreel.features.feature_set.reader import FeatureSet
 from skipreel.features.feature_set.schema import Failure
 from skipreel.jobs.cli import main
 from skipreel.jobs.training.data import checked_data
-from skipreel.jobs.training.ray_workers import TrainingData, _train_worker
+from skipreel.jobs.training.ray_workers import TrainingData, train_worker
 from skipreel.jobs.training.record import SweepPoint, SweepRecord
 from skipreel.jobs.training.settings import ModelSettings
 from skipreel.models import Cost
@@ -194,7 +194,7 @@ def test_a_worker_refuses_what_it_finds_in_the_training_split(spoil, message, da
     spoil(data)
     config = {"data": TrainingData(data.manifest, data.features, "frames"), "points": []}
     with pytest.raises(FeatureSetError, match=message):
-        _train_worker(config)
+        train_worker(config)
 
 
 def test_a_sweeps_record_never_holds_nan(tmp_path):

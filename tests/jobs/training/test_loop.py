@@ -5,7 +5,7 @@ import torch
 
 from skipreel.features.batching.collate import load_examples
 from skipreel.features.feature_set.reader import FeatureSet
-from skipreel.jobs.commands.sweep import Settings, matched_controls
+from skipreel.jobs.training.curve import Curve
 from skipreel.jobs.training.evaluation import evaluate
 from skipreel.jobs.training.loop import build_recognizer, fit
 from skipreel.jobs.training.record import SweepPoint
@@ -68,9 +68,9 @@ def skip_point(*, updates: int, frames: int, weight: float) -> SweepPoint:
 
 
 def test_controls_are_matched_to_each_budget_worth_matching():
-    sweep = Settings(manifest="m", features="f", output="o", budget_weights=(0.0, 0.01), num_seeds=2)
+    curve = Curve(ModelSettings(model="gru"), budget_weights=(0.0, 0.01), num_seeds=2)
     points = [skip_point(updates=990, frames=1000, weight=0.0), skip_point(updates=250, frames=1000, weight=0.01)]
-    controls = matched_controls(sweep, points)
+    controls = curve.matched_controls(points)
     # 25 of 100 frames, the first always: 24 of the other 99 are not skipped
     assert {(c.p_skip, c.stride, c.seed) for c in controls} == {
         (0.7576, 1.0, 0),

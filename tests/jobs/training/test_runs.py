@@ -3,17 +3,19 @@
 import contextlib
 import json
 import shutil
+from dataclasses import asdict
 
 import mlflow
 import pytest
 
+from skipreel.features.batching.collate import load_examples
 from skipreel.features.feature_set.reader import FeatureSet
 from skipreel.jobs.cli import EXIT_INTERRUPTED, main
 from skipreel.jobs.commands import sweep, train
 from skipreel.jobs.trained.model import load_model
 from skipreel.jobs.training import ray_workers
+from skipreel.jobs.training.events import Started, Trained
 from skipreel.jobs.training.loop import Epoch, build_recognizer
-from skipreel.jobs.training.ray_workers import _Started, _Trained
 from skipreel.jobs.training.record import load_record
 from skipreel.jobs.training.runs import EXIT_INCOMPLETE
 from skipreel.jobs.training.settings import ModelSettings
@@ -24,7 +26,7 @@ from tests.support.feature_sets import two_class_corpus
 
 
 class Workers:
-    """Stands for `_run_workers`: every network is "trained" at once, but where a name says otherwise."""
+    """Stands for `run_workers`: every network is "trained" at once, but where a name says otherwise."""
 
     def __init__(self) -> None:
         self.ends: dict[str, Exception | type[BaseException]] = {}
@@ -33,26 +35,24 @@ class Workers:
     def __call__(self, config, _workers, relay):
         self.groups += 1
         for point in config["points"]:
-            relay.hear(_Started(point.name))
-            relay.hear(Epoch(point.name, 1, 0.5, 0.5, 1.0))
+            relay.handle(Started(point.name))
+            relay.handle(Epoch(point.name, 1, 0.5, 0.5, 1.0))
             end = next((end for part, end in self.ends.items() if part in point.name), None)
             if isinstance(end, Exception):
                 return end
             if end is not None:
                 raise end
-            relay.hear(_Trained(point.name, self.files(point, config)))
+            relay.handle(Trained(point.name, self.files(point, config)))
         return None
 
     def files(self, point: ModelSettings, config) -> dict[str, bytes]:
         data = config["data"]
-        examples = ray_workers.load_examples(
-            FeatureSet(data.features), read_manifest(data.manifest), split="train", task=data.task
-        )
+        examples = load_examples(FeatureSet(data.features), read_manifest(data.manifest), split="train", task=data.task)
         network = build_recognizer(point, examples, task=data.task, num_classes=2)
         feature_set = FeatureSet(data.features)
         metadata = {
             "settings": point.to_json(),
-            "schedule": ray_workers.asdict(config["schedule"]),
+            "schedule": asdict(config["schedule"]),
             "class_names": ["low", "high"],
             "feature_set_id": feature_set.id,
             "recipe": feature_set.spec.to_json(),
@@ -63,7 +63,7 @@ class Workers:
 @pytest.fixture
 def workers(monkeypatch):
     stub = Workers()
-    monkeypatch.setattr(ray_workers, "_run_workers", stub)
+    monkeypatch.setattr(ray_workers, "run_workers", stub)
     for command in (sweep, train):
         monkeypatch.setattr(command, "ray_cluster", contextlib.nullcontext)
     return stub
