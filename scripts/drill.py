@@ -1,9 +1,8 @@
-"""Kill an extraction in mid-run, again and again, and see that it ends with the rows of one that nobody disturbed.
+"""Kills processes of an extraction at random moments, and checks that it ends with the rows of an undisturbed one.
 
-`make drill` goes on for 15 minutes and prints the table of docs/reliability.md; the tests run each scenario once.
-Real processes and real signals: Ray's workers, the command in a process and a cluster of its own, nodes of a cluster.
-What is not disturbed runs in this process, on the cluster that it is connected to. Linux alone: processes are found
-through /proc.
+`make drill` runs for 15 minutes and prints the table of docs/reliability.md; the tests run each scenario once. The
+processes and signals are real: Ray's workers, the command with a cluster of its own, nodes of a cluster. Undisturbed
+extractions run in this process, on the cluster that it is connected to. Linux only: processes are found in /proc.
 """
 
 import argparse
@@ -33,12 +32,12 @@ from tests.support.videos import write_video
 ROOT = Path(__file__).parents[1]
 NUM_VIDEOS = 20
 TIMEOUT_S = 180
-START_S = 8  # of the command and its cluster, about
+START_S = 8  # approximate start-up time of the command and its cluster
 
 
 @dataclass
 class Corpus:
-    """Videos, some of which take their time, one of several parts, one that fails; and what they should become."""
+    """Slow videos, a long one with several segments, a broken one; the expected rows and the undisturbed duration."""
 
     folder: Path
     rows: list[tuple[Any, ...]] = field(default_factory=list)
@@ -50,7 +49,7 @@ class Corpus:
 
 
 def make_corpus(folder: Path) -> Corpus:
-    """Write the videos and extract them once without a disturbance."""
+    """Write the videos and extract them once, undisturbed."""
     names = [f"slow{number:02d}" for number in range(NUM_VIDEOS)]
     for number, name in enumerate(names):
         write_video(folder / f"{name}.mp4", num_frames=10 + number, fps=10)
@@ -69,7 +68,7 @@ def make_corpus(folder: Path) -> Corpus:
 
 
 def rows(output: Path) -> list[tuple[Any, ...]]:
-    """Everything in a feature set, bit for bit, in an order of its own."""
+    """All rows of a feature set, bit for bit, sorted."""
     shards = sorted((output / "shards").glob("*.parquet"))
     found = [row for shard in shards for row in pq.read_table(shard).to_pylist()]
     return sorted(
@@ -79,7 +78,7 @@ def rows(output: Path) -> list[tuple[Any, ...]]:
 
 
 def words(corpus: Corpus, output: Path, *flags: str) -> list[str]:
-    """The command."""
+    """The words of the command."""
     places = ["--manifest", corpus.manifest, "--output", str(output), "--backbone", "random:0"]
     decoder = ["--rate-hz", "10", "--decoder", "tests.support.poison:open_video"]
     return ["extract", *places, *decoder, "--shard-mb", "0.02", *flags]
@@ -93,7 +92,7 @@ def finish(corpus: Corpus, output: Path, *flags: str) -> None:
 
 @contextmanager
 def extraction(corpus: Corpus, output: Path, **environment: str) -> Iterator[subprocess.Popen[str]]:
-    """The command in a process group of its own, as a terminal would start it; it does not outlive the block."""
+    """The command in a process group of its own, as a terminal starts it; it is killed at the end of the block."""
     process = subprocess.Popen(
         [sys.executable, "-m", "skipreel.jobs.cli", *words(corpus, output)],
         stderr=subprocess.PIPE,
@@ -110,14 +109,14 @@ def extraction(corpus: Corpus, output: Path, **environment: str) -> Iterator[sub
 
 
 def check(corpus: Corpus, output: Path) -> None:
-    """The rows of the undisturbed run, none missing, none twice, and the one failure."""
+    """Check that the rows are those of the undisturbed run, none missing or twice, and that one video failed."""
     assert rows(output) == corpus.rows
     assert [row["video_id"] for row in read_failures(str(output))] == ["broken"]
     assert not list(output.rglob("*.tmp"))
 
 
 def children(driver: int, role: str) -> list[int]:
-    """Ray's processes below this one whose title starts with ``role``, such as ray::Decoder."""
+    """Ids of Ray's processes below `driver` whose title starts with `role`, such as ray::Decoder."""
     found = []
     for process in Path("/proc").iterdir():
         if process.name.isdecimal() and _title(process).startswith(role) and driver in _ancestors(int(process.name)):
@@ -144,12 +143,12 @@ def _ancestors(pid: int) -> list[int]:
 
 
 def kill_workers(corpus: Corpus, output: Path, dice: random.Random) -> int:
-    """Kill workers at random moments of one run; more than two might put blame on a video."""
+    """Kill two workers at random moments of one run. After more kills a video may be blamed."""
     return _kill_processes(corpus, output, dice, ["ray::Worker"] * 2)
 
 
 def kill_decoders_and_encoders(corpus: Corpus, output: Path, dice: random.Random) -> int:
-    """The same where decoders and encoders are apart."""
+    """Kill decoders and encoders at random moments of one run that has separate ones."""
     roles = ["ray::Decoder", "ray::Encoder"] * 2
     dice.shuffle(roles)
     return _kill_processes(corpus, output, dice, roles, "--encoders", "2")
@@ -181,14 +180,14 @@ def _kill_processes(corpus: Corpus, output: Path, dice: random.Random, roles: li
 
 
 def kill_driver(corpus: Corpus, output: Path, dice: random.Random) -> int:
-    """Kill the command itself, anywhere between its first worker and its end, then let it finish."""
+    """Kill the command itself at a random moment, then run it again to its end."""
     _stop_driver(corpus, output, dice, signal.SIGKILL)
     finish(corpus, output)
     return 1
 
 
 def interrupt_driver(corpus: Corpus, output: Path, dice: random.Random) -> int:
-    """Ctrl-C, then let it finish."""
+    """Interrupt the command by Ctrl-C, then run it again to its end."""
     _stop_driver(corpus, output, dice, signal.SIGINT)
     finish(corpus, output)
     return 1
@@ -206,7 +205,7 @@ def _stop_driver(corpus: Corpus, output: Path, dice: random.Random, number: int)
 
 
 def kill_node(corpus: Corpus, output: Path, dice: random.Random) -> int:
-    """Take a whole node out of a cluster of three, frames and processes and all, and put a new one in."""
+    """Remove a node from a cluster of three, with its processes and its frames, and add a new one."""
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
@@ -235,7 +234,7 @@ SCENARIOS: dict[str, Callable[[Corpus, Path, random.Random], int]] = {
 
 
 def main() -> None:
-    """Take turns at the scenarios until the time is up, then print what happened as a table."""
+    """Run the scenarios in turns until the time is up, then print a table of the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=15)
     parser.add_argument("--seed", type=int, default=0)
