@@ -1,4 +1,4 @@
-"""Progress bars on a terminal that gets results as well."""
+"""Progress bars on a terminal that also shows results."""
 
 import io
 import json
@@ -10,8 +10,6 @@ from rich.console import Console
 from skipreel.jobs.closed_loop.queue import Outcome
 from skipreel.jobs.closed_loop.session import Request
 from skipreel.jobs.commands import predict
-from skipreel.jobs.predictions.files import open_writer
-from skipreel.jobs.predictions.inputs import VideoInput, VideoInputs
 from skipreel.jobs.runtime import terminal as runtime_terminal
 
 CONTROL = re.compile(r"\r|\n|\x1b\[([0-9;?]*)([A-Za-z])")
@@ -50,11 +48,10 @@ def labelled(monkeypatch, terminal, output, *, names) -> None:
     for module in (runtime_terminal, predict):
         monkeypatch.setattr(module, "console", console)
     outcomes = (Outcome(Request(name, name), None, f"{name} is broken") for name in names)
-    recognizer = SimpleNamespace(stream=lambda *_, **__: outcomes)
-    inputs = VideoInputs(tuple(VideoInput(name, name) for name in names), None, None, 0)
+    recognizer = SimpleNamespace(stream=lambda *_, **__: outcomes, class_names=("a",), task="video")
+    monkeypatch.setattr(predict.VideoRecognizer, "load", lambda *_, **__: recognizer)
     settings = predict.Settings(videos=tuple(names), model="", output=output)
-    with open_writer(output, class_names=("a",), task="video") as writer:
-        assert predict._label(settings, recognizer, inputs, writer, None) == predict.EXIT_SOME_FAILED
+    assert predict.run(settings) == predict.EXIT_SOME_FAILED
 
 
 def test_results_stand_on_lines_of_their_own_above_the_bar(monkeypatch):

@@ -1,4 +1,4 @@
-"""Train and sweep with a stub in place of Ray's workers: what is kept when a network, a disk or the user ends it."""
+"""Train and sweep with a stub in place of Ray's workers: what is kept when a network, the disk or the user ends it."""
 
 import contextlib
 import json
@@ -19,14 +19,14 @@ from skipreel.jobs.training.loop import Epoch, build_recognizer
 from skipreel.jobs.training.record import load_record
 from skipreel.jobs.training.runs import EXIT_INCOMPLETE
 from skipreel.jobs.training.settings import ModelSettings
-from skipreel.models import checkpoint, pack_checkpoint
+from skipreel.models import pack_checkpoint
 from skipreel.pipeline.errors import InputError
 from skipreel.pipeline.manifest import read_manifest
 from tests.support.feature_sets import two_class_corpus
 
 
 class Workers:
-    """Stands for `run_workers`: every network is "trained" at once, but where a name says otherwise."""
+    """Stands for `run_workers`: every network is "trained" at once, unless `ends` has an error for part of its name."""
 
     def __init__(self) -> None:
         self.ends: dict[str, Exception | type[BaseException]] = {}
@@ -142,11 +142,10 @@ def test_a_full_disk_keeps_the_older_checkpoint(workers, data, output, monkeypat
     assert main(words) == 0
     before = (folder / "model.safetensors").read_bytes()
 
-    def full(path, content):
-        path.write_bytes(content[: len(content) // 2])
+    def full(_descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "_write", full)
+    monkeypatch.setattr("os.fsync", full)
     assert main(words) == 1
     assert "skip-gru-lambda-0-seed-0 (λ=0) failed: [Errno 28] No space left" in capsys.readouterr().err
     assert (folder / "model.safetensors").read_bytes() == before
