@@ -11,7 +11,7 @@ INSIDE = ("pipeline", "features", "jobs")
 
 def folder_imports() -> set[tuple[str, str]]:
     """Pairs (importer, imported) of folders, without those that follow from others."""
-    graph = grimp.build_graph("skipreel")
+    graph = grimp.build_graph("skipreel", cache_dir=None)
 
     def folder_of(module: str) -> str | None:
         """``skipreel.pipeline.video.live.stream`` -> ``pipeline/video``; None for modules beside the folders."""

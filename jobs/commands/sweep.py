@@ -27,7 +27,7 @@ class Settings:
     Attributes:
         manifest: the videos and their labels, from skipreel manifest.
         features: their features, from skipreel extract.
-        output: folder for the checkpoints, sweep.json and, without --tracking-uri, MLflow's database.
+        output: folder for the checkpoints, sweep.json and, unless tracked elsewhere, MLflow's database.
         task: frames: any number of labels at every frame (mAP); video: one label for the whole (accuracy).
         cell: the recurrent cell of all networks.
         budget_weights: λ of each skip network.
