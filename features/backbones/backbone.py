@@ -62,13 +62,7 @@ class Backbone:
         )
 
     def encode(self, frames: Frames) -> NDArray[np.float16]:
-        """Encode frames.
-
-        Args:
-            frames: T frames, each (H, W, 3) uint8 RGB of any size.
-
-        Returns:
-            (T, D) float16 features.
+        """Encode T frames, each (H, W, 3) uint8 RGB of any size, to (T, D) float16.
 
         Raises:
             BackboneError: if a feature is NaN or too large for float16.

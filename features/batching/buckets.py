@@ -13,12 +13,9 @@ _LENGTH_JITTER = 0.1
 
 
 def shuffled_batches(num_videos: int, *, batch_size: int, seed: int, epoch: int) -> list[NDArray[np.int64]]:
-    """Shuffle the videos of one epoch and cut them into batches; only the last may be smaller.
+    """Shuffle the positions of the videos of one epoch and cut them into batches; only the last may be smaller.
 
     The result depends on the arguments alone, so every worker knows the whole batch and takes its own share.
-
-    Returns:
-        Int64 positions of the videos, one array per batch.
     """
     order = np.random.default_rng((seed, epoch)).permutation(num_videos)
     return [order[start : start + batch_size] for start in range(0, num_videos, batch_size)]
@@ -57,17 +54,11 @@ class BatchPlan:
             raise FeatureSetError(f"rank is {self.rank}, it must be 0 to {self.world_size - 1}, below world_size")
 
     def batches(self, num_frames: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-        """Make this worker's batches.
+        """Make this worker's batches from the lengths (V,) of all videos, each batch as int64 positions among them.
 
         No video is in two batches. At each step the workers' batches have similar lengths, so that no worker waits
         long. Videos are left out, at most ``world_size - 1``, only if all batches hold one video and the workers do
         not divide their number.
-
-        Args:
-            num_frames: (V,) the length of each video.
-
-        Returns:
-            Int64 positions in ``num_frames``, one array per batch.
 
         Raises:
             FeatureSetError: if there are fewer videos than workers.

@@ -62,10 +62,7 @@ class Batch:
 def load_examples(
     feature_set: FeatureSet, manifest: Manifest, *, split: str, task: Task, skip_missing: bool = False
 ) -> list[Example]:
-    """Load the features and targets of a split into memory, in the manifest's order.
-
-    Args:
-        skip_missing: leave out videos without features instead of refusing the split.
+    """Load the features and targets of a split into memory; arguments as for `videos_with_features`.
 
     Raises:
         FeatureSetError: as `videos_with_features`, and if features hold NaN or infinity.
@@ -102,9 +99,6 @@ def stream_batches(
     feature_set: FeatureSet, manifest: Manifest, plan: BatchPlan, *, split: str, task: Task, skip_missing: bool = False
 ) -> Iterator[Batch]:
     """Stream the batches of one epoch over a split, for sets larger than memory. Holds two batches.
-
-    Args:
-        skip_missing: leave out videos without features instead of refusing the split.
 
     Raises:
         FeatureSetError: before the first batch; as `videos_with_features`, and if there are fewer videos than workers.

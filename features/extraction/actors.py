@@ -80,14 +80,7 @@ class Decoder:
         limit_memory(self._memory_bytes)
 
     def next_block(self, jobs: Sequence[VideoJob]) -> tuple[Decoded, list[Frame]]:
-        """Decode until a block is full or no video is left.
-
-        Args:
-            jobs: more videos to decode.
-
-        Returns:
-            The block and its frames; an empty block if no video is left.
-        """
+        """Take more videos and decode until a block is full; an empty block says that no video is left."""
         started = time.perf_counter()
         self._jobs.extend(jobs)
         block = FrameBlock()
@@ -126,15 +119,7 @@ class Encoder:
         self._backbone = self._settings.load()
 
     def encode(self, sizes: Sequence[int], frames: Sequence[Frame]) -> tuple[list[Features], float]:
-        """Encode a block.
-
-        Args:
-            sizes: number of frames of each chunk.
-            frames: the frames of all chunks.
-
-        Returns:
-            For each chunk its features, (T, D) float16, or why there are none; and the seconds this took.
-        """
+        """Encode chunks of ``sizes`` frames; returns the `Features` of each, and the seconds this took."""
         assert self._backbone is not None, "ready() comes first"
         started = time.perf_counter()
         results: list[Features] = []

@@ -71,11 +71,7 @@ def plan(
 
 
 def first_planned(planned: Iterator[Planned | None]) -> Iterator[Planned | None] | None:
-    """Find the first video to extract.
-
-    Returns:
-        The videos from that one on; None if there is none.
-    """
+    """Return the same videos from the first one on, which is read here; None if there are none."""
     first = next(filter(None, planned), None)
     return None if first is None else chain([first], planned)
 

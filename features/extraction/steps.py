@@ -23,11 +23,7 @@ if TYPE_CHECKING:  # a process that only decodes does not import torch
 
 
 def decode(job: VideoJob, settings: FrameSettings) -> Iterator["tuple[FrameChunk, list[Frame]] | VideoOutcome"]:
-    """Decode one video.
-
-    Yields:
-        Each chunk with its frames, then the outcome. A failure is an outcome with a reason, never an exception.
-    """
+    """Yield the chunks of one video with their frames, then its outcome; a failure is an outcome with a reason."""
     file_stat, reason = None, ""
     try:
         with storage.local_copy(job.uri) as copy:
@@ -79,17 +75,7 @@ def _reason(error: Exception, job: VideoJob) -> str:
 
 
 def encode(backbone: "Backbone", frames: Sequence[Frame]) -> NDArray[np.float16]:
-    """Encode the frames of one chunk.
-
-    Args:
-        frames: T frames, each (H, W, 3) uint8 RGB.
-
-    Returns:
-        (T, D) float16 features.
-
-    Raises:
-        BackboneError: as `Backbone.encode`.
-    """
+    """Encode the T frames of one chunk to (T, D) float16, batch by batch; raises as `Backbone.encode`."""
     batches = [frames[start : start + backbone.batch_size] for start in range(0, len(frames), backbone.batch_size)]
     return np.concatenate([backbone.encode(batch) for batch in batches])
 

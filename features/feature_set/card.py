@@ -50,10 +50,7 @@ def clean_up(uri: str) -> None:
 
 
 def read_card(uri: str) -> dict[str, Any]:
-    """Read the data card.
-
-    Returns:
-        ``id``, ``recipe`` (the spec), ``about``, `TIMES` and, after an extraction, its ``summary``.
+    """Read the data card: ``id``, ``recipe`` (the spec), ``about`` and, after an extraction, its ``summary``.
 
     Raises:
         FeatureSetError: if there is no data card, or it is damaged.

@@ -33,7 +33,6 @@ class VideoIndex:
     """The videos of a feature set at one instant.
 
     Attributes:
-        uri: the feature set.
         videos: V rows with the columns of `FeatureSet.index`.
         shards: (V,) int32, the position of each video's shard in ``layouts``.
         layouts: the layout of each shard.

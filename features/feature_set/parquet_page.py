@@ -9,19 +9,14 @@ _PLAIN = 0
 
 
 def values_offset(file: BinaryIO, column: Any, *, num_values: int, value_bytes: int) -> int | None:
-    """Find the byte offset in the file at which a list column's values begin.
+    """Find the byte offset in the file at which a list column's values begin; None if they cannot be read directly.
 
-    The values can be read directly if the chunk begins with an uncompressed page of plain values, and this page's
-    header, levels and values fill the chunk to the byte. Then the chunk does not have another page, a dictionary, nulls
-    or empty lists.
+    They can if the chunk begins with an uncompressed page of plain values, and this page's header, levels and
+    ``num_values`` values fill the chunk to the byte. Then it does not have another page, a dictionary, nulls or empty
+    lists.
 
     Args:
         column: pyarrow's metadata of the column chunk.
-        num_values: number of values in the chunk.
-        value_bytes: size of a value.
-
-    Returns:
-        The offset; None if the values cannot be read directly.
     """
     if column.compression != "UNCOMPRESSED":
         return None

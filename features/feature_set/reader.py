@@ -72,11 +72,10 @@ class FeatureSet:
         return self._video_index
 
     def index(self) -> pa.Table:
-        """List the videos in the order of the shards; reads only the small columns.
+        """List the videos, a row each, in the order of the shards; reads only the small columns.
 
-        Returns:
-            A table with a row per video: video_id string; shard dictionary<string>, the file's name; first_row int32,
-            the video's first row in that file; num_segments int32; num_frames int64.
+        Columns: video_id string; shard dictionary<string>, the file's name; first_row int32, the video's first row
+        there; num_segments int32; num_frames int64.
         """
         return self.video_index.videos
 

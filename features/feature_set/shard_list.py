@@ -114,11 +114,7 @@ def _hidden(name: str) -> str:
 
 
 def rename_file(uri: str, target: str) -> None:
-    """Rename a file within its file system.
-
-    Raises:
-        StorageError: if that fails.
-    """
+    """Rename a file within its file system."""
     filesystem, path = storage.resolve(uri)
     with explained("write", target):
         filesystem.move(path, storage.resolve(target)[1])

@@ -33,7 +33,6 @@ class Layout:
     """Where the rows of a shard lie in its file.
 
     Attributes:
-        uri: the file.
         num_frames: (R,) int64, T of each row, at least 1.
         groups: (R,) int32, the row group of each row, ascending.
         offsets: (R,) int64, the byte in the file where a row's features begin; -1 if Arrow must decode them.

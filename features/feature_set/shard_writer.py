@@ -59,13 +59,7 @@ class VideoRows:
         self._stream: pa.RecordBatchStreamWriter | None = None
 
     def append(self, frame_index: NDArray[np.int32], pts_s: NDArray[np.float64], features: NDArray[np.float16]) -> None:
-        """Add frames in order; segments do not depend on how many come at once.
-
-        Args:
-            frame_index: (T,) int32, positions in presentation order.
-            pts_s: (T,) float64, seconds from the first frame.
-            features: (T, D) float16.
-        """
+        """Add the next T frames, features (T, D); segments do not depend on how many come at once."""
         self.num_frames += len(frame_index)
         while len(frame_index):
             room = MAX_SEGMENT_FRAMES - sum(len(index) for index, _, _ in self._waiting)
@@ -125,11 +119,7 @@ class ShardWriter:
         self._flushed_at = time.monotonic()
 
     def add(self, rows: Rows, *, replaces: str = "") -> None:
-        """Add a whole video.
-
-        Args:
-            replaces: the file with its old rows or failure, named as in `read_state`; "" for a new video.
-        """
+        """Add a whole video; ``replaces`` is the file with its old rows or failure, named as in `read_state`."""
         self._note_stale(rows.video_id, replaces)
         if rows.num_bytes >= self._shard_bytes:
             self._remove_stale([rows.video_id])

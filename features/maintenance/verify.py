@@ -23,13 +23,12 @@ _NAMED = 3
 
 
 def verify(uri: str, *, watch: Watch = lambda items, _: items) -> Iterator[str]:
-    """Read and check a whole feature set. Holds one row group and the ids of the videos in memory.
+    """Read and check a whole feature set; yields each problem as one line that names the file and says what to do.
+
+    Holds one row group and the ids of the videos in memory.
 
     Args:
         watch: wraps URIs to show progress; called with them and a description.
-
-    Yields:
-        Each problem as one line that names the file and says what to do.
 
     Raises:
         FeatureSetError: if ``uri`` does not hold a feature set, or its data card is damaged.

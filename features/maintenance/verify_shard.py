@@ -18,10 +18,7 @@ _FLOAT16_EXPONENT = 0x7C00  # all its bits are set in infinity and NaN, and in n
 
 
 def check_shard(uri: str, *, dim: int, schema: pa.Schema) -> tuple[list[str], pa.ChunkedArray]:
-    """Check a shard. Holds one row group in memory.
-
-    Args:
-        schema: the result of `shard_schema`.
+    """Check a shard against the result of `shard_schema`. Holds one row group in memory.
 
     Returns:
         Each problem as one line that names the shard; and the ids of its videos.

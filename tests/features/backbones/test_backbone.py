@@ -71,14 +71,14 @@ def test_images_prepared_to_different_sizes_are_batches_of_their_own():
 
 
 @pytest.mark.parametrize("family", ["ResNet", "ViT"])
-def test_bfloat16_is_close_and_another_recipe(family, saved):
+def test_bfloat16_is_close_and_another_spec(family, saved):
     exact, rounded = (load_backbone(f"hf:{saved(family)}", dtype=dtype) for dtype in ("float32", "bfloat16"))
     wanted = exact.encode(frames(3)).astype(float)
     difference = np.linalg.norm(rounded.encode(frames(3)) - wanted) / np.linalg.norm(wanted)
     assert 1e-3 < difference < BFLOAT16_TOLERANCE  # float16 alone would be below a thousandth
     assert rounded.weights_digest == exact.weights_digest
-    recipes = [backbone.spec(Sampling(rate_hz=2.0)) for backbone in (exact, rounded)]
-    assert recipes[0].feature_set_id != recipes[1].feature_set_id
+    specs = [backbone.spec(Sampling(rate_hz=2.0)) for backbone in (exact, rounded)]
+    assert specs[0].feature_set_id != specs[1].feature_set_id
 
 
 def test_compiled_features_are_the_same(saved, monkeypatch):
@@ -91,12 +91,12 @@ def test_compiled_features_are_the_same(saved, monkeypatch):
     assert compiled.spec(Sampling(2.0)) == eager.spec(Sampling(2.0))
 
 
-def test_a_layer_is_part_of_the_recipe_and_json_brings_it_back(saved):
+def test_a_layer_is_part_of_the_spec_and_survives_json(saved):
     backbones = [load_backbone(f"hf:{saved('ViT')}", layer=layer) for layer in ("pooled", "cls")]
-    recipes = [backbone.spec(Sampling(rate_hz=2.0)) for backbone in backbones]
-    assert recipes[0].feature_set_id != recipes[1].feature_set_id
-    assert recipes[1].layer == "cls"
-    assert [FeatureSpec.from_json(json.loads(json.dumps(spec.to_json()))) for spec in recipes] == recipes
+    specs = [backbone.spec(Sampling(rate_hz=2.0)) for backbone in backbones]
+    assert specs[0].feature_set_id != specs[1].feature_set_id
+    assert specs[1].layer == "cls"
+    assert [FeatureSpec.from_json(json.loads(json.dumps(spec.to_json()))) for spec in specs] == specs
 
 
 @pytest.mark.parametrize(
