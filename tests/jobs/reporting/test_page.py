@@ -1,3 +1,5 @@
+"""The HTML page of a report: its tables, its images and the escaping of values."""
+
 import base64
 import re
 from html.parser import HTMLParser

@@ -1,3 +1,5 @@
+"""Training one network: it learns, it is deterministic, and settings that contradict each other are refused."""
+
 import dataclasses
 
 import pytest
