@@ -1,0 +1,1 @@
+"""Figures and pages: trade-off curves, film strips, and the report of a sweep."""

@@ -1,0 +1,1 @@
+"""What commands run on: the command line, Ray clusters, MLflow and the terminal."""

@@ -1,0 +1,1 @@
+"""Trained models: where they are, how they are loaded, their backbone and their budget."""
