@@ -21,7 +21,7 @@ import tyro
 from benchmarks.clips import write_clip
 from benchmarks.timing import Row, machine, write_json
 from skipreel.pipeline.video.pyav.decoder import PyAVDecoder
-from skipreel.pipeline.video.pyav.frame_index import Key
+from skipreel.pipeline.video.pyav.frame_index import KeyFrame
 from skipreel.pipeline.video.pyav.seek_cost import Costs, Wanted
 from skipreel.pipeline.video.sampling import Sampling
 
@@ -48,7 +48,7 @@ class Measured(PyAVDecoder):
         super().__init__(uri)
         self._always_seek = always_seek
 
-    def _seek_pays(self, key: Key | None) -> bool:
+    def _seek_pays(self, key: KeyFrame | None) -> bool:
         if self._always_seek is None or key is None or key.place < self._fed:
             return super()._seek_pays(key)
         return self._always_seek
@@ -144,7 +144,7 @@ def _costs(path: Path) -> list[float]:
     kinds: dict[str, list[float]] = {"key": [], "frame": [], "dropped": []}
     with PyAVDecoder(str(path)) as video:
         index = video._index
-        for wanted in (Wanted((), len(index.seconds)), Wanted(range(len(index.seconds)), 0)):
+        for wanted in (Wanted((), len(index.pts_seconds)), Wanted(range(len(index.pts_seconds)), 0)):
             for key in index.keys * 5:
                 start = time.process_time()
                 video._restart(key)
@@ -153,7 +153,7 @@ def _costs(path: Path) -> list[float]:
                 video._wanted = wanted
                 for place in range(key.place, min(key.place + 24, len(index.order))):
                     frame = index.order[place]
-                    dropped = frame in index.droppable and wanted.spares(frame)
+                    dropped = frame in index.droppable and wanted.may_drop(frame)
                     start = time.process_time()
                     video._feed(packet)
                     spent = time.process_time() - start

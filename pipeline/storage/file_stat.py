@@ -46,7 +46,7 @@ def file_stats(uris: Sequence[str]) -> list[FileStat | None]:
     return found
 
 
-def stamp_of(status: os.stat_result) -> FileStat:
+def file_stat_of(status: os.stat_result) -> FileStat:
     return FileStat(status.st_size, status.st_mtime_ns // 1000)
 
 
@@ -56,7 +56,7 @@ def _local_file_stat(uri: str) -> FileStat | None:
         status = os.stat(path)  # noqa: PTH116 - a Path takes longer to make than the question
     except (OSError, ValueError):  # ValueError: a null character
         return None
-    return stamp_of(status) if stat.S_ISREG(status.st_mode) else None
+    return file_stat_of(status) if stat.S_ISREG(status.st_mode) else None
 
 
 def _remote_file_stat(uri: str) -> FileStat | StorageError | None:
@@ -67,8 +67,8 @@ def _remote_file_stat(uri: str) -> FileStat | StorageError | None:
             info = filesystem.get_file_info(path)
     except StorageError as error:
         return error if isinstance(error.__cause__, OSError) else None
-    return stamp_of_info(info) if info.type == pafs.FileType.File else None
+    return file_stat_of_info(info) if info.type == pafs.FileType.File else None
 
 
-def stamp_of_info(info: Any) -> FileStat:
+def file_stat_of_info(info: Any) -> FileStat:
     return FileStat(info.size or 0, (info.mtime_ns or 0) // 1000)

@@ -13,7 +13,7 @@ from typing import BinaryIO, cast
 import pyarrow.fs as pafs
 
 from skipreel.pipeline.errors import StorageError
-from skipreel.pipeline.storage.file_stat import FileStat, stamp_of, stamp_of_info
+from skipreel.pipeline.storage.file_stat import FileStat, file_stat_of, file_stat_of_info
 from skipreel.pipeline.storage.files import PIECE_BYTES, open_regular
 from skipreel.pipeline.storage.uris import explained, local_path, resolve
 
@@ -36,7 +36,7 @@ def local_copy(uri: str) -> Iterator[LocalCopy]:
     path = local_path(uri)
     if path is not None:
         with explained("read", uri), open_regular(path, uri) as stream:
-            file_stat = stamp_of(os.fstat(stream.fileno()))
+            file_stat = file_stat_of(os.fstat(stream.fileno()))
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
         yield LocalCopy(str(path), digest, file_stat)
         return
@@ -63,4 +63,4 @@ def _download(uri: str, target: BinaryIO) -> tuple[FileStat, str]:
     target.flush()
     if info.size not in (None, num_bytes):
         raise StorageError(f"cannot copy {uri}: it changed from {info.size} to {num_bytes} bytes meanwhile; try again")
-    return stamp_of_info(info), digest.hexdigest()
+    return file_stat_of_info(info), digest.hexdigest()
