@@ -1,4 +1,4 @@
-"""A local path for readers that need one, with the digest of what they read."""
+"""`local_copy`: a local path for readers that need one, with the digest of the content."""
 
 import errno
 import hashlib
@@ -20,7 +20,7 @@ from skipreel.pipeline.storage.uris import explained, local_path, resolve
 
 @dataclass(frozen=True, slots=True)
 class LocalCopy:
-    """A file to open by its local `path`, the hexadecimal SHA-256 of its content, its stamp from before it was read."""
+    """A local path, the hexadecimal SHA-256 of the content, and the file stat from before it was read."""
 
     path: str
     sha256: str
@@ -29,9 +29,10 @@ class LocalCopy:
 
 @contextmanager
 def local_copy(uri: str) -> Iterator[LocalCopy]:
-    """A file for readers that need a local path: itself where it is local, else a temporary copy, deleted on exit.
+    """The file itself if it is local, else a temporary copy that is deleted on exit; it is read once, in pieces.
 
-    It is read once, in pieces. StorageError where it is missing, unreadable, a folder, pipe or device.
+    Raises:
+        StorageError: if it is missing, unreadable, a folder, pipe or device.
     """
     path = local_path(uri)
     if path is not None:
