@@ -48,7 +48,7 @@ def _outcomes(
         for line, row in rows:
             video_id, length_s = row["id"], duration(row["length"])
             if video_id in seen:
-                yield AnnotationProblem(file, line, f"id {video_id!r} is there already; ids must be unique")
+                yield AnnotationProblem(file, line, f"id {video_id!r} is listed already; ids must be unique")
             elif f"{video_id}.mp4" not in videos:
                 yield AnnotationProblem(file, line, f"no video {video_id}.mp4 in {folder}")
             elif length_s is None:

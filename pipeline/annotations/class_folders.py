@@ -106,7 +106,7 @@ def _read_splits(splits: str, files: set[str]) -> tuple[dict[str, str], list[Ann
         if file not in files:
             problems.append(AnnotationProblem(splits, line, f"no video {row['file']!r} in a class folder"))
         elif file in split_of:
-            problems.append(AnnotationProblem(splits, line, f"file {row['file']!r} is there already"))
+            problems.append(AnnotationProblem(splits, line, f"file {row['file']!r} is listed already"))
         elif not row["split"]:
             problems.append(AnnotationProblem(splits, line, f"file {row['file']!r} has no split"))
         else:

@@ -96,7 +96,7 @@ def _outcomes(
             elif next(file_stats) is None:
                 yield AnnotationProblem(path, video.line, f"no video {video.written!r} (looked for {video.uri})")
             elif video.video_id in seen:
-                reason = f"video_id {video.video_id!r} is there already; ids must be unique"
+                reason = f"video_id {video.video_id!r} is listed already; ids must be unique"
                 yield AnnotationProblem(path, video.line, reason)
             else:
                 seen.add(video.video_id)

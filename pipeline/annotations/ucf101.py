@@ -61,7 +61,7 @@ def _outcomes(
         place = listed.setdefault(file, f"{uri}:{line}")
         reason = _mistake(text, split, names)
         if reason is None and place != f"{uri}:{line}":
-            reason = f"{file!r} is there already ({place}); list every video once"
+            reason = f"{file!r} is listed already ({place}); list every video once"
         elif reason is None and file not in videos:
             reason = f"no video {file!r} in {folder}"
         if reason is not None:
