@@ -1,4 +1,4 @@
-"""Generated videos to time decoding and extraction on: a scene that pans, things that move across it, and grain."""
+"""Generated videos for the benchmarks: a panning scene with moving objects and grain."""
 
 from fractions import Fraction
 from pathlib import Path
@@ -17,7 +17,7 @@ def write_clip(
     codec: str = "libx264",
     seed: int = 0,
 ) -> Path:
-    """Write a clip of (width, height) `size`; the same arguments give the same bytes with the same encoder."""
+    """Write a clip of (width, height) `size`; the same arguments and encoder give the same bytes."""
     width, height = size
     rng = np.random.default_rng(seed)
     scene = _texture(rng, height + 128, width + 128)
@@ -48,13 +48,13 @@ def write_clip(
 
 
 def repeat(source: Path, target: Path, times: int) -> Path:
-    """Copy the packets of a clip so often behind each other, without encoding anything."""
+    """Repeat the packets of a clip `times` times, without encoding."""
     with av.open(str(source)) as before, av.open(str(target), "w") as after:
         stream = before.streams.video[0]
         copy = after.add_stream_from_template(stream)
         packets = [packet for packet in before.demux(stream) if packet.size]
         length = stream.duration
-        assert length is not None, "clips of ours say how long they are"
+        assert length is not None, "write_clip states the duration"
         moments = [(packet.pts, packet.dts, bytes(packet), packet.is_keyframe) for packet in packets]
         for number in range(times):
             for pts, dts, content, is_key in moments:

@@ -1,9 +1,9 @@
-"""Decoding by the plan beside the cheapest plan there is: `python -m benchmarks.decode_plan`.
+"""Compares the decoder's choice of seeks with the cheapest choice: `python -m benchmarks.decode_plan`.
 
-The wanted frames are read one by one, as the closed loop reads them. For each of them the brute force measures both
-ways, decoding on and a seek, and takes the cheaper: the costs add up, since both leave the decoder in the same state.
-`--fit` measures what a seek and a packet cost instead, for `pipeline/video/pyav/seek_cost.py`. CPU seconds
-throughout, without opening the file.
+The wanted frames are read one by one, as in the closed loop. The best choice is found by measuring both ways to each
+frame, decoding on and a seek, and taking the cheaper; these costs add up, since both ways leave the decoder in the same
+state. `--fit` measures the constants of `pipeline/video/pyav/seek_cost.py` instead. All times are CPU seconds without
+opening the file.
 """
 
 import csv
@@ -21,7 +21,7 @@ import tyro
 from benchmarks.clips import write_clip
 from benchmarks.timing import Row, machine, write_json
 from skipreel.pipeline.video.pyav.decoder import PyAVDecoder
-from skipreel.pipeline.video.pyav.frame_index import Key
+from skipreel.pipeline.video.pyav.frame_index import KeyFrame
 from skipreel.pipeline.video.pyav.seek_cost import Costs, Wanted
 from skipreel.pipeline.video.sampling import Sampling
 
@@ -33,7 +33,7 @@ TARGET = 1 / 1.2
 
 @dataclass(frozen=True)
 class Settings:
-    """rounds: turns of each way. quick: one short clip, under a minute. fit: print the constants of the plan."""
+    """rounds: repetitions of each way. quick: one short clip, under a minute. fit: print the constants of the plan."""
 
     rounds: int = 5
     quick: bool = False
@@ -42,26 +42,26 @@ class Settings:
 
 
 class Measured(PyAVDecoder):
-    """Notes what each read cost; with `always_seek`, goes one way wherever both are open."""
+    """Measures each read; `always_seek` forces one way wherever both are possible."""
 
     def __init__(self, uri: str, *, always_seek: bool | None = None) -> None:
         super().__init__(uri)
         self._always_seek = always_seek
 
-    def _seek_pays(self, key: Key | None) -> bool:
+    def _seek_pays(self, key: KeyFrame | None) -> bool:
         if self._always_seek is None or key is None or key.place < self._fed:
             return super()._seek_pays(key)
         return self._always_seek
 
     def cost(self, index: int) -> float:
-        """Seconds of reading a frame."""
+        """CPU seconds to read a frame."""
         start = time.process_time()
         self.get_frame_at(index)
         return time.process_time() - start
 
 
 def samplings(grid: Sequence[int], shares: Sequence[float]) -> Iterator[tuple[str, list[int]]]:
-    """Shares of the grid with even gaps, and with random ones."""
+    """Yield a name and the frames for each share of the grid, with even and with random gaps."""
     for share in shares:
         count = max(1, round(share * len(grid)))
         even = np.linspace(0, len(grid) - 1, count).astype(int)
@@ -71,14 +71,14 @@ def samplings(grid: Sequence[int], shares: Sequence[float]) -> Iterator[tuple[st
 
 
 def reads(path: Path, wanted: Sequence[int], grid: Sequence[int], *, always_seek: bool | None) -> list[float]:
-    """Seconds of each read."""
+    """CPU seconds of each read."""
     with Measured(str(path), always_seek=always_seek) as video:
         video.set_candidates(grid)
         return [video.cost(index) for index in wanted]
 
 
 def compare(name: str, paths: Sequence[Path], rounds: int, shares: Sequence[float]) -> list[Row]:
-    """Prints and returns the rows of some clips taken together."""
+    """Print and return the rows of some clips together."""
     grids = {path: _grid(path) for path in paths}
     rows = []
     for sampling in [label for label, _ in samplings(range(100), shares)]:
@@ -114,7 +114,7 @@ def _grid(path: Path) -> list[int]:
 
 
 def _frames(path: Path, wanted: Sequence[int], grid: Sequence[int]) -> tuple[int, int, int]:
-    """How many frames reading one by one decodes and converts, and how many are decoded where all are known ahead."""
+    """Frames decoded and converted one by one, and frames decoded if all wanted ones are known in advance."""
     with PyAVDecoder(str(path)) as video, PyAVDecoder(str(path)) as ahead:
         video.set_candidates(grid)
         for index, picture, known in zip(
@@ -126,25 +126,25 @@ def _frames(path: Path, wanted: Sequence[int], grid: Sequence[int]) -> tuple[int
 
 
 def fit(folder: Path, *, quick: bool) -> tuple[Costs, Costs]:
-    """What packets and seeks cost: the part that is the same for all sizes, and the part for each million pixels."""
+    """Fit the costs of packets and seeks: the fixed part and the part per million pixels."""
     sizes = SIZES[:2] if quick else SIZES
     rows = [_costs(write_clip(folder / f"{size[0]}.mp4", size=size, seconds=10, key_distance=48)) for size in sizes]
     megapixels = np.array([width * height / 1e6 for width, height in sizes])
     both = np.stack([np.ones(len(sizes)), megapixels], 1)
     table = np.array(rows)
-    # Weighted so that the relative errors count, as small pictures' costs would else be lost among large ones'.
+    # Weighted by relative error; otherwise the costs of large pictures would dominate.
     lines = [np.linalg.lstsq(both / column[:, None], np.ones(len(sizes)))[0] for column in table.T]
     fixed, sloped = (Costs(*(float(line[part]) for line in lines)) for part in (0, 1))
     return fixed, sloped
 
 
 def _costs(path: Path) -> list[float]:
-    """Median seconds of a seek, means of a key frame, another decoded frame and a dropped one, in one file."""
+    """Median seconds of a seek, mean seconds of a key frame, of another decoded frame and of a dropped frame."""
     seeks: list[float] = []
     kinds: dict[str, list[float]] = {"key": [], "frame": [], "dropped": []}
     with PyAVDecoder(str(path)) as video:
         index = video._index
-        for wanted in (Wanted((), len(index.seconds)), Wanted(range(len(index.seconds)), 0)):
+        for wanted in (Wanted((), len(index.pts_seconds)), Wanted(range(len(index.pts_seconds)), 0)):
             for key in index.keys * 5:
                 start = time.process_time()
                 video._restart(key)
@@ -153,7 +153,7 @@ def _costs(path: Path) -> list[float]:
                 video._wanted = wanted
                 for place in range(key.place, min(key.place + 24, len(index.order))):
                     frame = index.order[place]
-                    dropped = frame in index.droppable and wanted.spares(frame)
+                    dropped = frame in index.droppable and wanted.may_drop(frame)
                     start = time.process_time()
                     video._feed(packet)
                     spent = time.process_time() - start

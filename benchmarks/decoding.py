@@ -1,10 +1,10 @@
-"""The decoders beside each other and beside their limit: `python -m benchmarks.decoding`.
+"""Compares the decoders with each other and with a limit: `python -m benchmarks.decoding`.
 
-First that all of them return the same frames of every clip. Then CPU time (of all threads, so that other work on the
-machine disturbs it little) of opening a clip and reading the wanted frames, in turn: by resolution, codec and
-key-frame distance around one clip in the middle, and by how many frames are wanted. torchcodec and decord are timed on
-their own, without what our adapters check. The limit is PyAV's plainest loop without an index: every frame decoded, the
-wanted ones converted to RGB and thrown away. Where few frames are wanted, not to decode all of them is faster.
+First all decoders must return the same frames of each clip. Then each opens a clip and reads the wanted frames, in
+turn. Resolution, codec and key-frame distance vary one at a time around a default clip, and so does the number of
+wanted frames. Times are CPU times of all threads, which other work on the machine disturbs little. torchcodec and
+decord are timed without the checks of our adapters. The limit is PyAV's simplest loop without an index: it decodes
+every frame, converts the wanted ones to RGB and discards them. If few frames are wanted, a decoder can be faster.
 """
 
 import random
@@ -32,22 +32,22 @@ SIZES = ((320, 240), (854, 480), (1280, 720), (1920, 1080))
 KEY_DISTANCES = (12, 48, 250)
 FPS = 30
 LIMIT = "limit"
-# Closed groups of pictures, as decord and torchcodec want them.
+# Closed groups of pictures, which decord and torchcodec need.
 ENCODERS = {
     "hevc": ("libx265", {"preset": "veryfast", "x265-params": "log-level=none:open-gop=0:scenecut=0"}),
     "mpeg4": ("mpeg4", {"qscale": "4", "flags": "+qscale"}),
     "vp9": ("libvpx-vp9", {"deadline": "realtime", "cpu-used": "7", "crf": "32", "b": "0", "row-mt": "1"}),
     "av1": ("libsvtav1", {"preset": "10", "crf": "35", "svtav1-params": "lp=2"}),
 }
-# The default decoder is nowhere slower than another, give or take what two runs differ by, and costs at most a sixth
-# more than the limit where that decodes no frame in vain.
+# The default decoder is never slower than another, within what two runs differ by. If every frame is wanted, it costs
+# at most a sixth more than the limit.
 TARGETS = {"torchcodec": 0.95, "decord": 0.95}
 TARGET_OF_LIMIT = 0.85
 
 
 @dataclass(frozen=True)
 class Settings:
-    """rounds: turns of each decoder. quick: two short small clips, under a minute."""
+    """rounds: repetitions of each decoder. quick: two short small clips, under a minute."""
 
     rounds: int = 3
     quick: bool = False
@@ -67,7 +67,7 @@ class Clip:
         return f"{self.codec}/{self.size[0]}x{self.size[1]}/{self.key_distance}"
 
     def write(self, folder: Path) -> Path:
-        """The clip as a file, made on the first call."""
+        """The file of the clip, written on the first call."""
         path = folder / f"{str(self).replace('/', '-')}.{'mkv' if self.codec == 'vp9' else 'mp4'}"
         if not path.exists() and self.codec == "h264":
             write_clip(path, size=self.size, seconds=self.seconds, fps=FPS, key_distance=self.key_distance)
@@ -92,7 +92,7 @@ def _transcode(source: Path, target: Path, clip: Clip) -> None:
 
 
 def clips(*, quick: bool) -> list[Clip]:
-    """What is timed: everything varied on its own around the clip of the defaults."""
+    """The clips to time: the default clip with one property varied at a time."""
     if quick:
         return [Clip((320, 240), seconds=4), Clip((320, 240), "hevc", seconds=4)]
     varied = [Clip(size) for size in SIZES]
@@ -101,7 +101,7 @@ def clips(*, quick: bool) -> list[Clip]:
 
 
 def samplings(count: int) -> dict[str, list[int]]:
-    """Frames wanted out of `count`, by the name of the sampling."""
+    """The wanted frames out of `count`, by the name of the sampling."""
     sparse = sorted(random.Random(0).sample(range(count), 8))
     return {
         "every": list(range(count)),
@@ -112,7 +112,7 @@ def samplings(count: int) -> dict[str, list[int]]:
 
 
 def read(path: Path, wanted: Sequence[int], decoder: str) -> None:
-    """Open a video and go through the wanted frames, keeping none: ours, or a peer without our adapter around it."""
+    """Open a video and read the wanted frames, keeping none; peers are called without our adapters."""
     if decoder == "torchcodec":
         video = import_module("torchcodec.decoders").VideoDecoder(str(path), dimension_order="NHWC")
         for index in wanted:
@@ -140,13 +140,13 @@ def plain_loop(path: Path, wanted: Collection[int]) -> Iterator[av.VideoFrame]:
 
 
 def decode_all(path: Path, wanted: Collection[int]) -> None:
-    """The limit: the plain loop, its pictures thrown away."""
+    """The limit: the plain loop, with its pictures discarded."""
     for _ in plain_loop(path, wanted):
         pass
 
 
 def usable(clip: Clip, path: Path) -> tuple[list[str], list[str]]:
-    """The decoders that read this clip, and why others refuse it; SystemExit where one returns other frames."""
+    """The decoders that read this clip, and why others refuse it; SystemExit if one returns other frames."""
     chosen = sorted({*range(24), *samplings(clip.seconds * FPS)["8 sparse"]})
     expected = [picture.to_ndarray() for picture in plain_loop(path, set(chosen))]
     found, refusals = [], []
@@ -164,7 +164,7 @@ def usable(clip: Clip, path: Path) -> tuple[list[str], list[str]]:
 
 
 def cpu_seconds(functions: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
-    """CPU seconds of each function in each round, all of them in turn, after one round that is not counted."""
+    """CPU seconds of each function in each round, all in turn, after one round that does not count."""
     times: dict[str, list[float]] = {name: [] for name in functions}
     for number in range(rounds + 1):
         for name, function in functions.items():
@@ -176,7 +176,7 @@ def cpu_seconds(functions: dict[str, Callable[[], None]], rounds: int) -> dict[s
 
 
 def compare(clip: Clip, path: Path, decoders: Sequence[str], rounds: int) -> list[Row]:
-    """Prints and returns the rows of one clip."""
+    """Print and return the rows of one clip."""
     rows = []
     for sampling, wanted in samplings(clip.seconds * FPS).items():
         contenders: dict[str, Callable[[], None]] = {name: partial(read, path, wanted, name) for name in decoders}

@@ -1,4 +1,4 @@
-"""What holds something that must be let go of: a context manager that closes."""
+"""`Closeable`: the base of objects that hold a resource, as context managers."""
 
 from abc import ABC, abstractmethod
 from types import TracebackType
@@ -10,7 +10,7 @@ class Closeable(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Let go of what is held; calling it again does nothing."""
+        """Release the resource; calling it again does nothing."""
 
     def __enter__(self) -> Self:
         return self

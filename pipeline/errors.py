@@ -1,12 +1,12 @@
-"""What a user can cause: each message is one line that says what was given, what is allowed and what to do."""
+"""Errors that a user can cause; each message is one line: what was given, what is allowed, what to do."""
 
 
 class InputError(Exception):
-    """Something given from outside cannot be used; the command line prints it without a traceback."""
+    """Some input cannot be used; the command line prints the message without a traceback."""
 
 
 class ManifestError(InputError):
-    """An annotation file, a video folder or a manifest as a whole cannot be used."""
+    """An annotation file, a video folder or a manifest cannot be used as a whole."""
 
 
 class VideoError(InputError):

@@ -1,20 +1,21 @@
-"""``module:function``: how a user names code of his own, for a decoder or a backbone."""
+"""Names of the form ``module:function``, by which users give their own decoders and backbones."""
 
 from importlib import import_module
 from typing import Any
 
 
 def is_function_name(name: str) -> bool:
-    """Whether a name has the form ``module:function``, so that importing it would run code."""
+    """Whether a name has the form ``module:function``; to import it would run code."""
     module, _, function = name.partition(":")
     return all(part.isidentifier() for part in [*module.split("."), function])
 
 
 def import_function(name: str) -> Any:
-    """The function (or whatever else it is) called ``module:function``.
+    """Import the object called ``module:function``.
 
     Raises:
-        ImportError, AttributeError: when there is no such module, or nothing of that name in it.
+        ImportError: if there is no such module.
+        AttributeError: if the module does not have that name.
     """
     module, _, function = name.partition(":")
     return getattr(import_module(module), function)

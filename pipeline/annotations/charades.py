@@ -1,7 +1,7 @@
 """The Charades annotation files as a manifest.
 
 A CSV row is one video: `id`, `actions` (`c092 11.90 21.20;c147 0.00 12.60`: class, start and end in seconds, or empty),
-`length` in seconds, and columns that are not used here. Many actions end after `length`; that is left as it is.
+`length` in seconds, and unused columns. Many actions end after `length`; they are kept unchanged.
 """
 
 from collections.abc import Iterator
@@ -15,10 +15,18 @@ _COLUMNS = ("id", "actions", "length")
 
 
 def build_charades(train_csv: str, test_csv: str, classes_file: str, videos_dir: str) -> ManifestBuild:
-    """Splits "train" and "test" from the two CSV files, with videos `<videos_dir>/<id>.mp4`.
+    """Read Charades with the splits "train" and "test".
 
-    A bad row (repeated id, missing video, unreadable length) is left out whole, of a bad action only that action; both
-    are listed as problems. ManifestError where a file as a whole cannot be used or the folder holds no .mp4 file.
+    Problems are bad rows (repeated id, missing video, bad length), left out whole, and bad actions.
+
+    Args:
+        train_csv: annotations of the training split.
+        test_csv: annotations of the test split.
+        classes_file: a line per class, such as `c000 Holding some clothes`.
+        videos_dir: the folder of the videos, `<id>.mp4`.
+
+    Raises:
+        ManifestError: if a file cannot be used as a whole, or the folder has no .mp4 file.
     """
     classes = read_classes(classes_file)
     folder = storage.absolute(videos_dir)
@@ -40,7 +48,7 @@ def _outcomes(
         for line, row in rows:
             video_id, length_s = row["id"], duration(row["length"])
             if video_id in seen:
-                yield AnnotationProblem(file, line, f"id {video_id!r} is there already; ids must be unique")
+                yield AnnotationProblem(file, line, f"id {video_id!r} is listed already; ids must be unique")
             elif f"{video_id}.mp4" not in videos:
                 yield AnnotationProblem(file, line, f"no video {video_id}.mp4 in {folder}")
             elif length_s is None:
@@ -54,7 +62,7 @@ def _outcomes(
 
 
 def _labels(actions: str, classes: ClassList) -> Iterator[Label | str]:
-    """A label for every good action, a reason for every bad one."""
+    """A label for each good action, a reason for each bad one."""
     for action in filter(None, (part.strip() for part in actions.split(";"))):
         name, *times = action.split()
         start_s, end_s = (seconds(time) for time in times) if len(times) == 2 else (None, None)

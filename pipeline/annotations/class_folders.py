@@ -15,13 +15,20 @@ SUFFIXES = (".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v", ".mpg")
 
 
 def build_folder(root: str, splits: str | None = None, test_fraction: float = 0.3, seed: int = 0) -> ManifestBuild:
-    """Videos below the subfolders of `root`, each labelled as a whole with its subfolder's name (classes sorted).
+    """List the videos below the subfolders of `root`, each labelled as a whole with its subfolder's name.
 
-    A video's id is its path relative to `root` without the suffix. `splits` is a CSV with the columns `file` (relative
-    to `root`) and `split`; without it each class is split into "train" and "test" by `test_fraction` and `seed`, the
-    same on every machine, with one of each at least where a class has two videos. Left out and listed as problems:
-    files that the CSV does not name, rows that name no video, two files with one id. ManifestError where `root` has no
-    class folder with a video, or the CSV or `test_fraction` (between 0 and 1) cannot be used.
+    Classes are sorted. A video's id is its path relative to `root` without the suffix. Problems are files that the CSV
+    does not name, CSV rows without a video, and a second file with the same id.
+
+    Args:
+        root: the folder with one subfolder per class.
+        splits: a CSV with the columns `file` (relative to `root`) and `split`. Without it each class is split into
+            "train" and "test", the same on every machine; a class with two videos or more has both.
+        test_fraction: the share of test videos, between 0 and 1.
+        seed: chooses the test videos.
+
+    Raises:
+        ManifestError: if `root` has no class folder with a video, or `splits` or `test_fraction` cannot be used.
     """
     if not 0 < test_fraction < 1:
         raise ManifestError(f"the test fraction must lie between 0 and 1, got {test_fraction}")
@@ -47,12 +54,12 @@ def _entries(
             continue
         try:
             yield VideoEntry(video_id, uri, split_of[file], labels=(Label(names.index(_class_of(file))),))
-        except ManifestError as error:  # a file name that makes no id
+        except ManifestError as error:  # a file name that cannot be an id
             yield AnnotationProblem(uri, 0, str(error))
 
 
 def _videos(root: str) -> tuple[dict[str, str], list[AnnotationProblem]]:
-    """Relative path by video id, sorted, and the files whose id is taken."""
+    """Relative path by video id, sorted, and a problem for each file whose id is taken."""
     files: dict[str, str] = {}
     problems = []
     for file in storage.list_tree(root):
@@ -83,7 +90,7 @@ def _stratified(files: dict[str, str], test_fraction: float, seed: int) -> dict[
         by_class.setdefault(_class_of(file), []).append(file)
     split_of = {}
     for members in by_class.values():
-        # Ordering by a hash is a shuffle that depends on nothing but the seed and the name.
+        # To sort by a hash is a shuffle that depends only on the seed and the names.
         shuffled = sorted(members, key=lambda file: hashlib.sha256(f"{seed}/{file}".encode()).digest())
         num_test = max(1, min(len(members) - 1, math.floor(test_fraction * len(members) + 0.5)))
         for place, file in enumerate(shuffled):
@@ -99,7 +106,7 @@ def _read_splits(splits: str, files: set[str]) -> tuple[dict[str, str], list[Ann
         if file not in files:
             problems.append(AnnotationProblem(splits, line, f"no video {row['file']!r} in a class folder"))
         elif file in split_of:
-            problems.append(AnnotationProblem(splits, line, f"file {row['file']!r} is there already"))
+            problems.append(AnnotationProblem(splits, line, f"file {row['file']!r} is listed already"))
         elif not row["split"]:
             problems.append(AnnotationProblem(splits, line, f"file {row['file']!r} has no split"))
         else:

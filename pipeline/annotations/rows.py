@@ -1,4 +1,4 @@
-"""Reading annotation files: CSV rows with their line numbers, class lists, and checked single values."""
+"""Reads annotation files: rows with their line numbers, class lists, and checks of single values."""
 
 import csv
 import io
@@ -25,7 +25,7 @@ Rows = Iterator[tuple[int, dict[str, Any] | str]]
 
 @dataclass(frozen=True)
 class ClassList:
-    """Class names in the order of their ids, and the id of every name or key (such as c000) that means a class."""
+    """Class names in the order of their ids, and the id of each name or key (such as c000)."""
 
     names: tuple[str, ...]
     ids: dict[str, int]
@@ -33,9 +33,9 @@ class ClassList:
 
 @contextmanager
 def open_text(uri: str, newline: str = "") -> Iterator[TextIO]:
-    """Open a UTF-8 file for reading, without its byte order mark; ManifestError where it is missing or not text.
+    """Open a UTF-8 file for reading, without its byte order mark; ManifestError if it is missing or not text.
 
-    `newline` is that of `open`: "" leaves line ends to the csv module, a character is the only line end there is.
+    `newline` is as in `open`: "" leaves line ends to the csv module, a character is the only line end.
     """
     try:
         with (
@@ -51,7 +51,7 @@ def open_text(uri: str, newline: str = "") -> Iterator[TextIO]:
 
 
 def read_lines(uri: str) -> list[tuple[int, str]]:
-    """The lines of a text file, stripped, each with its number; blank ones are left out, ManifestError if all are."""
+    """The stripped lines of a text file without blank ones, each with its number; ManifestError if there is none."""
     with open_text(uri) as text:
         lines = [(number, line.strip()) for number, line in enumerate(text.read().splitlines(), start=1)]
     lines = [(number, line) for number, line in lines if line]
@@ -61,26 +61,34 @@ def read_lines(uri: str) -> list[tuple[int, str]]:
 
 
 def read_csv(uri: str, required: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
-    """The rows of a CSV file with a header, each with the line it starts on; blank lines are left out.
+    """Iterate over the rows of a CSV file with a header, each with its first line number; blank lines are left out.
 
-    Cells are stripped; a cell missing at a row's end is "". Rows are read when they are asked for; ManifestError at
-    once where the file cannot be read, lacks one of the `required` columns or has no row.
+    Cells are stripped; cells missing at the end of a row are "". Rows are read lazily, errors of the first at once.
+
+    Raises:
+        ManifestError: if the file cannot be read, lacks one of the `required` columns or has no row.
     """
     return at_least_one(_csv_rows(uri, required), f"{uri} has a header but no row; give a row for every video")
 
 
 def at_least_one(rows: Iterator[Row], otherwise: str) -> Iterator[Row]:
-    """`rows`, of which the first is read now, so that its errors come now; ManifestError `otherwise` where none is."""
+    """Read the first of `rows` at once, with its errors; ManifestError `otherwise` if there is none."""
     for first in rows:
         return chain([first], rows)
     raise ManifestError(otherwise)
 
 
 def read_rows(uri: str, columns: tuple[str, ...]) -> Rows:
-    """The rows of a .csv, .jsonl or .parquet table, of which the first of `columns` must be there and others may.
+    """Iterate over the rows of a .csv, .jsonl or .parquet table, each with its line number (in Parquet its row number).
 
-    Each comes with its line (in Parquet its number), read when it is asked for; one that is no JSON object comes as its
-    text. ManifestError at once where the table cannot be read or has no row.
+    Rows are read lazily, errors of the first at once. A line that is not a JSON object comes as its text.
+
+    Args:
+        uri: the table.
+        columns: the first is required, the others are optional.
+
+    Raises:
+        ManifestError: if the table cannot be read or has no row.
     """
     suffix = PurePosixPath(storage.resolve(uri)[1]).suffix.lower()
     if suffix == ".csv":
@@ -151,9 +159,10 @@ def _empty(uri: str) -> ManifestError:
 
 
 def read_classes(uri: str) -> ClassList:
-    """A classes file with one name per line; a line such as `c000 Holding some clothes` gives a key and a name.
+    """Read a classes file with one name per line, or a key and a name as in `c000 Holding some clothes`.
 
-    ManifestError where the file cannot be read or a name or key is there twice.
+    Raises:
+        ManifestError: if the file cannot be read, or a name or key is repeated.
     """
     names: list[str] = []
     ids: dict[str, int] = {}
@@ -168,17 +177,17 @@ def read_classes(uri: str) -> ClassList:
 
 
 def seconds(value: object) -> float | None:
-    """`value` as a number of seconds that is not negative (it may be infinite), or None where it is no such number."""
+    """`value` as seconds >= 0, possibly infinite; None for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:
         number = float(value)
     except (ValueError, OverflowError):
         return None
-    return number if number >= 0 else None  # NaN is no number of seconds
+    return number if number >= 0 else None  # False for NaN too
 
 
 def duration(value: object) -> float | None:
-    """`value` as a positive finite number of seconds, or None where it is no such number."""
+    """`value` as positive finite seconds; None for anything else."""
     number = seconds(value)
     return number if number and not math.isinf(number) else None

@@ -1,4 +1,4 @@
-"""Any CSV, JSON-lines or Parquet table of videos as a manifest.
+"""A CSV, JSON-lines or Parquet table of videos as a manifest.
 
 Columns or keys: `uri` (relative to the table's folder, or absolute), `labels`, and optionally `video_id` (default: the
 uri without suffix), `split` (default "train") and `duration_s`. Labels are text, `fight` (the whole video) or
@@ -29,7 +29,7 @@ class _BadRowError(InputError):
 
 @dataclass(frozen=True)
 class _Span:
-    """A label as written: the class by name, times in seconds, and what is wrong with it."""
+    """A label with its class by name, times in seconds, and what is wrong with it."""
 
     name: str
     start_s: float
@@ -39,7 +39,7 @@ class _Span:
 
 @dataclass(frozen=True, slots=True)
 class _Video:
-    """A row that can be read; `written` is its uri in the table."""
+    """A valid row; `written` is its uri in the table."""
 
     line: int
     video_id: str
@@ -51,13 +51,19 @@ class _Video:
 
 
 def build_table(path: str, classes_file: str | None = None) -> ManifestBuild:
-    """The videos of a .csv, .jsonl or .parquet table (whose problems are listed by row number), read in pieces.
+    """Read the videos of a .csv, .jsonl or .parquet table in pieces.
 
-    Classes come from `classes_file` (one per line; in a line such as `c000 Text` both count as names) or else are the
-    names seen in readable rows, sorted. A bad row (no uri, repeated id, missing video, unreadable duration) is left out
-    whole, of a bad label (unknown class, unreadable times, an end at or before the start) only that label; both are
-    listed as problems. ManifestError where a file as a whole cannot be used; StorageError while the rows are read where
-    no place of a piece's videos answers.
+    Problems are bad rows (no uri, repeated id, missing video, bad duration), left out whole, and bad labels (unknown
+    class, bad times, an end at or before the start). In Parquet they have a row number instead of a line.
+
+    Args:
+        path: the table; any URI.
+        classes_file: a class per line; in a line such as `c000 Text` both words are names. None: the sorted names in
+            valid rows.
+
+    Raises:
+        ManifestError: if a file cannot be used as a whole.
+        StorageError: while rows are read, if no server of a piece's videos answers.
     """
     rows = read_rows(path, _COLUMNS)
     if classes_file is not None:
@@ -71,7 +77,7 @@ def build_table(path: str, classes_file: str | None = None) -> ManifestBuild:
 def _names(rows: Rows) -> set[str]:
     names: set[str] = set()
     for _, row in rows:
-        with suppress(_BadRowError):  # it is listed when the rows are read for good
+        with suppress(_BadRowError):  # becomes a problem in the second reading
             labels = row.get("labels") if isinstance(row, dict) else None
             names.update(span.name for span in _spans(labels, None) if not span.problem)
     return names
@@ -90,7 +96,7 @@ def _outcomes(
             elif next(file_stats) is None:
                 yield AnnotationProblem(path, video.line, f"no video {video.written!r} (looked for {video.uri})")
             elif video.video_id in seen:
-                reason = f"video_id {video.video_id!r} is there already; ids must be unique"
+                reason = f"video_id {video.video_id!r} is listed already; ids must be unique"
                 yield AnnotationProblem(path, video.line, reason)
             else:
                 seen.add(video.video_id)
@@ -110,7 +116,7 @@ def _labelled(path: str, video: _Video, classes: ClassList) -> Iterator[VideoEnt
             labels.append(Label(classes.ids[span.name], span.start_s, span.end_s))
     try:
         yield VideoEntry(video.video_id, video.uri, video.split, video.duration_s, tuple(labels))
-    except ManifestError as error:  # an id that would escape
+    except ManifestError as error:  # an id that escapes its folder
         yield AnnotationProblem(path, video.line, str(error))
 
 
@@ -148,7 +154,7 @@ def _text(row: dict[str, Any], key: str) -> str:
 def _absolute(folder: str, written: str) -> str:
     if "://" in written or written.startswith("/"):
         return written
-    if storage.local_path(folder) is None:  # an object store knows no ".."
+    if storage.local_path(folder) is None:  # object stores do not resolve ".."
         written = str(PurePosixPath(written))
         while written.startswith("../"):
             folder, written = storage.parent(folder), written.removeprefix("../")

@@ -1,7 +1,7 @@
 """The official UCF-101 split files as a manifest.
 
 `classInd.txt` has lines `1 ApplyEyeMakeup`, `trainlist01.txt` has `ApplyEyeMakeup/v_ApplyEyeMakeup_g08_c01.avi 1` and
-`testlist01.txt` the same without the number. A video is `<root>/<class>/<name>.avi`, and its id that without suffix.
+`testlist01.txt` the same without the number. A video is `<root>/<class>/<name>.avi`; its id is `<class>/<name>`.
 """
 
 import re
@@ -18,11 +18,18 @@ _CLASSES = "classInd.txt"
 
 
 def build_ucf101(root: str, splits: str, split_number: int = 1) -> ManifestBuild:
-    """Splits "train" and "test" from the lists numbered `split_number` (1 to 3) in folder `splits`.
+    """Read UCF-101 with the splits "train" and "test"; classes keep the order of `classInd.txt`.
 
-    Classes keep the order of `classInd.txt`. Left out and listed as problems: lines that are no video and class number,
-    whose class is unknown or not the number's, whose video is missing or listed already, and videos in no list.
-    ManifestError where a file as a whole cannot be used or `root` holds no video.
+    Problems are malformed lines, unknown classes, class numbers that do not match, missing or repeated videos, and
+    videos in neither list.
+
+    Args:
+        root: the folder of the class folders.
+        splits: the folder of the lists and `classInd.txt`.
+        split_number: which of the official splits, 1 to 3.
+
+    Raises:
+        ManifestError: if a file cannot be used as a whole, or `root` has no video.
     """
     names = _class_names(storage.join(splits, _CLASSES))
     folder = storage.absolute(root)
@@ -35,7 +42,7 @@ def build_ucf101(root: str, splits: str, split_number: int = 1) -> ManifestBuild
 
 
 def _class_names(uri: str) -> dict[str, int]:
-    """The number of each class, from 1."""
+    """Class numbers, from 1, by name."""
     numbers: dict[str, int] = {}
     for line, text in read_lines(uri):
         number, *name = text.split(maxsplit=1)
@@ -54,7 +61,7 @@ def _outcomes(
         place = listed.setdefault(file, f"{uri}:{line}")
         reason = _mistake(text, split, names)
         if reason is None and place != f"{uri}:{line}":
-            reason = f"{file!r} is there already ({place}); list every video once"
+            reason = f"{file!r} is listed already ({place}); list every video once"
         elif reason is None and file not in videos:
             reason = f"no video {file!r} in {folder}"
         if reason is not None:

@@ -7,7 +7,6 @@ from skipreel.pipeline.manifest.parquet import (
     iterate_manifest,
     manifest_size,
     read_manifest,
-    to_table,
     write_manifest,
     write_rows,
 )
@@ -25,7 +24,6 @@ __all__ = [
     "iterate_manifest",
     "manifest_size",
     "read_manifest",
-    "to_table",
     "write_manifest",
     "write_rows",
 ]

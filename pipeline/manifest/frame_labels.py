@@ -1,4 +1,4 @@
-"""Labels of a video's frames, from the labels in a manifest and the frames' times."""
+"""Labels per frame, from a video's labels in the manifest and the times of its frames."""
 
 from collections.abc import Sequence
 
@@ -9,9 +9,15 @@ from skipreel.pipeline.manifest.types import Label
 
 
 def frame_targets(labels: Sequence[Label], pts_s: NDArray[np.float64], *, num_classes: int) -> NDArray[np.float32]:
-    """(T, C) of {0, 1}: a class is positive at time t if start <= t <= end of one of its labels (Charades' rule).
+    """Targets by Charades' rule: a class is positive at time t if start <= t <= end for one of its labels.
 
-    ``pts_s`` (T,) ascends and counts from the video's first frame, as labels do.
+    Args:
+        labels: labels of one video.
+        pts_s: (T,) float64, ascending seconds from the video's first frame.
+        num_classes: C.
+
+    Returns:
+        (T, C) float32 of 0 and 1.
     """
     targets = np.zeros((len(pts_s), num_classes), np.float32)
     firsts = np.searchsorted(pts_s, [label.start_s for label in labels], side="left")

@@ -1,7 +1,7 @@
-"""The manifest: one row per video with its split and labels, kept as one Parquet file.
+"""The manifest as one Parquet file: its schema, writing, reading whole and reading in batches.
 
-The Arrow schema below is the only definition of that file. Class names travel in the schema's metadata as JSON, beside
-a schema version, so that a manifest is complete in one file.
+The Arrow schema below is the only definition of that file. Its metadata holds the class names as JSON and a schema
+version, so that a manifest is complete in one file.
 """
 
 import json
@@ -44,27 +44,24 @@ _VERSION_KEY = b"skipreel.manifest_version"
 _CLASSES_KEY = b"skipreel.class_names"
 
 
-def to_table(manifest: Manifest) -> pa.Table:
-    """The manifest as an Arrow table with `SCHEMA`, one row per video in order."""
-    return _table(manifest.entries, manifest.class_names)
-
-
 def from_table(table: pa.Table) -> Manifest:
-    """The manifest in an Arrow table; ManifestError where columns, types, version, class names or rows are wrong."""
+    """The manifest in an Arrow table; ManifestError if columns, types, version, class names or rows are wrong."""
     class_names = _class_names(table.schema)
     with _damage_explained():
         return Manifest(tuple(_entry(row) for row in table.to_pylist()), class_names)
 
 
 def write_manifest(manifest: Manifest, uri: str) -> None:
-    """Write the manifest as Parquet, whole or not at all; StorageError where that fails."""
+    """Write the manifest as Parquet, whole or not at all; StorageError if that fails."""
     write_rows(manifest.entries, manifest.class_names, uri)
 
 
 def write_rows(entries: Iterable[VideoEntry], class_names: Sequence[str], uri: str) -> None:
-    """Write videos with unique ids as a manifest while they come, holding `ROWS_PER_GROUP` of them.
+    """Write a manifest from a stream of videos with unique ids; memory holds `ROWS_PER_GROUP` of them.
 
-    What `entries` raises ends the writing and leaves no file.
+    Raises:
+        ManifestError: if a class name is repeated or empty, or a label's class is out of range.
+        StorageError: if the writing fails. No error, also none of `entries`, leaves a file.
     """
     import pyarrow.parquet as pq
 
@@ -81,7 +78,7 @@ def write_rows(entries: Iterable[VideoEntry], class_names: Sequence[str], uri: s
 
 
 def read_manifest(uri: str) -> Manifest:
-    """Read a manifest; ManifestError where the file is missing, is not Parquet or is not a manifest."""
+    """Read a manifest; ManifestError if the file is missing, is not Parquet or is not a valid manifest."""
     import pyarrow.parquet as pq
 
     with _reading(uri), storage.open_input(uri) as stream:
@@ -89,7 +86,7 @@ def read_manifest(uri: str) -> Manifest:
 
 
 def manifest_size(uri: str) -> int:
-    """How many videos a manifest lists, read from the end of the file; errors as in `read_manifest`."""
+    """Number of videos in a manifest, read from the end of the file; errors as in `read_manifest`."""
     import pyarrow.parquet as pq
 
     with _reading(uri), storage.open_input(uri) as stream:
@@ -99,11 +96,13 @@ def manifest_size(uri: str) -> int:
 
 
 def iterate_manifest(uri: str, *, batch_rows: int = ROWS_PER_GROUP) -> Iterator[pa.RecordBatch]:
-    """The rows of a manifest in order, in batches of at most `batch_rows` with `SCHEMA` and the file's metadata.
+    """Yield the rows of a manifest in order, in batches of at most `batch_rows` with `SCHEMA` and the file's metadata.
 
-    Memory is one row group (`ROWS_PER_GROUP` in files written here), one batch, and 8 bytes for each row of the file,
-    by which ids are known to be unique before the first batch comes. Rows are checked as in `read_manifest`, with the
-    same errors, raised when the bad batch is reached.
+    Memory is one row group (`ROWS_PER_GROUP` in files written here), one batch, and 8 bytes per row of the file, by
+    which repeated ids are found before the first batch.
+
+    Raises:
+        ManifestError: as in `read_manifest`; for a bad row when its batch is reached.
     """
     import pyarrow.parquet as pq
 
@@ -137,7 +136,7 @@ def _reading(uri: str) -> Iterator[None]:
 
 @contextmanager
 def _damage_explained() -> Iterator[None]:
-    """Nulls where there must be none, or metadata that is not a list of names."""
+    """Turn errors of unexpected nulls and bad metadata into ManifestError."""
     try:
         yield
     except (KeyError, ValueError, TypeError, AttributeError) as error:
@@ -162,7 +161,7 @@ def _schema(class_names: Sequence[str]) -> pa.Schema:
 
 
 def _class_names(schema: pa.Schema) -> tuple[str, ...]:
-    """The class names in the schema of a manifest; ManifestError for any other schema."""
+    """The class names in the metadata of a manifest's schema; ManifestError for any other schema."""
     metadata = schema.metadata or {}
     version = metadata.get(_VERSION_KEY, b"none").decode(errors="replace")
     if version != str(SCHEMA_VERSION):

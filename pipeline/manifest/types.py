@@ -1,4 +1,4 @@
-"""Videos with their labels, and what a builder makes of annotation files; see `pipeline.manifest` for the file."""
+"""Values: videos with their labels, a manifest of them, and the result of reading annotation files."""
 
 import math
 from collections import Counter
@@ -12,10 +12,12 @@ from skipreel.pipeline.errors import ManifestError
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """One action: `class_id` and the time it spans in seconds from the video's start; a whole-video label is (0, inf).
+    """One action: its class, start and end in seconds from the video's first frame; (0, inf) is the whole video.
 
-    Times are rounded to float32, as stored, so that a manifest means the same before and after it was written.
-    ManifestError where the times are not 0 <= start_s <= end_s.
+    Times are rounded to float32, as stored, so that writing and reading a manifest does not change it.
+
+    Raises:
+        ManifestError: unless 0 <= start_s <= end_s and start_s is finite.
     """
 
     class_id: int
@@ -32,10 +34,11 @@ class Label:
 
 @dataclass(frozen=True, slots=True)
 class VideoEntry:
-    """One video: where it is, which split it belongs to, how long it is (None where unknown) and its labels.
+    """One video: its place, its split, its duration in seconds (None if unknown) and its labels.
 
-    ManifestError for an empty or path-escaping `video_id`, an empty `uri` or `split`, or a duration that is not
-    positive.
+    Raises:
+        ManifestError: if `video_id`, `uri` or `split` is empty, `video_id` escapes a folder as a path, or the duration
+            is not positive.
     """
 
     video_id: str
@@ -48,7 +51,7 @@ class VideoEntry:
         for field in ("video_id", "uri", "split"):
             if not getattr(self, field).strip():
                 raise ManifestError(f"{field} is empty for video {self.video_id or self.uri!r}; give every video one")
-        # Others build file names from ids: none may point out of their folder.
+        # Ids become file names, which must stay inside their folder.
         if self.video_id.startswith("/") or ".." in self.video_id.split("/") or not self.video_id.isprintable():
             raise ManifestError(
                 f"video_id {self.video_id!r} is absolute, has '..' or control characters; use a plain name"
@@ -61,7 +64,8 @@ class VideoEntry:
 class Manifest:
     """All videos and the names of their classes; `class_id` counts from 0 in the order of `class_names`.
 
-    ManifestError where two videos share an id, two classes share a name, or a label's class is out of range.
+    Raises:
+        ManifestError: if a video id or class name is repeated or empty, or a label's class is out of range.
     """
 
     entries: tuple[VideoEntry, ...]
@@ -79,7 +83,7 @@ class Manifest:
         return tuple(sorted({entry.split for entry in self.entries}))
 
     def only(self, split: str) -> "Manifest":
-        """The videos of one split, with the same classes; ManifestError for a split that is not there."""
+        """The videos of one split, with the same classes; ManifestError if there is no such split."""
         if split not in self.splits:
             raise ManifestError(f"no split {split!r} in the manifest; allowed: {', '.join(self.splits) or 'none'}")
         return Manifest(tuple(entry for entry in self.entries if entry.split == split), self.class_names)
@@ -87,7 +91,7 @@ class Manifest:
 
 @dataclass(frozen=True, slots=True)
 class AnnotationProblem:
-    """Something left out while a manifest was built: `file`, `line` (from 1; 0 where the file has no lines) and why."""
+    """An annotation that was left out: its file, its line (from 1; 0 if the file has no lines) and the reason."""
 
     file: str
     line: int
@@ -99,10 +103,12 @@ class AnnotationProblem:
 
 @dataclass(frozen=True)
 class ManifestBuild:
-    """What a builder found: the classes, and video by video an entry, or what is wrong in the annotations.
+    """The result of reading annotation files; the caller decides whether problems are fatal.
 
-    `rows` is read once, by `write_rows` in bounded memory or by `manifest` and `problems`, which hold everything. The
-    caller decides whether problems are fatal.
+    Attributes:
+        class_names: in the order of their ids.
+        rows: entries and problems, in the order of the annotations. To be read once: by `write_rows` in bounded memory,
+            or by `manifest` and `problems`, which hold all rows.
     """
 
     class_names: tuple[str, ...]
@@ -110,12 +116,12 @@ class ManifestBuild:
 
     @property
     def manifest(self) -> Manifest:
-        """All entries."""
+        """All entries as a manifest."""
         return Manifest(tuple(row for row in self._all if isinstance(row, VideoEntry)), self.class_names)
 
     @property
     def problems(self) -> tuple[AnnotationProblem, ...]:
-        """What was left out."""
+        """All annotations that were left out."""
         return tuple(row for row in self._all if isinstance(row, AnnotationProblem))
 
     @cached_property
@@ -124,7 +130,7 @@ class ManifestBuild:
 
 
 def check_names(what: str, names: Sequence[str]) -> None:
-    """ManifestError where one is repeated or empty."""
+    """Raise ManifestError if a name is repeated or empty; `what` names them in the message."""
     repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated:
         raise repetition(what, repeated[0])
@@ -133,12 +139,12 @@ def check_names(what: str, names: Sequence[str]) -> None:
 
 
 def repetition(what: str, name: str) -> ManifestError:
-    """The error for a name that is there twice."""
+    """The error for a repeated name."""
     return ManifestError(f"{what} {name!r} appears more than once; each must be unique")
 
 
 def check_classes(entry: VideoEntry, num_classes: int) -> None:
-    """ManifestError where a label's class is not one of `num_classes`."""
+    """Raise ManifestError if the class of a label is out of range."""
     for label in entry.labels:
         if not 0 <= label.class_id < num_classes:
             allowed = f"0 to {num_classes - 1}" if num_classes else "none, as there are no classes"

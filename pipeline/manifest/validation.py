@@ -1,4 +1,4 @@
-"""Checks over many rows of a manifest at once, in bounded memory; the exact rules are `Label`'s and `VideoEntry`'s."""
+"""Checks of many manifest rows at once, in bounded memory; `Label` and `VideoEntry` hold the exact rules."""
 
 from collections.abc import Callable, Iterable
 
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 
 def suspects(batch: pa.RecordBatch, num_classes: int) -> pa.Array:
-    """(rows,) boolean: every row that breaks a rule, and perhaps some that do not, to be looked at one by one."""
+    """(rows,) boolean: every row that breaks a rule and perhaps some others, for `VideoEntry` to check one by one."""
     ids, duration_s = batch["video_id"], batch["duration_s"]
     bad = pc.match_substring_regex(ids, r"^/|(^|/)\.\.(/|$)")
     bad = pc.or_(bad, pc.invert(pc.utf8_is_printable(ids)))
@@ -23,9 +23,9 @@ def suspects(batch: pa.RecordBatch, num_classes: int) -> pa.Array:
 
 
 def first_repeated(read_ids: Callable[[], Iterable[pa.Array]]) -> str | None:
-    """An id that is there more than once, or None; `read_ids` starts a pass over all ids in pieces.
+    """A repeated id, or None; each call of `read_ids` returns all ids in pieces.
 
-    Only a hash of each id is held: 8 bytes a row, sorted in place.
+    Memory is one hash per id: 8 bytes a row, sorted in place.
     """
     hashes = [np.fromiter(map(hash, ids.to_pylist()), np.int64, len(ids)) for ids in read_ids()]
     sorted_hashes = np.concatenate([np.empty(0, np.int64), *hashes])
@@ -37,7 +37,7 @@ def first_repeated(read_ids: Callable[[], Iterable[pa.Array]]) -> str | None:
         for video_id in ids.to_pylist():
             if video_id in seen:
                 return str(video_id)
-            if hash(video_id) in repeated:  # which two different ids may share
+            if hash(video_id) in repeated:  # two different ids may share a hash
                 seen.add(video_id)
     return None
 

@@ -1,4 +1,4 @@
-"""Files by URI, local or on an object store: nothing else in the package opens them."""
+"""Files by URI, local or on an object store; nothing else in the package opens files."""
 
 from skipreel.pipeline.storage.file_stat import FileStat, file_stats
 from skipreel.pipeline.storage.files import (

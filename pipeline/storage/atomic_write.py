@@ -1,6 +1,6 @@
-"""Replacing a file whole: a stream into a temporary file beside it, which takes its name when the context ends well.
+"""Atomic replacement of a file: a stream into a temporary file in its folder, renamed when the context succeeds.
 
-The callers are in `pipeline.storage`.
+Called by `pipeline/storage/files.py` alone.
 """
 
 import os
@@ -15,7 +15,7 @@ from skipreel.pipeline.storage.uris import is_object_store
 
 @contextmanager
 def replace_local(path: Path) -> Iterator[BinaryIO]:
-    """A stream into a file on this machine."""
+    """A stream that replaces a file on this machine."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(_temporary_name(path.name))
     try:
@@ -27,7 +27,7 @@ def replace_local(path: Path) -> Iterator[BinaryIO]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    # Without this the rename itself can be lost in a power cut. Mounts that cannot sync a folder keep the file anyway.
+    # Without this a power cut can undo the rename. Mounts that cannot sync a folder keep the file anyway.
     with suppress(OSError):
         folder = os.open(path.parent, os.O_RDONLY)
         try:
@@ -38,13 +38,13 @@ def replace_local(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def replace_remote(filesystem: Any, path: str) -> Iterator[BinaryIO]:
-    """A stream into a file on any other pyarrow file system."""
+    """A stream that replaces a file on any other pyarrow file system."""
     folder, _, name = path.rpartition("/")
     temporary = f"{folder}/{_temporary_name(name)}"
     if not is_object_store(filesystem):
         filesystem.create_dir(folder, recursive=True)
     try:
-        # Closing publishes what was written, even half of it: hence the other name, also where an upload is atomic.
+        # To close publishes what was written, even half of it. Hence the temporary name, even if uploads are atomic.
         with filesystem.open_output_stream(temporary) as stream:
             yield stream
         filesystem.move(temporary, path)

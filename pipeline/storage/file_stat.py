@@ -1,4 +1,4 @@
-"""What tells a changed file from an unchanged one without reading it."""
+"""File stats: they tell whether a file has changed without reading it."""
 
 import os
 import stat
@@ -17,9 +17,9 @@ _NUM_REQUESTS = 32
 
 @dataclass(frozen=True, slots=True)
 class FileStat:
-    """Tells a changed file without reading it: size in bytes and time of change in microseconds since 1970.
+    """Size in bytes and time of change in microseconds since 1970.
 
-    The time is 0 where the file system keeps none; object stores round it to seconds.
+    The time is 0 if the file system does not keep it; object stores round it to seconds.
     """
 
     num_bytes: int
@@ -27,11 +27,14 @@ class FileStat:
 
 
 def file_stats(uris: Sequence[str]) -> list[FileStat | None]:
-    """The stamp of each URI, or None where no file can be had there; remote ones are asked in parallel.
+    """The file stat of each URI; remote ones are requested in parallel.
 
-    None stands for a missing file, a folder, a dangling link, a pipe or device, one that may not be looked at, and a
-    URI that is not understood or whose place does not answer. StorageError only where no place at all answers: an
-    outage must not look like files that vanished.
+    Returns:
+        One item per URI: None for a missing file, a folder, a dangling link, a pipe or device, a file without
+        permission, and a URI that is not understood or whose server does not answer.
+
+    Raises:
+        StorageError: if every URI failed because its server did not answer: an outage must not look like deleted files.
     """
     with ThreadPoolExecutor(_NUM_REQUESTS) as pool:
         remote = [uri for uri in uris if has_scheme(uri) and local_path(uri) is None]
@@ -46,29 +49,29 @@ def file_stats(uris: Sequence[str]) -> list[FileStat | None]:
     return found
 
 
-def stamp_of(status: os.stat_result) -> FileStat:
+def file_stat_of(status: os.stat_result) -> FileStat:
     return FileStat(status.st_size, status.st_mtime_ns // 1000)
 
 
 def _local_file_stat(uri: str) -> FileStat | None:
     path = str(local_path(uri)) if has_scheme(uri) else uri
     try:
-        status = os.stat(path)  # noqa: PTH116 - a Path takes longer to make than the question
+        status = os.stat(path)  # noqa: PTH116 - creating a Path takes longer than the call
     except (OSError, ValueError):  # ValueError: a null character
         return None
-    return stamp_of(status) if stat.S_ISREG(status.st_mode) else None
+    return file_stat_of(status) if stat.S_ISREG(status.st_mode) else None
 
 
 def _remote_file_stat(uri: str) -> FileStat | StorageError | None:
-    """The error where the place does not answer."""
+    """The file stat; None: no such file; StorageError (returned): the server does not answer."""
     try:
         with explained("look for", uri):
             filesystem, path = resolve(uri)
             info = filesystem.get_file_info(path)
     except StorageError as error:
         return error if isinstance(error.__cause__, OSError) else None
-    return stamp_of_info(info) if info.type == pafs.FileType.File else None
+    return file_stat_of_info(info) if info.type == pafs.FileType.File else None
 
 
-def stamp_of_info(info: Any) -> FileStat:
+def file_stat_of_info(info: Any) -> FileStat:
     return FileStat(info.size or 0, (info.mtime_ns or 0) // 1000)

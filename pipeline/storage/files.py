@@ -1,6 +1,6 @@
-"""Files by URI (see `pipeline.storage.uris`): the only place in the package that opens them.
+"""Open, read, write, list and delete files by URI (see `pipeline/storage/uris.py`).
 
-Whatever the file system reports surfaces as one `StorageError` line, with the cause kept.
+Errors of the file system become a `StorageError` of one line, with the original as its cause.
 """
 
 import hashlib
@@ -18,30 +18,30 @@ from skipreel.pipeline.errors import StorageError
 from skipreel.pipeline.storage.atomic_write import replace_local, replace_remote
 from skipreel.pipeline.storage.uris import explained, join, local_path, resolve
 
-# A remote read is one request and waits as long for its first byte as for some MB more.
+# A remote read is one request, which waits as long for its first byte as for some MB more.
 PIECE_BYTES = 4 << 20
 
 
 def exists(uri: str) -> bool:
-    """Whether a file or a folder is there."""
+    """Whether a file or a folder exists."""
     filesystem, path = resolve(uri)
     with explained("look for", uri):
         return bool(filesystem.get_file_info(path).type != pafs.FileType.NotFound)
 
 
 def list_files(uri: str, suffix: str = "") -> list[str]:
-    """URIs of the files directly in folder `uri` whose names end in `suffix`, sorted; [] where the folder is absent."""
+    """URIs of the files directly in folder `uri` whose names end in `suffix`, sorted; [] if the folder is absent."""
     names = [name for name in _names_below(uri, recursive=False) if name.endswith(suffix)]
     return [join(uri, name) for name in names]
 
 
 def list_tree(uri: str) -> list[str]:
-    """Paths relative to folder `uri` (posix) of all files below it, sorted; [] where the folder is absent."""
+    """Posix paths, relative to folder `uri`, of all files below it, sorted; [] if the folder is absent."""
     return _names_below(uri, recursive=True)
 
 
 def open_input(uri: str) -> BinaryIO:
-    """Open for random-access reading, in large pieces where it is remote; close it, or use it as a context manager."""
+    """Open for random-access reading, buffered if remote; close it, or use it as a context manager."""
     filesystem, path = resolve(uri)
     local = local_path(uri)
     with explained("read", uri):
@@ -65,11 +65,13 @@ def sha256(uri: str) -> str:
 
 @contextmanager
 def open_atomic(uri: str) -> Iterator[BinaryIO]:
-    """Write a file as a stream, so that readers see either the old content or all of the new one.
+    """Write a file as a stream; it appears when the context ends, so readers see the old content or all of the new.
 
-    It appears when the context is left. Missing folders are made. Whatever interrupts the writing (an exception, a full
-    disk, Ctrl-C), no temporary file stays behind; only a killed process can leave one, whose name starts with a dot and
-    ends in `.tmp`. An OSError inside the context counts as one of the writing: StorageError.
+    Missing folders are created. If the writing is interrupted (an exception, a full disk, Ctrl-C), no temporary file
+    remains. Only a killed process can leave one, whose name starts with a dot and ends in `.tmp`.
+
+    Raises:
+        StorageError: if the writing fails, or an OSError is raised inside the context.
     """
     path = local_path(uri)
     with explained("write", uri), replace_remote(*resolve(uri)) if path is None else replace_local(path) as stream:
@@ -77,13 +79,13 @@ def open_atomic(uri: str) -> Iterator[BinaryIO]:
 
 
 def write_atomic(uri: str, data: bytes) -> None:
-    """Write a whole file as `open_atomic` does."""
+    """Write a whole file like `open_atomic`."""
     with open_atomic(uri) as stream:
         stream.write(data)
 
 
 def write_table_atomic(uri: str, table: pa.Table, row_group_size: int | None = None) -> None:
-    """Like `write_atomic`, for an Arrow table as Parquet (zstd) with `row_group_size` rows in a group."""
+    """Write an Arrow table as Parquet (zstd), with `row_group_size` rows per group, like `open_atomic`."""
     import pyarrow.parquet as pq
 
     with open_atomic(uri) as stream:
@@ -91,7 +93,7 @@ def write_table_atomic(uri: str, table: pa.Table, row_group_size: int | None = N
 
 
 def delete(uri: str) -> None:
-    """Remove one file; one that is not there is fine, a folder, pipe or device is a StorageError."""
+    """Delete a file if it exists; StorageError for a folder, pipe or device."""
     filesystem, path = resolve(uri)
     local = local_path(uri)
     with explained("delete", uri), suppress(FileNotFoundError):
@@ -101,7 +103,7 @@ def delete(uri: str) -> None:
 
 
 def remove_temporaries(uri: str) -> None:
-    """Delete what killed writers left in a folder (see `open_atomic`); nobody else may be writing there."""
+    """Delete the temporary files of killed writers in a folder (see `open_atomic`), which nobody may be writing to."""
     for name in _names_below(uri, recursive=False):
         if name.startswith(".") and name.endswith(".tmp"):
             delete(join(uri, name))
@@ -117,7 +119,7 @@ def _names_below(uri: str, *, recursive: bool) -> list[str]:
 
 
 def _check_regular(mode: int, action: str, uri: str) -> None:
-    """Opening a pipe would wait for its writer, and a device may have no end; folders are left to the file system."""
+    """Refuse a pipe, which waits for its writer, and a device, which may not end; the file system refuses folders."""
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
         raise StorageError(f"cannot {action} {uri}: it is a pipe or a device; give a regular file")
 

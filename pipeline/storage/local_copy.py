@@ -1,4 +1,4 @@
-"""A local path for readers that need one, with the digest of what they read."""
+"""`local_copy`: a local path for readers that need one, with the digest of the content."""
 
 import errno
 import hashlib
@@ -13,14 +13,14 @@ from typing import BinaryIO, cast
 import pyarrow.fs as pafs
 
 from skipreel.pipeline.errors import StorageError
-from skipreel.pipeline.storage.file_stat import FileStat, stamp_of, stamp_of_info
+from skipreel.pipeline.storage.file_stat import FileStat, file_stat_of, file_stat_of_info
 from skipreel.pipeline.storage.files import PIECE_BYTES, open_regular
 from skipreel.pipeline.storage.uris import explained, local_path, resolve
 
 
 @dataclass(frozen=True, slots=True)
 class LocalCopy:
-    """A file to open by its local `path`, the hexadecimal SHA-256 of its content, its stamp from before it was read."""
+    """A local path, the hexadecimal SHA-256 of the content, and the file stat from before it was read."""
 
     path: str
     sha256: str
@@ -29,14 +29,15 @@ class LocalCopy:
 
 @contextmanager
 def local_copy(uri: str) -> Iterator[LocalCopy]:
-    """A file for readers that need a local path: itself where it is local, else a temporary copy, deleted on exit.
+    """The file itself if it is local, else a temporary copy that is deleted on exit; it is read once, in pieces.
 
-    It is read once, in pieces. StorageError where it is missing, unreadable, a folder, pipe or device.
+    Raises:
+        StorageError: if it is missing, unreadable, a folder, pipe or device.
     """
     path = local_path(uri)
     if path is not None:
         with explained("read", uri), open_regular(path, uri) as stream:
-            file_stat = stamp_of(os.fstat(stream.fileno()))
+            file_stat = file_stat_of(os.fstat(stream.fileno()))
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
         yield LocalCopy(str(path), digest, file_stat)
         return
@@ -63,4 +64,4 @@ def _download(uri: str, target: BinaryIO) -> tuple[FileStat, str]:
     target.flush()
     if info.size not in (None, num_bytes):
         raise StorageError(f"cannot copy {uri}: it changed from {info.size} to {num_bytes} bytes meanwhile; try again")
-    return stamp_of_info(info), digest.hexdigest()
+    return file_stat_of_info(info), digest.hexdigest()

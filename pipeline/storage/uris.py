@@ -1,7 +1,7 @@
-"""Where a URI points: names and file systems, and one line for what a file system reports. Opens nothing.
+"""URIs: their file systems, joining and splitting them, and one-line messages of file system errors. Opens nothing.
 
-A URI is a local path, `file://...`, or anything `pyarrow.fs.FileSystem.from_uri` understands (`s3://`, `gs://`, `hdfs://`,
-`fsspec+<protocol>://`).
+A URI is a local path, `file://...`, or anything that `pyarrow.fs.FileSystem.from_uri` understands (`s3://`, `gs://`,
+`hdfs://`, `fsspec+<protocol>://`).
 """
 
 import re
@@ -18,14 +18,17 @@ from skipreel.pipeline.errors import StorageError
 
 _SPACE = {"write": " and has space left", "copy": " and the folder of temporary files (TMPDIR) has space left"}
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]+://")
-# Their paths are bucket/key and their folders exist only as parts of keys.
+# Their paths are bucket/key, and their folders exist only as parts of keys.
 _OBJECT_STORES = {"s3": "s3", "gs": "gcs"}
 
 
 def resolve(uri: str) -> tuple[Any, str]:
-    """The pyarrow file system of `uri` and the path inside it; StorageError for a scheme that is not known.
+    """The pyarrow file system of `uri` and the path inside it.
 
-    An object store's client takes 10 ms to make and a request to find its region, so a bucket's is kept.
+    The client of a bucket is cached: to create one takes 10 ms and a request for the bucket's region.
+
+    Raises:
+        StorageError: if the scheme is unknown or the URI malformed.
     """
     path = local_path(uri)
     if path is not None:
@@ -46,7 +49,7 @@ def is_object_store(filesystem: Any) -> bool:
 
 
 def local_path(uri: str) -> Path | None:
-    """The absolute local path of `uri`, or None where it lives on another file system."""
+    """The absolute local path of `uri`, or None if it is on another file system."""
     if not has_scheme(uri):
         return Path(uri).absolute()
     parts = urlsplit(uri)
@@ -56,24 +59,24 @@ def local_path(uri: str) -> Path | None:
 
 
 def absolute(uri: str) -> str:
-    """`uri` in a form that means the same in another process: a relative local path becomes absolute."""
+    """`uri`, with a relative local path made absolute, so that it means the same in another process."""
     return uri if has_scheme(uri) else str(Path(uri).absolute())
 
 
 def join(uri: str, *parts: str) -> str:
-    """`parts`, names or relative posix paths, appended to `uri` (quoted as its scheme needs it, its query kept)."""
+    """Append `parts`, names or relative posix paths, to `uri`, quoted as its scheme needs; its query is kept."""
     if not has_scheme(uri):
         return str(Path(uri, *parts))
     base, mark, query = uri.partition("?")
     names = [part.strip("/") for part in parts]
-    # pyarrow hands these two on as they are; from all others it takes percent codes back out.
+    # pyarrow passes these two on unchanged; in all others it decodes percent codes.
     if not base.startswith(("fsspec+", "hf://")):
         names = [quote(name) for name in names]
     return "/".join([base.rstrip("/"), *names]) + mark + query
 
 
 def parent(uri: str) -> str:
-    """The folder that a file lies in, absolute, its query kept."""
+    """The absolute folder of a file; the query is kept."""
     if not has_scheme(uri):
         return str(Path(uri).absolute().parent)
     base, mark, query = uri.partition("?")
@@ -87,7 +90,7 @@ def has_scheme(uri: str) -> bool:
 
 @contextmanager
 def explained(action: str, uri: str) -> Iterator[None]:
-    """Turns what a file system raises inside into one StorageError line: "cannot <action> <uri>: why; what to do"."""
+    """Turn an OSError inside into a StorageError of one line: "cannot <action> <uri>: why; what to do"."""
     try:
         yield
     except OSError as error:
@@ -104,7 +107,7 @@ def explained(action: str, uri: str) -> Iterator[None]:
 
 
 def one_line(error: BaseException) -> str:
-    """What an exception says, without line breaks."""
+    """The message of an exception without line breaks."""
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return " ".join(str(text).split())
 

@@ -1,4 +1,4 @@
-"""A generated corpus of videos whose actions are known to the frame."""
+"""A generated corpus of videos whose actions are known to the frame, for the demo and the tests."""
 
 from skipreel.pipeline.synthetic.corpus import CSV_COLUMNS, write_annotations, write_video
 from skipreel.pipeline.synthetic.drawing import render_frame

@@ -1,7 +1,7 @@
-"""A corpus of generated H.264 videos in Charades' own layout: `<id>.mp4`, train and test CSVs, classes file.
+"""Writes the generated corpus in Charades' layout: H.264 videos `<id>.mp4`, train and test CSVs, a classes file.
 
-`plan_corpus` decides what happens, `render_frame` draws it, `write_video` and `write_annotations` put it on disk.
-The labels are the very times the drawing follows.
+`plan_corpus` decides what happens, `render_frame` draws it, `write_video` and `write_annotations` write files. The
+labels are the times that the drawing follows.
 """
 
 import csv
@@ -31,16 +31,16 @@ CRF = 26
 
 
 def write_video(scene: Scene, path: Path) -> None:
-    """Render and encode one scene as an MP4 file (H.264, yuv420p, B-frames); frame n is shown at n / fps seconds.
+    """Render and encode a scene as an MP4 file (H.264, yuv420p, B-frames); frame n is shown at n / fps seconds.
 
-    The file appears under its name only when it is complete. One encoder thread, so that the bytes depend on the scene
-    and the encoder's version alone.
+    The file gets its name when it is complete. One encoder thread makes the bytes depend only on the scene and the
+    encoder's version.
     """
     import av
 
     unfinished = path.with_name(path.name + ".part")
     options = {"crf": str(CRF), "preset": "veryfast", "threads": "1", "g": str(GOP_FRAMES), "bf": str(B_FRAMES)}
-    # With B-frames, x264's macroblock tree gave other bytes for the same frames in one run out of several.
+    # With B-frames, x264's macroblock tree sometimes gave other bytes for the same frames.
     options["x264-params"] = "mbtree=0"
     try:
         with av.open(str(unfinished), "w", format="mp4") as container:

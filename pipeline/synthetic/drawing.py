@@ -1,7 +1,7 @@
-"""How the generated corpus looks: a pure function from a planned scene and a time to pixels.
+"""`render_frame`: a pure function from a planned scene and a time to pixels, and a painter for each kind of prop.
 
-What stands still is drawn once and kept; each painter draws one kind of prop at time t, which is minus or plus
-infinity for a prop that is before or past everything it does.
+What stands still is drawn once and cached. A painter draws one prop at time t, in seconds; t is minus or plus infinity
+before or after all that the prop does.
 """
 
 import math
@@ -17,11 +17,10 @@ from skipreel.pipeline.synthetic.scenes import BALL, CUE_S, DOOR, FAN, FLAG, LAM
 
 
 def render_frame(scene: Scene, t_seconds: float) -> NDArray[np.uint8]:
-    """Draw the scene as it looks at `t_seconds`.
+    """Draw the scene at `t_seconds`; a scene that is not busy changes only in the moving spans of its props.
 
     Returns:
-        RGB pixels, (height, width, 3) uint8, a fresh array. Between the moving spans of its props an idle scene does
-        not change by a single pixel.
+        (height, width, 3) uint8 RGB, a new array.
     """
     phases = tuple(_phase(prop, t_seconds) for prop in scene.props)
     image = _still_sheet(scene, phases).copy()
@@ -39,7 +38,7 @@ def render_frame(scene: Scene, t_seconds: float) -> NDArray[np.uint8]:
 
 
 def _phase(prop: Prop, t: float) -> int:
-    """0 before anything moves, 1 while it may, 2 after."""
+    """0 before the prop moves, 1 while it may move, 2 after."""
     first, last = prop.moving_span
     return int(t >= first) + int(t >= last)
 
@@ -75,7 +74,7 @@ def _draw_ball(brush: Brush, prop: Prop, t: float) -> None:
 
 
 def _draw_door(brush: Brush, prop: Prop, t: float) -> None:
-    """Swings open and stays open; some doors stand ajar from the beginning. A light above announces the swing."""
+    """Swings open and stays open; some doors are ajar from the beginning. A light above announces the swing."""
     done, active = _progress(prop, t)
     closed_deg = 32.0 if prop.variant < 0.35 else 0.0
     angle = math.radians(closed_deg + (78.0 - closed_deg) * done)
@@ -122,7 +121,7 @@ def _draw_flag(brush: Brush, prop: Prop, t: float) -> None:
 
 
 def _draw_lamp(brush: Brush, prop: Prop, t: float) -> None:
-    """Flashes brightly, dark in between; at rest it is steadily dark or, as a look-alike, softly lit."""
+    """Flashes, dark in between; at rest it is dark or, as a look-alike, softly lit."""
     _, active = _progress(prop, t)
     lit_at_rest = prop.variant < 0.35
     lit = lit_at_rest
@@ -146,7 +145,7 @@ def _draw_lamp(brush: Brush, prop: Prop, t: float) -> None:
 
 
 def _draw_fan(brush: Brush, prop: Prop, t: float) -> None:
-    """Blades are sharp at rest and a blurred disc with turning glints while spinning."""
+    """Sharp blades at rest, a blurred disc with turning glints while spinning."""
     _, active = _progress(prop, t)
     x, y, r = prop.x, 56.0, 13.0
     brush.oval((0, 0, 0, 50), x, BASE_Y, 9, 2)
@@ -168,7 +167,7 @@ def _draw_fan(brush: Brush, prop: Prop, t: float) -> None:
 
 
 def _draw_plant(brush: Brush, prop: Prop, t: float) -> None:
-    """A can on a shelf tilts (the cue), then drops fall on the plant below; afterwards it swings back."""
+    """A can on a shelf tilts (the cue), drops fall on the plant below, then the can swings back."""
     _, active = _progress(prop, t)
     x, tilt = prop.x + 1, 0.0
     if prop.action is not None and math.isfinite(t):
@@ -214,7 +213,7 @@ _PAINTERS: dict[int, Callable[[Brush, Prop, float], None]] = {
 
 
 def _progress(prop: Prop, t: float) -> tuple[float, bool]:
-    """How much of its action is done (0 to 1) and whether it is happening right now."""
+    """The share of the action that is done (0 to 1), and whether it happens at time t."""
     if prop.action is None:
         return 0.0, False
     start, end = prop.action.start_s, prop.action.end_s

@@ -1,6 +1,6 @@
-"""The generated corpus's rooms: palettes, wall, floor, furniture that never acts, and what disturbs a busy room.
+"""Rooms of the generated corpus: palettes, walls, furniture that never acts, and the disturbances of a busy room.
 
-Shapes are placed on a sheet of 160 x 120 units whatever the frame's size.
+Shapes are placed on a sheet of 160 x 120 units, whatever the size of the frame.
 """
 
 import math
@@ -16,7 +16,7 @@ from skipreel.pipeline.synthetic.scenes import BALL, PLANT, SLOT_CENTERS, Color,
 UNITS = (160.0, 120.0)
 FLOOR_Y = 84.0
 BASE_Y = 91.0
-# Frames are drawn this much larger and averaged down, which gives soft edges.
+# Frames are drawn larger by this factor and averaged down, for soft edges.
 OVERSAMPLING = 2
 
 # Wall, floor, trim, dark wood, sky: one harmony per room.
@@ -32,7 +32,7 @@ INK = (62, 54, 58)
 
 
 class Brush:
-    """Draws in sheet units on an image of any size; colours with a fourth component blend."""
+    """Draws in sheet units on an image of any size; a fourth colour component is opacity."""
 
     def __init__(self, image: Image.Image) -> None:
         self._draw = ImageDraw.Draw(image, "RGBA")
@@ -70,7 +70,7 @@ def shade(color: Color, factor: float) -> Color:
 
 
 def draw_room(scene: Scene) -> Image.Image:
-    """The empty room with furniture that never acts, at the oversampled size."""
+    """Draw the room with furniture that never acts, at the oversampled size."""
     wall, floor, trim, wood, sky = PALETTES[scene.palette]
     rng = np.random.default_rng(scene.decor_seed)
     image = Image.new("RGB", (scene.width * OVERSAMPLING, scene.height * OVERSAMPLING), wall)
@@ -140,7 +140,7 @@ def _draw_picture(brush: Brush, x: float, rng: np.random.Generator, wood: Color)
 
 
 def draw_visitors(brush: Brush, scene: Scene, t: float) -> None:
-    """What moves in a busy room without being an action: balloons that drift and a cat that strolls."""
+    """Draw what moves in a busy room without being an action: drifting balloons and a cat."""
     rng = np.random.default_rng(scene.decor_seed + 1)
     for _ in range(2):
         speed, begin, height, sway = rng.uniform((4, 0, 14, 0), (9, 220, 34, 6.28)).tolist()
@@ -172,7 +172,7 @@ def _noise(scene: Scene) -> NDArray[np.int16]:
 
 
 def disturb(pixels: NDArray[np.uint8], scene: Scene, t: float) -> NDArray[np.uint8]:
-    """Sensor noise and flickering light, both functions of the frame's number."""
+    """Add sensor noise and flickering light, which depend on the frame's number alone, to (H, W, 3) uint8 pixels."""
     index = round(t * scene.fps)
     flicker = 4 * math.sin(2.1 * t + scene.decor_seed % 7) + 5 * math.sin(23.0 * t)
     dy, dx = index * 7 % 16, index * 11 % 16

@@ -1,7 +1,7 @@
-"""What happens in the generated corpus: scenes, their props and the actions in them, planned before a pixel is drawn.
+"""Plans the generated corpus: scenes, their props and their actions.
 
-How long one may look away depends on what is on screen. Every class has its own typical duration, two announce
-themselves with a visible cue, and after an action nothing new begins for a while (unless it overlaps the running one).
+How long one may look away depends on what is on screen: each class has its typical duration, two have a visible cue
+before they begin, and after an action nothing begins for a while, except actions that overlap.
 """
 
 import string
@@ -27,9 +27,9 @@ PROP_NAMES = ("ball", "door", "flag", "lamp", "fan", "plant")
 
 # Shortest and longest duration of each class, in seconds.
 DURATION_S = ((0.9, 1.5), (1.8, 2.6), (5.0, 7.0), (2.4, 3.6), (3.5, 5.0), (1.6, 2.4))
-# A green light above the door and the tilting can announce their actions; neither is part of the label.
+# Seconds for which the door's green light and the tilting can announce an action; not part of the label.
 CUE_S = (0.0, 1.2, 0.0, 0.0, 0.0, 1.0)
-# The can swings back after the last drop has fallen.
+# Seconds in which the can swings back after the last drop; not part of the label.
 SETTLE_S = (0.0, 0.0, 0.0, 0.0, 0.0, 0.4)
 GAP_S = (1.3, 3.2)
 LEAD_OUT_S = 0.5
@@ -49,14 +49,14 @@ PROP_COLORS: tuple[tuple[Color, ...], ...] = (
 
 @dataclass(frozen=True, slots=True)
 class CorpusConfig:
-    """How many videos, how large, and from which seed.
+    """The number and size of the videos, and their seed.
 
     Attributes:
         num_train, num_test: videos per split.
         seed: the only source of randomness.
         width, height: frame size in pixels, both even (4:2:0 video has half-size colour planes).
         busy_share: share of scenes with a busy background, 0 to 1.
-        overlap_share: chance that an action begins while the one before it still runs, 0 to 1.
+        overlap_share: probability that an action begins while the one before it still runs.
     """
 
     num_train: int = 72
@@ -81,7 +81,7 @@ class CorpusConfig:
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """Class `class_id` visibly happens at times t with start_s <= t < end_s."""
+    """Class `class_id` is visible at times t with start_s <= t < end_s, in seconds."""
 
     class_id: int
     start_s: float
@@ -90,14 +90,14 @@ class Action:
 
 @dataclass(frozen=True, slots=True)
 class Prop:
-    """One object of the room, which acts once (`action`) or only stands there.
+    """One object of the room, which acts once or never.
 
     Attributes:
-        kind: class id of the action this object can perform.
-        x, travel: centre and, for the ball, the way it rolls; in units of 1/160 of the frame's width.
+        kind: class id of the action that this object can perform.
+        x, travel: centre and, for the ball, the distance it rolls; in 1/160 of the frame's width.
         color: main colour, RGB.
-        variant: in [0, 1); rhythm, pattern and pose at rest are derived from it.
-        action: what it does, or None for an object at rest all the time.
+        variant: in [0, 1); decides rhythm, pattern and pose at rest.
+        action: None for an object that is always at rest.
     """
 
     kind: int
@@ -109,7 +109,7 @@ class Prop:
 
     @property
     def moving_span(self) -> tuple[float, float]:
-        """First and last second at which the prop may look different from a still one: cue, action and settling."""
+        """The times in seconds between which the prop may move: cue, action and settling."""
         if self.action is None:
             return (float("inf"), float("inf"))
         return (self.action.start_s - CUE_S[self.kind], self.action.end_s + SETTLE_S[self.kind])
@@ -117,7 +117,7 @@ class Prop:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """One video: `num_frames` frames of (height, width) at `fps`, a room and the props in it, drawn in their order."""
+    """One video: `num_frames` frames of (height, width) at `fps`, a room, and its props in drawing order."""
 
     video_id: str
     split: Split
@@ -137,16 +137,16 @@ class Scene:
 
     @property
     def actions(self) -> tuple[Action, ...]:
-        """The labels, by start."""
+        """The labels, sorted by start."""
         actions = (prop.action for prop in self.props if prop.action is not None)
         return tuple(sorted(actions, key=lambda action: action.start_s))
 
 
 def plan_corpus(config: CorpusConfig) -> tuple[Scene, ...]:
-    """Plan every video of the corpus, train before test.
+    """Plan all videos of the corpus, train before test.
 
-    Each video has its own random stream, so video k stays the same however many others there are; ids alone depend on
-    the videos before, because they are unique.
+    Each video has its own random stream and does not depend on the number of videos. Only its id depends on the videos
+    before it, because ids are unique.
     """
     taken: set[str] = set()
     scenes = []
@@ -188,9 +188,9 @@ def _draw_id(rng: np.random.Generator, taken: set[str]) -> str:
 
 
 def _plan_actions(config: CorpusConfig, duration_s: float, rng: np.random.Generator) -> dict[int, Action]:
-    """Lay one to three actions of different classes on the time line.
+    """Place one to three actions of different classes on the time line.
 
-    Several time lines are tried before a class is given up, so that long actions are as common as short ones.
+    A class is given up only after several tries, so that long actions are as common as short ones.
     """
     wanted = int(rng.choice((1, 2, 3), p=(0.15, 0.4, 0.45)))
     classes = rng.permutation(len(CLASS_NAMES)).tolist()[:wanted]
@@ -199,7 +199,7 @@ def _plan_actions(config: CorpusConfig, duration_s: float, rng: np.random.Genera
             actions = _draw_timeline(config, rng.permutation(classes).tolist(), rng)
             if max(action.end_s for action in actions.values()) <= duration_s - LEAD_OUT_S:
                 return actions
-        # One action alone always ends in time.
+        # A single action always ends in time.
         classes.pop()
 
 
@@ -217,7 +217,7 @@ def _draw_timeline(config: CorpusConfig, classes: list[int], rng: np.random.Gene
 
 
 def _plan_props(actions: dict[int, Action], rng: np.random.Generator) -> tuple[Prop, ...]:
-    """Place what acts and, now and then, a look-alike that never does; slots along the wall are shuffled per scene."""
+    """Place the props that act and some look-alikes that never do, in shuffled slots along the wall."""
     slots = iter(rng.permutation(SLOT_CENTERS).tolist())
     props = []
     for kind in (DOOR, FAN, LAMP, FLAG, PLANT, BALL):

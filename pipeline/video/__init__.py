@@ -1,4 +1,4 @@
-"""Frames out of video files, by whichever decoder is named."""
+"""Frames out of video files and live streams, by a decoder that is chosen by name."""
 
 from skipreel.pipeline.video.decoder import Frame, VideoDecoder, from_first_frame
 from skipreel.pipeline.video.registry import DECODERS, find_decoder, open_video

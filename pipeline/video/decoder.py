@@ -1,4 +1,4 @@
-"""The interface of every decoder; `pipeline/video/registry.py` says which there are.
+"""`VideoDecoder`, the interface of all decoders; `pipeline/video/registry.py` lists them.
 
 Letters: N frames in the video, H and W in pixels.
 """
@@ -15,12 +15,11 @@ Frame = NDArray[np.uint8]
 
 
 class VideoDecoder(Closeable):
-    """An opened video; use it as a context manager or call `close`.
+    """An open video; use it as a context manager or call `close`.
 
     Attributes:
-        pts_seconds: (N,) float64, each frame's presentation time in seconds from the first frame on, which has 0.0;
-            strictly increasing.
-        start_s: the first frame's time by the file's own clock, in seconds; 0.0 where the file does not state one.
+        pts_seconds: (N,) float64, presentation times in seconds; they strictly increase from 0.0, the first frame's.
+        start_s: the first frame's time on the file's own clock, in seconds; 0.0 if the file does not state one.
         duration_s: seconds from the start of the first frame to the end of the last.
     """
 
@@ -31,29 +30,36 @@ class VideoDecoder(Closeable):
     @property
     @abstractmethod
     def num_decoded(self) -> int:
-        """How many frames went through the decoder so far, wanted or not, each pass over a frame counted."""
+        """Number of frames decoded so far, wanted or not; a frame decoded twice counts twice."""
 
     @property
     def num_converted(self) -> int:
-        """How many decoded frames were turned into RGB; all of them, where a decoder does not say otherwise."""
+        """Number of decoded frames converted to RGB; all of them unless a decoder says otherwise."""
         return self.num_decoded
 
     @abstractmethod
     def get_frame_at(self, index: int) -> Frame:
-        """Frame `index`, counted from 0 in presentation order, as (H, W, 3) uint8 RGB, contiguous and upright.
+        """Decode one frame. Any order works; ascending order is cheap.
 
-        Any order works; ascending is cheap. VideoError where the frame cannot be decoded, IndexError outside
-        0 to N - 1.
+        Args:
+            index: the frame's number in presentation order, 0 to N - 1.
+
+        Returns:
+            (H, W, 3) uint8 RGB, contiguous and upright.
+
+        Raises:
+            VideoError: if the frame cannot be decoded.
+            IndexError: if `index` is out of range.
         """
 
     def iter_frames_at(self, indices: Iterable[int]) -> Iterator[Frame]:
-        """The frames `indices` one by one, in their order, each as `read` returns it; cheaper than single reads."""
+        """Yield the frames `indices` in their order, as `get_frame_at` returns them; cheaper than single reads."""
         return map(self.get_frame_at, indices)
 
     def set_candidates(self, indices: Iterable[int]) -> None:
-        """Say that from now on no other frames will be read, in whatever order: a decoder may drop all others for good.
+        """Announce that only these frames will be read from now on, in any order, so that others may be dropped.
 
-        Any frame can still be read, exactly; a dropped one costs a start at the key frame before it.
+        Any other frame can still be read exactly, but a dropped one costs a seek to the key frame before it.
         """
 
     @abstractmethod
@@ -67,11 +73,11 @@ class VideoDecoder(Closeable):
 
 
 def from_first_frame(pts_s: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Presentation times (T,) of one video, T >= 1, counted from its first; such times are returned as they are.
+    """Presentation times (T,), T >= 1, of one video, shifted so that the first is 0.0, as labels count.
 
-    Labels count from there too, while the clock of a file may start anywhere: at 1.4 s in most MPEG-TS files.
+    The clock of a file may start anywhere: at 1.4 s in most MPEG-TS files.
     """
     if pts_s[0] == 0:
         return pts_s
-    counted: NDArray[np.float64] = np.round(pts_s - pts_s[0], 9)  # there is no clock finer than nanoseconds
+    counted: NDArray[np.float64] = np.round(pts_s - pts_s[0], 9)  # no clock is finer than nanoseconds
     return counted

@@ -1,8 +1,8 @@
-"""Reading with decord, for plain local MP4 and MKV files.
+"""The decord decoder, for plain local MP4 and MKV files.
 
-decord returns wrong frames without a word on edit lists, open groups of pictures, periodic intra refresh, AVI and
-MPEG-TS, takes another of several video streams, scrambles rows when it turns pictures of most widths, scales pictures
-whose size changes midway, as VP9 allows, miscounts the colours of narrow pictures and cannot open AV1.
+decord silently returns wrong frames on edit lists, open groups of pictures, periodic intra refresh, AVI and MPEG-TS. It
+takes another of several video streams, scrambles rows when it rotates pictures of most widths, scales pictures whose
+size changes midway (VP9), returns too many colour channels of narrow pictures, and cannot open AV1.
 """
 
 from pathlib import Path
@@ -13,11 +13,15 @@ from skipreel.pipeline.video.decoder import Frame
 
 
 class DecordDecoder(ConstrainedDecoder):
-    """A video read with decord on one thread; VideoError where it cannot be opened or decord would be wrong on it."""
+    """A video read with decord on one thread.
+
+    Raises:
+        VideoError: if the file cannot be opened or decoded exactly.
+    """
 
     _decoder = "decord"
     _codecs = frozenset({"h264", "hevc", "mpeg4"})
-    _turns = False
+    _rotates = False
 
     def _open(self, path: Path) -> Any:
         import decord
@@ -35,5 +39,5 @@ class DecordDecoder(ConstrainedDecoder):
         except (decord.DECORDError, RuntimeError):
             return None
         if image.shape[2] != 3:
-            raise self._refused("decord miscounts the colours of pictures this narrow")
+            raise self._refused("decord returns too many colour channels for a picture this narrow")
         return image

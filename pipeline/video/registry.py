@@ -1,4 +1,4 @@
-"""Which decoders there are, and opening a video with one of them."""
+"""The decoders by name, and `open_video`, which opens a video with one of them."""
 
 from collections.abc import Callable
 
@@ -15,26 +15,30 @@ DECODERS = {
 
 
 def open_video(uri: str, decoder: str = "pyav") -> VideoDecoder:
-    """Open the video at `uri` and list its frames.
+    """Open a video and list its frames.
 
-    `decoder` is a name in `DECODERS`, or `module:function` for one of your own, called with the URI and returning a
-    `VideoDecoder`, whose times may also be those of the file's own clock: they are counted from the first frame here.
-    pyav reads everything FFmpeg reads, exactly and skipping what is not wanted; decord and torchcodec (an extra) read
-    plain local MP4 and MKV files only and do not notice all damaged frames. VideoError, with a reason, where the file
-    cannot be opened, has no frames, or `decoder` is unknown or refuses it.
+    Args:
+        uri: the video file; local, or remote with pyav.
+        decoder: a name in `DECODERS`, or `module:function` for your own: it takes the URI and returns a `VideoDecoder`,
+            whose times may count from the first frame or be the file's own. pyav reads everything that FFmpeg reads,
+            exactly, and skips unwanted frames. decord and torchcodec (an extra) read only plain local MP4 and MKV
+            files and do not notice all damaged frames.
+
+    Raises:
+        VideoError: if the file cannot be opened or has no frames, or `decoder` is unknown or refuses the file.
     """
     video = find_decoder(decoder)(uri)
     if len(video.pts_seconds) == 0:
         video.close()
         raise VideoError(f"{uri} has no frames, says decoder {decoder}")
-    if video.pts_seconds[0] != 0:  # a decoder of one's own may state the file's clock
+    if video.pts_seconds[0] != 0:  # a user's decoder may state the file's own times
         video.start_s += float(video.pts_seconds[0])
         video.pts_seconds = from_first_frame(video.pts_seconds)
     return video
 
 
 def find_decoder(decoder: str) -> Callable[[str], VideoDecoder]:
-    """What opens a video by that name, as `open_video` takes it; VideoError where there is nothing of the name."""
+    """The class or function that opens a video, by its name for `open_video`; VideoError if there is none."""
     place = DECODERS.get(decoder, decoder)
     if not is_function_name(place):
         raise VideoError(f"no decoder {decoder!r}; allowed: {', '.join(DECODERS)} or module:function of your own")
@@ -43,5 +47,5 @@ def find_decoder(decoder: str) -> Callable[[str], VideoDecoder]:
     except (ImportError, AttributeError) as error:
         raise VideoError(f"decoder {decoder!r} cannot be imported: {error}; check both names and PYTHONPATH") from error
     if not callable(function):
-        raise VideoError(f"decoder {decoder!r} is no function; give one that takes a URI and returns a Video")
+        raise VideoError(f"decoder {decoder!r} is not a function; give one that takes a URI, returns a VideoDecoder")
     return function

@@ -1,7 +1,7 @@
-"""Reading with torchcodec in its exact mode, for plain local MP4, MKV and WebM files; installed as an extra.
+"""The torchcodec decoder in its exact mode, for plain local MP4, MKV and WebM files; installed as an extra.
 
-torchcodec fails or returns wrong frames without a word on edit lists, periodic intra refresh, AVI and MPEG-TS, and
-overlooks full-range colours.
+torchcodec fails or silently returns wrong frames on edit lists, periodic intra refresh, AVI and MPEG-TS, and it ignores
+full-range colours.
 """
 
 from importlib import import_module
@@ -16,19 +16,23 @@ from skipreel.pipeline.video.decoder import Frame
 
 
 class TorchcodecDecoder(ConstrainedDecoder):
-    """A video read with torchcodec on one thread; VideoError where that is not installed or errs on the file."""
+    """A video read with torchcodec on one thread.
+
+    Raises:
+        VideoError: if torchcodec is not installed, or the file cannot be opened or decoded exactly.
+    """
 
     _decoder = "torchcodec"
     _codecs = frozenset({"h264", "hevc", "mpeg4", "vp8", "vp9", "libdav1d"})
-    _turns = True
+    _rotates = True
 
     def __init__(self, uri: str) -> None:
         try:
             self._decoders: Any = import_module("torchcodec.decoders")
         except (ImportError, RuntimeError, OSError) as error:  # without FFmpeg's libraries it is a RuntimeError
             raise VideoError(
-                "decoder torchcodec is not here: install skipreel[torchcodec] and FFmpeg with its shared libraries, "
-                "or use decoder pyav"
+                "decoder torchcodec is not installed: install skipreel[torchcodec] and FFmpeg with its shared "
+                "libraries, or use decoder pyav"
             ) from error
         super().__init__(uri)
 

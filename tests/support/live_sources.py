@@ -1,4 +1,4 @@
-"""Live sources for tests: something that sends a file's bytes, or its packets, bit by bit."""
+"""Live sources for tests: pipes and servers that send a file's bytes or packets piece by piece."""
 
 import os
 import re
@@ -19,18 +19,18 @@ import av
 from tests.support.videos import write_video
 
 FRAGMENTED = {"movflags": "frag_keyframe+empty_moov+default_base_moof"}
-_STUFFING = b"\x47\x1f\xff\x10" + bytes(184)  # a packet of MPEG-TS that says nothing
+_STUFFING = b"\x47\x1f\xff\x10" + bytes(184)  # an empty MPEG-TS packet
 Send = Callable[[bytes], object]
 
 
 def write_stream(path: Path, **settings: object) -> Path:
-    """`write_video` in a form that can be read without going back."""
+    """`write_video` in a form that can be read without seeking."""
     options = FRAGMENTED if path.suffix == ".mp4" else {}
     return write_video(path, container_options=options, **settings)  # type: ignore[arg-type]
 
 
 def send_slowly(content: bytes, send: Send, *, parts: int = 20, pause_s: float = 0.005) -> None:
-    """Give `content` to `send` in so many parts of odd sizes; a reader that went away is no error."""
+    """Give `content` to `send` in parts of odd sizes; a reader that disconnects is not an error."""
     places = [round(len(content) * part / parts) for part in range(parts + 1)]
     for start, stop in pairwise(places):
         try:
@@ -42,7 +42,7 @@ def send_slowly(content: bytes, send: Send, *, parts: int = 20, pause_s: float =
 
 @contextmanager
 def running(work: Callable[[], None]) -> Iterator[None]:
-    """Work beside the test in a thread, which ends with it."""
+    """Run `work` in a thread during the test."""
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
     try:
@@ -54,7 +54,7 @@ def running(work: Callable[[], None]) -> Iterator[None]:
 
 @contextmanager
 def fifo(folder: Path, *parts: bytes, hold: threading.Event | None = None) -> Iterator[str]:
-    """A FIFO that a thread writes `parts` into; with `hold` it stays open, silent, until that is set."""
+    """A FIFO that a thread writes `parts` into; with `hold` it stays open and silent until that is set."""
     path = folder / "camera"
     os.mkfifo(path)
 
@@ -69,7 +69,7 @@ def fifo(folder: Path, *parts: bytes, hold: threading.Event | None = None) -> It
         try:
             yield str(path)
         finally:
-            # A writer that still waits for a reader is let in.
+            # Release a writer that still waits for a reader.
             os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK))
             path.unlink()
 
@@ -78,7 +78,7 @@ def fifo(folder: Path, *parts: bytes, hold: threading.Event | None = None) -> It
 def http(
     content: bytes, *, status: int = 200, hold: threading.Event | None = None, requests: list[str] | None = None
 ) -> Iterator[str]:
-    """A server that answers with `content`, slowly and without saying how long it is; it notes what is asked for."""
+    """A server that answers with `content`, slowly and without its length; it appends paths to `requests`."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -102,7 +102,7 @@ def http(
 
 @contextmanager
 def tcp(content: bytes) -> Iterator[str]:
-    """A server that sends `content` to the first who connects."""
+    """A server that sends `content` to the first client."""
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def serve() -> None:
@@ -116,7 +116,7 @@ def tcp(content: bytes) -> Iterator[str]:
 
 @contextmanager
 def udp(content: bytes) -> Iterator[str]:
-    """A sender of MPEG-TS that begins once somebody listens, and never says that it is at its end."""
+    """A sender of MPEG-TS that begins once somebody listens, and never signals an end."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -127,7 +127,7 @@ def udp(content: bytes) -> Iterator[str]:
             for _ in range(1000):
                 try:
                     out.send(_STUFFING)
-                    out.send(_STUFFING)  # tells whether the first was refused
+                    out.send(_STUFFING)  # raises if the first was refused
                     break
                 except ConnectionRefusedError:
                     time.sleep(0.01)
@@ -160,13 +160,11 @@ _DESCRIPTION = "v=0\r\nm=video 0 RTP/AVP 96\r\na=rtpmap:96 H264/90000\r\na=contr
 
 
 def _answer(connection: socket.socket, requests: TextIO) -> str:
-    """Answer one request, and say which it was."""
+    """Answer one request and return its method."""
     lines = list(iter(lambda: requests.readline().strip(), ""))
     number = next(line for line in lines if line.startswith("CSeq"))
     method = lines[0].split()[0]
-    body = (
-        "v=0\r\nm=video 0 RTP/AVP 96\r\na=rtpmap:96 H264/90000\r\na=control:video\r\n" if method == "DESCRIBE" else ""
-    )
+    body = _DESCRIPTION if method == "DESCRIBE" else ""
     headers = [
         "RTSP/1.0 200 OK",
         number,
@@ -180,7 +178,7 @@ def _answer(connection: socket.socket, requests: TextIO) -> str:
 
 
 def _rtp_packets(path: Path) -> Iterator[bytes]:
-    """RTP packets (RFC 3550) of H.264 (RFC 6184): a unit each, or a fragment of one."""
+    """RTP packets (RFC 3550) of H.264 (RFC 6184), each with a NAL unit or a fragment of one."""
     number = 0
     with av.open(str(path)) as container:
         for packet in container.demux(video=0):

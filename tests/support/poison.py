@@ -1,4 +1,4 @@
-"""A decoder that does to its process what the name of the video says, as a broken codec would."""
+"""A decoder that crashes, hangs or exhausts its process as the video's name says, like a broken codec."""
 
 import os
 import time
@@ -9,18 +9,18 @@ from skipreel.pipeline.video.pyav.decoder import PyAVDecoder
 
 
 def open_video(uri: str) -> VideoDecoder:
-    """Decode with PyAV, after what the file's name asks for."""
+    """Misbehave as the file's name says, then decode with PyAV."""
     name = Path(uri).stem
     if name.startswith("abort"):
         os.abort()
     if name.startswith("hang"):
         time.sleep(3600)
     if name.startswith("spin"):
-        while True:  # never lets go of the interpreter for long
+        while True:  # hardly ever releases the GIL
             pass
     if name.startswith("allocate"):
         hoard = []
-        while True:  # more than any limit at once, so that it fails before a page of it is touched
+        while True:  # above any limit, so that it fails before a page is touched
             hoard.append(bytearray(64 << 30))
     if name.startswith("slow"):
         time.sleep(0.3)

@@ -1,7 +1,7 @@
-"""A real S3 server on loopback for tests: pyarrow talks HTTP to it, with credentials from the environment.
+"""Fixtures of a real S3 server on loopback: pyarrow talks HTTP to it, with credentials from the environment.
 
-A test file that sets `pytest_plugins = ("tests.support.s3",)` gets the fixtures; it imports nothing from here at run
-time, as pytest rewrites the plugin's assertions only on its own import.
+A test file gets the fixtures by `pytest_plugins = ("tests.support.s3",)`. It imports nothing from here at run time, as
+pytest rewrites the assertions of a plugin only on its own import.
 """
 
 import uuid
@@ -19,7 +19,7 @@ _FORBIDDEN = "forbidden"
 
 @dataclass(frozen=True)
 class S3Folder:
-    """A fresh folder in the bucket, and the requests the server got so far as "METHOD /bucket/key"."""
+    """A fresh folder in the bucket, and the requests that the server received, as "METHOD /bucket/key"."""
 
     uri: str
     requests: list[str]
@@ -29,7 +29,7 @@ class S3Folder:
 
     @property
     def forbidden(self) -> str:
-        """A file that the server refuses to show, with 403."""
+        """A file for which the server answers 403."""
         return self.join(_FORBIDDEN)
 
     def write(self, name: str, data: bytes = b"") -> str:
@@ -77,6 +77,6 @@ def s3_server() -> Iterator[tuple[str, list[str]]]:
 
 @pytest.fixture
 def s3(s3_server: tuple[str, list[str]]) -> S3Folder:
-    """A folder of this test's own."""
+    """A folder for this test alone."""
     bucket, requests = s3_server
     return S3Folder(storage.join(bucket, f"a b {uuid.uuid4().hex[:8]}"), requests)

@@ -1,4 +1,4 @@
-"""One small generated video of every kind that decoders get wrong, and what the plainest decoding makes of it."""
+"""One small generated video of each kind that decoders get wrong, and its frames by the simplest use of PyAV."""
 
 from collections.abc import Callable
 from functools import cache
@@ -88,7 +88,7 @@ ACCEPTED = {"pyav": KINDS, "decord": PLAIN, "torchcodec": PLAIN | REFUSED_BY_DEC
 
 @cache
 def sequential(path: Path, num_frames: int | None = None) -> list[Frame]:
-    """The first frames of a video by the plainest use of PyAV."""
+    """The first frames of a video by the simplest use of PyAV."""
     frames: list[Frame] = []
     with av.open(str(path)) as container:
         stream = container.streams.best("video")
@@ -103,18 +103,18 @@ def sequential(path: Path, num_frames: int | None = None) -> list[Frame]:
 
 
 def needs(decoder: str) -> None:
-    """Skip the test where `decoder` is an extra that is not installed."""
+    """Skip the test if `decoder` is an extra that is not installed."""
     if decoder == "torchcodec":
         try:
             import_module("torchcodec.decoders")
         except (ImportError, RuntimeError, OSError) as error:
-            pytest.skip(f"torchcodec, or FFmpeg's shared libraries, are not here: {str(error).splitlines()[0]}")
+            pytest.skip(f"torchcodec or FFmpeg's shared libraries are not installed: {str(error).splitlines()[0]}")
 
 
 def needs_edge_files() -> None:
-    """Skip the test where the real awkward files are absent."""
+    """Skip the test if the real awkward files are absent."""
     if not EDGE_FILES:
-        pytest.skip("real awkward files (../shared/data/edge) are not here")
+        pytest.skip("the real awkward files (../shared/data/edge) are absent")
 
 
 def made(folder: Path, kind: str) -> Path:
@@ -124,7 +124,7 @@ def made(folder: Path, kind: str) -> Path:
 
 
 def assert_exact(path: Path, decoder: str, expected: list[Frame], order: list[int], *, one_by_one: bool) -> None:
-    """The frames `order` come out of `decoder` as they stand in `expected`."""
+    """Assert that `decoder` returns the frames `order` as in `expected`."""
     with open_video(str(path), decoder) as video:
         frames = (video.get_frame_at(index) for index in order) if one_by_one else video.iter_frames_at(order)
         for index, frame in zip(order, frames, strict=True):

@@ -1,7 +1,7 @@
 """Tiny real videos for tests: every frame carries its own number in its pixels.
 
-The number is drawn as eight black or white vertical bars (least significant bit first) above a dark drifting texture:
-a frame can be recognised after lossy compression, and the motion makes the encoder use P- and B-frames.
+Eight black or white vertical bars (least significant bit first) show the number above a dark drifting texture. So a
+frame can be recognised after lossy compression, and the motion makes the encoder use P- and B-frames.
 """
 
 from collections.abc import Sequence
@@ -54,9 +54,11 @@ def write_video(
 ) -> Path:
     """Write numbered frames to `path` (the suffix picks the container) and return it.
 
-    `times_ms` gives each frame's presentation time for a variable frame rate; `size` is (width, height), and odd sizes
-    are written as yuv444p where no `pix_fmt` is given; `rotation` is in degrees, counter-clockwise, and only marked in
-    the container, so pixels are stored unrotated; `silence` adds a sound track.
+    Args:
+        times_ms: each frame's presentation time, for a variable frame rate.
+        size: (width, height); odd sizes are written as yuv444p if `pix_fmt` is not given.
+        rotation: in degrees, counter-clockwise; stated in the container, while pixels are stored unrotated.
+        silence: add a sound track.
     """
     width, height = size
     with av.open(str(path), "w", options=container_options or {}) as container:
@@ -75,7 +77,7 @@ def write_video(
         sound = container.add_stream("aac", rate=16000) if silence else None
         for number in range(num_frames):
             image = numbered_frame(number, width, height)
-            # Each picture is converted here: the encoder's own conversion starts threads.
+            # Converted here, since the encoder's own conversion starts threads.
             frame = av.VideoFrame.from_ndarray(image, format="rgb24").reformat(format=stream.pix_fmt, threads=1)
             frame.pts = number if times_ms is None else times_ms[number]
             frame.time_base = time_base
@@ -95,7 +97,7 @@ _QUICK = {
 
 
 def trim(source: Path, target: Path, num_frames: int) -> Path:
-    """Copy packets with earlier times: an edit list then hides the first frames, down to the middle of a group."""
+    """Copy packets with earlier times, so that an edit list hides the first frames, also inside a group."""
     with av.open(str(source)) as before, av.open(str(target), "w", options={"avoid_negative_ts": "disabled"}) as after:
         stream = before.streams.video[0]
         copy = after.add_stream_from_template(stream)
@@ -108,7 +110,7 @@ def trim(source: Path, target: Path, num_frames: int) -> Path:
 
 
 def join(first: Path, second: Path, target: Path) -> Path:
-    """Copy the packets of two videos behind each other, as one stream that starts anew, at another size, halfway."""
+    """Copy the packets of two videos one after the other into one stream, which changes its size halfway."""
     with av.open(str(first)) as one, av.open(str(second)) as other, av.open(str(target), "w") as after:
         copy = after.add_stream_from_template(one.streams.video[0])
         shift = 0
@@ -124,7 +126,7 @@ def join(first: Path, second: Path, target: Path) -> Path:
 
 
 def write_two_streams(path: Path, options: dict[str, str]) -> Path:
-    """Write a fragmented MP4 with two video streams; players show the second, as the first is still: fewer bits."""
+    """Write a fragmented MP4 with two video streams; players choose the second, as the still first has fewer bits."""
     with av.open(str(path), "w", options={"movflags": "frag_keyframe+empty_moov"}) as container:
         streams = [container.add_stream("libx264", rate=30, options={"threads": "1", **options}) for _ in range(2)]
         for stream in streams:
@@ -156,21 +158,21 @@ def _add_silence(container: av.container.OutputContainer, stream: av.AudioStream
 
 
 def hide_reordering(path: Path) -> Path:
-    """Take the hints from the H.264 header of an MP4 that x264 wrote: it no longer says that frames are reordered."""
+    """Remove the hints (VUI) from the H.264 header of an MP4, which then no longer says that frames are reordered."""
     content = bytearray(path.read_bytes())
     at = content.index(b"\x67\x64", content.index(b"avcC"))  # the sequence parameter set, of High profile
     end = at + int.from_bytes(content[at - 2 : at], "big")
     bits = "".join(f"{byte:08b}" for byte in content[at:end])
     place = _skip_sequence_parameters(bits)
     assert bits[place] == "1"  # hints follow
-    cleared = (bits[:place] + "01").ljust(len(bits), "0")  # none, then the stop bit
+    cleared = (bits[:place] + "01").ljust(len(bits), "0")  # no hints, then the stop bit
     content[at:end] = int(cleared, 2).to_bytes(end - at, "big")
     path.write_bytes(content)
     return path
 
 
 def _skip_sequence_parameters(bits: str) -> int:
-    """Where in a sequence parameter set (H.264, 7.3.2.1.1) the flag stands that says whether hints (VUI) follow."""
+    """The position in a sequence parameter set (H.264, 7.3.2.1.1) of the flag that says whether hints (VUI) follow."""
     place = 32  # kind, profile, constraints, level
 
     def number() -> int:

@@ -1,4 +1,4 @@
-"""A FIFO or standard input, read with a limit to its silence."""
+"""`Pipe`: a FIFO or standard input as a file that FFmpeg reads, with a timeout."""
 
 import os
 import select
@@ -8,22 +8,22 @@ from pathlib import Path
 
 from skipreel.pipeline.errors import VideoError
 
-# So often is it looked whether the reading is to end.
-_LOOK_S = 0.2
+# Poll interval of the stop flag, in seconds.
+_POLL_S = 0.2
 
 
 class Pipe:
-    """A pipe as FFmpeg reads it: what arrives, as soon as it arrives.
+    """A file object for FFmpeg that returns bytes as soon as they arrive.
 
-    FFmpeg cannot pass on an exception, an interruption by the user included: it sees an end, and the reason is kept.
+    FFmpeg cannot pass on an exception, not even Ctrl-C. It sees an end of the stream, and `stopped` keeps the reason.
 
     Attributes:
         name: `-` or the path.
-        stopped: what ended the reading before the end of the stream.
-        is_ending: set it, from a signal handler too, and the reading ends as if the stream did.
+        stopped: the exception that ended the reading early.
+        is_ending: set it, also from a signal handler, to end the reading as if the stream had ended.
 
     Raises:
-        VideoError: when the source is none that can be read as a pipe.
+        VideoError: if the source cannot be read as a pipe.
     """
 
     def __init__(self, source: str, timeout_s: float) -> None:
@@ -36,13 +36,13 @@ class Pipe:
         self._poll.register(self._fd, select.POLLIN)
 
     def read(self, size: int) -> bytes:
-        """At most `size` bytes, waiting for the first; nothing at the end or once `stopped`."""
+        """Wait for bytes and return at most `size` of them; none at the end or after `stopped` is set."""
         if self.stopped is not None:
             return b""
         until = time.monotonic() + self._timeout_s
         try:
             while not self.is_ending:
-                if self._poll.poll(1000 * max(0.0, min(_LOOK_S, until - time.monotonic()))):
+                if self._poll.poll(1000 * max(0.0, min(_POLL_S, until - time.monotonic()))):
                     return os.read(self._fd, size)
                 if time.monotonic() >= until:
                     raise VideoError(f"{self.name} has sent nothing for {self._timeout_s:g} s: check what writes to it")
@@ -65,8 +65,8 @@ def _open(source: str) -> int:
                 raise VideoError("standard input is a terminal: pipe a video stream into it")
             return os.dup(0)
         if not stat.S_ISFIFO(Path(source).stat().st_mode):
-            raise VideoError(f"{source} is no FIFO; a live source is -, a FIFO or an address, a file is read without")
-        return os.open(source, os.O_RDONLY | os.O_NONBLOCK)  # at once, though nobody writes to it yet
+            raise VideoError(f"{source} is not a FIFO; give -, a FIFO or an address, or a file without --live")
+        return os.open(source, os.O_RDONLY | os.O_NONBLOCK)  # does not wait for a writer
     except OSError as error:
         raise VideoError(
             f"{source} cannot be read ({error.strerror}): give -, the path of a FIFO or an address"

@@ -1,8 +1,8 @@
-"""Frames as they arrive from a live source: a pipe or a network stream, read once and in order.
+"""`open_live` and `Live`: frames of a pipe or a network stream, read once and in order as they arrive.
 
-Every arriving frame is decoded, since later ones refer to it; only those that are looked at become RGB pictures. A
-reader that is slower than its source leaves frames waiting in the pipe or the connection, and nothing here drops them:
-a pipe makes its writer wait, a server may break off, and UDP, which cannot wait, ends with an error.
+Every arriving frame is decoded, since later ones refer to it; only requested ones are converted to RGB. If the reader
+is slower than the source, frames wait in the pipe or the connection, and nothing here drops them: a pipe makes its
+writer wait, a server may disconnect, and UDP, which cannot wait, ends with an error.
 """
 
 import errno
@@ -24,26 +24,26 @@ from skipreel.pipeline.video.live.pipe import Pipe
 from skipreel.pipeline.video.sampling import OnlineSampling, Sampling
 
 SCHEMES = ("rtsp", "rtsps", "rtmp", "rtmps", "http", "https", "tcp", "udp", "srt")
-# No playlist, which opens further addresses, and nothing that opens files: a stream is all that a source can give.
+# Neither playlists, which open other addresses, nor protocols that open files.
 _FORMATS = "mpegts,matroska,mov,flv,live_flv,ogg,rtsp"
 _PROTOCOLS = "rtp,srtp,udp,tcp,tls,http,https,httpproxy,rtmp,rtmps,srt"
 _OPTIONS = {
     "format_whitelist": _FORMATS,
     "protocol_whitelist": _PROTOCOLS,
-    "rtsp_flags": "prefer_tcp",  # over UDP, frames are lost wherever the network or this reader is slow
-    "fpsprobesize": "0",  # the frame rate, for which FFmpeg waits for twenty frames, is not needed
+    "rtsp_flags": "prefer_tcp",  # over UDP, a slow network or reader loses frames
+    "fpsprobesize": "0",  # FFmpeg would wait for twenty frames to guess a frame rate that is not needed
 }
-# A time that is earlier by more is no frame out of its place: the source's clock began anew.
+# If time goes back by more, the source's clock restarted; if by less, a frame is out of order.
 _CLOCK_JUMP_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class LiveFrame:
-    """A frame that has arrived and is decoded, but no picture yet.
+    """A decoded frame that is not yet converted to RGB.
 
     Attributes:
-        pts_s: its presentation time in seconds from the first frame on, which has 0.0.
-        to_rgb: makes the picture, (H, W, 3) uint8 RGB, contiguous and upright; a new one at each call.
+        pts_s: presentation time in seconds from the first frame.
+        to_rgb: converts it to a new (H, W, 3) uint8 RGB array, contiguous and upright.
     """
 
     pts_s: float
@@ -53,16 +53,17 @@ class LiveFrame:
 class Live(Closeable):
     """An open live source: iterate once over its frames, or over `sampled`; close it, or use it as a context manager.
 
-    The times ascend strictly. VideoError ends the iteration where the source is silent for too long or breaks off.
+    Times strictly ascend. The iteration raises VideoError if the source is silent for too long or breaks off.
 
     Attributes:
         name: the source, without the password of its address.
-        start_s: the first frame's time by the source's own clock, in seconds; None until it has come.
-        num_arrived: frames that came in, intact or not.
-        num_decoded: those that came out of the decoder intact.
-        num_converted: those that were made RGB pictures.
-        num_damaged: those that were not handed out: before the first key frame, and from a damaged one to the next.
-        decode_s: seconds spent on decoding and converting; waiting for the source does not count.
+        start_s: the first frame's time on the source's own clock, in seconds; None before that frame.
+        num_arrived: number of frames received, intact or not.
+        num_decoded: number of frames decoded intact.
+        num_converted: number of frames converted to RGB.
+        num_damaged: number of frames left out: those before the first key frame, and those from a damaged frame to the
+            next key frame.
+        decode_s: seconds spent on decoding and converting, without the wait for the source.
     """
 
     def __init__(self, name: str, container: Any, pipe: Pipe | None, timeout_s: float) -> None:
@@ -75,7 +76,7 @@ class Live(Closeable):
         self._is_ending = False
         self._stream = _video_stream(name, container)
         self._reformatter: Any = VideoReformatter()
-        # Nothing presented from the first of these on is intact, until the second; infinity where that is not known.
+        # Frames presented from the first of these to before the second are not intact; infinity: not known.
         self._broken_pts, self._intact_pts = -math.inf, math.inf
         self._failed_pts: int | None = None
         self.start_s: float | None = None
@@ -83,27 +84,27 @@ class Live(Closeable):
         self._last_s, self._gap_s, self._shift_s = -math.inf, 0.0, 0.0
 
     def close(self) -> None:
-        """Let go of the source; calling it again does nothing."""
+        """Release the source; calling it again does nothing."""
         self._container.close()
         if self._pipe is not None:
             self._pipe.close()
 
     def end(self) -> None:
-        """Have the iteration end, from a signal handler too: a pipe's at once, another when the next packet comes."""
+        """End the iteration, also from a signal handler: at once for a pipe, else when the next packet arrives."""
         self._is_ending = True
         if self._pipe is not None:
             self._pipe.is_ending = True
 
     def sampled(self, sampling: Sampling) -> Iterator[LiveFrame]:
-        """The frames that `sampling` selects, each once the next has arrived: only then it is known to be chosen."""
-        chooser, before = OnlineSampling(sampling), None
+        """Yield the frames that `sampling` selects, each after the next has arrived: the choice depends on its time."""
+        online, previous = OnlineSampling(sampling), None
         for frame in self:
-            if chooser.push(frame.pts_s):
-                assert before is not None
-                yield before
-            before = frame
-        if before is not None and chooser.end():
-            yield before
+            if online.push(frame.pts_s):
+                assert previous is not None
+                yield previous
+            previous = frame
+        if previous is not None and online.end():
+            yield previous
 
     def __iter__(self) -> Iterator[LiveFrame]:
         for packet in self._packets():
@@ -118,12 +119,12 @@ class Live(Closeable):
                 yield LiveFrame(seconds, partial(self._to_rgb, frame))
 
     def _packets(self) -> Iterator[Any]:
-        """The packets as they arrive, then None: the decoder still holds frames back."""
+        """The packets as they arrive, then None to flush the frames that the decoder holds back."""
         with _explained(self.name, self._pipe, f"has sent nothing for {self._timeout_s:g} s", "broke off"):
             try:
                 yield from (packet for packet in self._container.demux(self._stream) if packet.size)
             except OSError as error:
-                # How FFmpeg puts it that a server closed a stream of unknown length, as any live one is.
+                # FFmpeg reports EIO when a server closes a stream of unknown length, as every live stream is.
                 if not (error.errno == errno.EIO and self.name.lower().startswith(("http", "rtmp"))):
                     raise
         if self._pipe is not None and self._pipe.stopped is not None:
@@ -144,14 +145,14 @@ class Live(Closeable):
         except (av.FFmpegError, OSError):
             if packet is not None:
                 self.num_damaged += 1
-                self._failed_pts = packet.pts  # some decoders hand out what there is of it all the same
+                self._failed_pts = packet.pts  # some decoders return a part of the frame nevertheless
                 self._break(packet.pts)
             frames = []
         self.decode_s += time.perf_counter() - started
         return frames
 
     def _is_decodable(self, packet: Any) -> bool:
-        """Whether it is undamaged and so is what it refers to."""
+        """Whether a key frame has arrived since the start or the last damage."""
         if packet.is_corrupt:
             self._break(packet.pts)
         elif self._intact_pts == math.inf and packet.is_keyframe:
@@ -159,7 +160,7 @@ class Live(Closeable):
         return self._intact_pts < math.inf
 
     def _break(self, pts: int | None) -> None:
-        """Later frames refer to the one of this time, so from it on none is handed out up to the next key frame."""
+        """Leave out the frame of this time and all later ones, which refer to it, up to the next key frame."""
         self._broken_pts = min(self._broken_pts, -math.inf if pts is None else pts)
         self._intact_pts = math.inf
 
@@ -176,11 +177,11 @@ class Live(Closeable):
         return True
 
     def _seconds(self, frame: Any) -> float | None:
-        """A frame's time, later than the last one's; None for a frame out of its place."""
+        """A frame's time, later than the last one's; None for a frame out of order."""
         base = self._stream.time_base
         if self.start_s is None:
             self._first_pts, self.start_s = frame.pts, float(frame.pts * base)
-        # As a file's times are computed, to the last bit.
+        # Computed as a file's times are, to the last bit.
         seconds: float = float(frame.pts - self._first_pts) * base.numerator / base.denominator + self._shift_s
         if seconds <= self._last_s:
             if seconds > self._last_s - _CLOCK_JUMP_S:
@@ -193,7 +194,7 @@ class Live(Closeable):
 
     def _to_rgb(self, frame: Any) -> Frame:
         started = time.perf_counter()
-        # Left alone PyAV starts a pool of threads for every frame.
+        # By default PyAV starts a pool of threads for every frame.
         picture = self._reformatter.reformat(frame, format="rgb24", threads=1)
         plane, width, height = picture.planes[0], picture.width, picture.height
         rows: Frame = np.ndarray((height, plane.line_size), np.uint8, plane)
@@ -204,23 +205,23 @@ class Live(Closeable):
 
 
 def open_live(source: str, *, timeout_s: float = 10.0) -> Live:
-    """Open a live source: a FIFO's path, `-` for standard input, or an address of one of `SCHEMES`.
+    """Open a live source of MPEG-TS, Matroska (WebM), fragmented MP4, FLV or Ogg, or an RTSP server.
 
-    Its frames may come as MPEG-TS, Matroska (WebM), fragmented MP4, FLV or Ogg, or by RTSP. FFmpeg reads the first
-    ones to learn what they are, for up to five seconds of them; they are handed out all the same.
+    FFmpeg reads up to five seconds of frames to learn what they are; the iteration yields those frames too.
 
     Args:
-        timeout_s: how long the source may be silent, at the start and later.
+        source: the path of a FIFO, `-` for standard input, or an address with one of `SCHEMES`.
+        timeout_s: seconds that the source may be silent, at the start and later.
 
     Raises:
-        VideoError: when it cannot be opened, is silent, or sends no video.
+        VideoError: if the source cannot be opened, is silent, or sends no video.
     """
     import av
 
     name = re.sub(r"//[^/@]*@", "//", source)
     scheme, is_address, _ = source.partition("://")
     if is_address and scheme.lower() not in SCHEMES:
-        raise VideoError(f"{name} is no live source: allowed are - (standard input), a FIFO, and {', '.join(SCHEMES)}")
+        raise VideoError(f"{name} is not a live source; allowed: - (standard input), a FIFO, and {', '.join(SCHEMES)}")
     with ExitStack() as opened:
         pipe = None if is_address else opened.enter_context(closing(Pipe(source, timeout_s)))
         with _explained(name, pipe, f"gave no video within {timeout_s:g} s", "cannot be opened as a video stream"):
@@ -251,6 +252,6 @@ def _video_stream(name: str, container: Any) -> Any:
         raise VideoError(f"{name} sends no video that this FFmpeg can decode, only {kinds}; send for example H.264")
     stream.thread_type = "NONE"
     stream.codec_context.thread_count = 1
-    # Stop at a corrupt frame instead of handing out garbage.
+    # Stop at a corrupt frame instead of returning garbage.
     stream.codec_context.options = {"err_detect": "explode"}
     return stream

@@ -1,4 +1,4 @@
-"""Opening a video file for one decoding thread, or saying in one line why it is none."""
+"""Opens a video file for single-threaded decoding, or raises VideoError with a one-line reason."""
 
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -7,8 +7,8 @@ from skipreel.pipeline import storage
 from skipreel.pipeline.errors import StorageError, VideoError
 from skipreel.pipeline.storage.uris import explained
 
-# FFmpeg guesses the format from the content. Left to itself it would read a playlist, which opens further files and
-# addresses, or draw a text file as pictures.
+# FFmpeg guesses the format from the content. Without this list it would also read playlists, which open other files
+# and addresses, and would draw text files as pictures.
 _FORMATS = "mov,matroska,avi,mpegts,mpeg,mpegvideo,m4v,flv,asf,ogg"
 _EBML_ID, _SEGMENT_ID = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
 _BULKY = {b"mdat", b"moov", b"moof", b"RIFF", _SEGMENT_ID}
@@ -16,12 +16,12 @@ _BULKY = {b"mdat", b"moov", b"moof", b"RIFF", _SEGMENT_ID}
 
 @dataclass
 class OpenContainer:
-    """An open container, its video stream, and the Python file under it for URIs that FFmpeg does not read itself."""
+    """An open container, its video stream, and the Python file that FFmpeg reads where the URI is not a local path."""
 
     container: Any
     stream: Any
     file: Any = None
-    quick: bool = False  # nothing was decoded to learn more than the header says
+    probing_skipped: bool = False
 
     def close(self) -> None:
         """Close container and file; an unclosed container holds a thread and a descriptor."""
@@ -30,20 +30,25 @@ class OpenContainer:
             self.file.close()
 
 
-def open_container(uri: str, *, quick: bool = False) -> OpenContainer:
-    """Open a video file for one decoding thread; VideoError, with a reason a person understands, where it is none.
+def open_container(uri: str, *, skip_probing: bool = False) -> OpenContainer:
+    """Open a video file for single-threaded decoding.
 
-    FFmpeg decodes the first frames to learn what the header leaves out, which takes most of the time. `quick` forbids
-    it for MP4, where packets state all their times: an H.264 stream then does not know its pixel format and, where its
-    own header does not say how far its frames are reordered, may lose frames.
+    Args:
+        uri: local or remote.
+        skip_probing: do not let FFmpeg decode the first frames of an MP4 to learn what its header leaves out, which
+            takes most of the time. MP4 packets state all their times. But an H.264 stream then does not know its pixel
+            format, and it may lose frames if its header does not say how far frames are reordered.
+
+    Raises:
+        VideoError: if the file is not a readable video; the message says why.
     """
     try:
         head = _checked_head(uri)
-        quick = quick and head[4:8] == b"ftyp"
-        opened = _open(uri, head, quick=quick)
-        if quick and len(opened.container.streams.video) > 1:  # FFmpeg chooses one by what it found out about them
+        skip_probing = skip_probing and head[4:8] == b"ftyp"
+        opened = _open(uri, head, skip_probing=skip_probing)
+        if skip_probing and len(opened.container.streams.video) > 1:  # FFmpeg chooses among them by what it probed
             opened.close()
-            opened = _open(uri, head, quick=False)
+            opened = _open(uri, head, skip_probing=False)
     except StorageError as error:
         raise VideoError(str(error)) from error
     try:
@@ -55,7 +60,7 @@ def open_container(uri: str, *, quick: bool = False) -> OpenContainer:
 
 
 def _checked_head(uri: str) -> bytes:
-    """The first 16 bytes of a file that has all the bytes that its outermost elements claim."""
+    """The first 16 bytes of a file; VideoError if the file is empty or cut off."""
     with explained("read", uri), storage.open_input(uri) as probe:
         head = probe.read(16)
         size = probe.seek(0, 2)
@@ -67,12 +72,12 @@ def _checked_head(uri: str) -> bytes:
     return head
 
 
-def _open(uri: str, head: bytes, *, quick: bool) -> OpenContainer:
+def _open(uri: str, head: bytes, *, skip_probing: bool) -> OpenContainer:
     import av
 
     options = {"format_whitelist": _FORMATS}
-    if quick:
-        options |= {"skip_frame": "all", "analyzeduration": "1"}  # for the decoders that probe; ours is made later
+    if skip_probing:
+        options |= {"skip_frame": "all", "analyzeduration": "1"}  # for the probing decoders; ours is created later
     path = storage.local_path(uri)
     file = None if path is not None else storage.open_input(uri)
     try:
@@ -81,7 +86,7 @@ def _open(uri: str, head: bytes, *, quick: bool) -> OpenContainer:
         if file is not None:
             file.close()
         raise VideoError(f"{uri} {_why_unreadable(head)}") from error
-    return OpenContainer(container, container.streams.best("video"), file, quick)
+    return OpenContainer(container, container.streams.best("video"), file, skip_probing)
 
 
 def _why_unreadable(head: bytes) -> str:
@@ -101,12 +106,12 @@ def _prepare(uri: str, opened: OpenContainer) -> None:
         raise VideoError(f"{uri} uses a codec that this FFmpeg cannot decode; convert it, for example to H.264")
     stream.thread_type = "NONE"
     stream.codec_context.thread_count = 1
-    # Stop at the first corrupt frame instead of handing out garbage.
+    # Stop at the first corrupt frame instead of returning garbage.
     stream.codec_context.options = {"err_detect": "explode"}
 
 
 def _missing_bytes(file: BinaryIO, size: int) -> int:
-    """How many bytes the outermost elements of an MP4, Matroska or AVI file claim beyond its end: 0 for an intact file.
+    """Number of bytes that the top-level elements of an MP4, Matroska or AVI file claim beyond its end; 0 if intact.
 
     FFmpeg plays a file that was cut off as if it were a shorter one.
     """
@@ -122,9 +127,9 @@ def _missing_bytes(file: BinaryIO, size: int) -> int:
 
 
 def _element(head: bytes) -> tuple[bytes, int | None]:
-    """Kind and whole length in bytes of the element that starts with these 16 bytes; None where that is left open."""
+    """Kind and total length in bytes of the element that starts with these 16 bytes; None if the length is open."""
     if head[:4] in (_EBML_ID, _SEGMENT_ID):
-        width = 9 - head[4].bit_length()  # the leading zero bits give the number of bytes of the length
+        width = 9 - head[4].bit_length()  # leading zero bits encode how many bytes the length has
         open_ended = (1 << 7 * width) - 1  # all ones: a live recording
         length = int.from_bytes(head[4 : 4 + width], "big") & open_ended
         return head[:4], None if length == open_ended else 4 + width + length

@@ -1,10 +1,9 @@
-"""Exact random access with PyAV that decodes as little as it can.
+"""The PyAV decoder: exact random access that decodes as little as possible.
 
-Four things save work: opening without decoding; starting at a key frame between the last frame read and the wanted one,
-where that costs less than decoding on; dropping non-reference frames that nobody wants before they are decoded;
-converting to RGB only what is returned. The first three are shortcuts that some file may not bear: the first frame that
-does not come out as the index says has the file opened at length; where that does not help either, it is read from its
-start.
+Four things save work: to open without probing; to seek to a key frame when that costs less than to decode on; to drop
+unwanted non-reference frames before they are decoded; to convert only returned frames to RGB. The first three are
+shortcuts that may fail on some file. If a frame does not come out as the index says, the file is reopened with
+probing. If that does not help, it is read from its start without shortcuts.
 """
 
 from collections import deque
@@ -17,16 +16,20 @@ import numpy as np
 from skipreel.pipeline.errors import VideoError
 from skipreel.pipeline.video.decoder import Frame, VideoDecoder
 from skipreel.pipeline.video.pyav.container import OpenContainer, open_container
-from skipreel.pipeline.video.pyav.frame_index import FrameIndex, Key, index_by_counting, index_by_demuxing
+from skipreel.pipeline.video.pyav.frame_index import FrameIndex, KeyFrame, index_by_counting, index_by_demuxing
 from skipreel.pipeline.video.pyav.seek_cost import Wanted, costs_of, seek_pays
 
-# glibc gives a freed block back to the system, to be cleared anew for the next picture, unless it once saw one as large
-# as this freed; it takes no larger ones into account. See docs/decoding.md for what that saves.
+# glibc returns a large freed block to the system, which must clear it again for the next picture. It keeps such blocks
+# once it has seen one freed; this is the largest size it takes into account. docs/decoding.md says what that saves.
 _LARGEST_KEPT_BYTES = (32 << 20) - (64 << 10)
 
 
 class PyAVDecoder(VideoDecoder):
-    """A video read with PyAV on one thread; VideoError where it cannot be opened."""
+    """A video read with PyAV on one thread.
+
+    Raises:
+        VideoError: if the file cannot be opened.
+    """
 
     def __init__(self, uri: str) -> None:
         from av.video.reformatter import VideoReformatter
@@ -37,50 +40,50 @@ class PyAVDecoder(VideoDecoder):
         self._num_decoded = self._num_converted = 0
         self._closed = False
         self._packets: Iterator[Any] = iter(())
-        self._pending: deque[Any] = deque()  # frames that came out of the decoder beside the last one
-        self._current: Any = None  # the frame that came out last
-        self._position = -1  # its number
-        self._fed = 0  # packets given to the decoder, counted from the first of the file
-        self._dropped: set[int] = set()  # frames among them that it was to drop
+        self._pending: deque[Any] = deque()  # frames that came out of the decoder after the current one
+        self._current: Any = None
+        self._position = -1  # the number of the current frame
+        self._fed = 0  # position in decoding order of the next packet
+        self._dropped: set[int] = set()  # frames that the decoder was told to drop since it started
         self._is_dropping = False
-        self._expected: Collection[int] | None = None
+        self._candidates: Collection[int] | None = None
         self._wanted = Wanted((), -1)
-        self._opened: OpenContainer = open_container(uri, quick=True)
+        self._opened: OpenContainer = open_container(uri, skip_probing=True)
         try:
             self._index: FrameIndex = self._list_frames()
         except BaseException:
             self.close()
             raise
-        self.pts_seconds, self.start_s = self._index.seconds, self._index.start_s
+        self.pts_seconds, self.start_s = self._index.pts_seconds, self._index.start_s
         self.duration_s = self._index.duration_s
-        self._shortcuts = bool(self._index.slots)
+        self._shortcuts = bool(self._index.frame_by_pts)
         context = self._opened.stream.codec_context
         self._costs = costs_of(context.width * context.height)
-        self._position = len(self.pts_seconds)  # beyond all frames: the first read starts afresh
+        self._position = len(self.pts_seconds)  # after all frames, so that the first read restarts the decoder
 
     @property
     def num_decoded(self) -> int:
-        """Frames that went through the decoder; those that it was to drop do not count."""
+        """See `VideoDecoder.num_decoded`; dropped frames do not count."""
         return self._num_decoded
 
     @property
     def num_converted(self) -> int:
-        """Those that were returned: what is decoded for the sake of other frames is never converted."""
+        """See `VideoDecoder.num_converted`; only returned frames are converted."""
         return self._num_converted
 
     def get_frame_at(self, index: int) -> Frame:
-        """See `VideoDecoder.read`."""
-        return self._read(self._checked(index), Wanted((index,), index, self._expected))
+        """See `VideoDecoder.get_frame_at`."""
+        return self._read(self._checked(index), Wanted((index,), index, self._candidates))
 
     def iter_frames_at(self, indices: Iterable[int]) -> Iterator[Frame]:
-        """See `VideoDecoder.iter_frames_at`; knowing what is wanted later allows to drop more."""
+        """See `VideoDecoder.iter_frames_at`; more frames are dropped than with single reads."""
         wanted = [self._checked(index) for index in indices]
-        every = Wanted(frozenset(wanted), max(wanted, default=-1), self._expected)
+        every = Wanted(frozenset(wanted), max(wanted, default=-1), self._candidates)
         return (self._read(index, every) for index in wanted)
 
     def set_candidates(self, indices: Iterable[int]) -> None:
         """See `VideoDecoder.set_candidates`."""
-        self._expected = frozenset(indices)
+        self._candidates = frozenset(indices)
 
     def close(self) -> None:
         """See `VideoDecoder.close`."""
@@ -111,7 +114,7 @@ class PyAVDecoder(VideoDecoder):
         if index != self._position or self._current is None:
             found = self._find(index)
             while not found and self._shortcuts:
-                self._shortcuts = self._opened.quick  # opened at length it may do with the other shortcuts
+                self._shortcuts = self._opened.probing_skipped  # after probing, the other shortcuts may work
                 self._restart(None)
                 found = self._find(index)
             if not found:
@@ -120,7 +123,7 @@ class PyAVDecoder(VideoDecoder):
         return self._to_rgb(self._current)
 
     def _find(self, index: int) -> bool:
-        """Decode up to frame `index` and leave it in `_current`; False where it does not come out intact."""
+        """Decode up to frame `index` and leave it in `_current`; False if it does not come out intact."""
         self._bad = index
         try:
             self._approach(index)
@@ -129,7 +132,7 @@ class PyAVDecoder(VideoDecoder):
                     return False
         except _decoding_errors():
             self._bad = min(self._position + 1, index)
-            self._position = len(self.pts_seconds)  # the next read starts afresh
+            self._position = len(self.pts_seconds)  # the next read restarts the decoder
             return False
         return self._position == index and not self._current.is_corrupt
 
@@ -139,11 +142,11 @@ class PyAVDecoder(VideoDecoder):
         if is_gone or self._seek_pays(key):
             self._restart(key)
 
-    def _seek_pays(self, key: Key | None) -> bool:
+    def _seek_pays(self, key: KeyFrame | None) -> bool:
         return seek_pays(self._index, key, self._fed, self._wanted, self._costs)
 
-    def _restart(self, key: Key | None) -> None:
-        """Stand before a key frame, or before the first frame of the file for None."""
+    def _restart(self, key: KeyFrame | None) -> None:
+        """Restart the decoder at a key frame; None: at the start of the file."""
         if key is None:
             self._reopen()
         else:
@@ -161,48 +164,48 @@ class PyAVDecoder(VideoDecoder):
         self._opened = open_container(self._uri)
 
     def _next_frame(self) -> bool:
-        """Take one frame out of the decoder, giving it packets as needed; False at the end of the video."""
+        """Take the next frame out of the decoder and feed it packets as needed; False at the end of the video."""
         while not self._pending:
             packet = next(self._packets, None)
             if packet is None:
                 return False
             self._feed(packet)
         self._current = self._pending.popleft()
-        # Without times to go by, frames are counted.
-        slots = self._index.slots
-        self._position = slots.get(self._current.pts, self._position) if slots else self._position + 1
+        # If packets do not state times, frames are counted.
+        frame_by_pts = self._index.frame_by_pts
+        self._position = frame_by_pts.get(self._current.pts, self._position) if frame_by_pts else self._position + 1
         return True
 
     def _feed(self, packet: Any) -> None:
-        slot = self._index.slots.get(packet.pts, -1)
-        drop = self._shortcuts and slot in self._index.droppable and self._wanted.spares(slot)
+        frame = self._index.frame_by_pts.get(packet.pts, -1)
+        drop = self._shortcuts and frame in self._index.droppable and self._wanted.may_drop(frame)
         if drop != self._is_dropping:
             self._is_dropping = drop
             self._opened.stream.codec_context.skip_frame = "NONREF" if drop else "DEFAULT"
         if drop:
-            self._dropped.add(slot)
+            self._dropped.add(frame)
         elif packet.size:
             self._num_decoded += 1
-        self._fed = self._index.places.get(slot, self._fed) + 1
+        self._fed = self._index.places.get(frame, self._fed) + 1
         self._pending.extend(packet.decode())
 
     def _to_rgb(self, frame: Any) -> Frame:
         self._num_converted += 1
-        # Left alone PyAV starts a pool of threads for every frame.
+        # By default PyAV starts a pool of threads for every frame.
         picture = self._reformatter.reformat(frame, format="rgb24", threads=1)
         plane, width, height = picture.planes[0], picture.width, picture.height
         rows: Frame = np.ndarray((height, plane.line_size), np.uint8, plane)
         image = rows[:, : width * 3].reshape(height, width, 3)
         if quarter_turns := round(frame.rotation / 90) % 4:
             image = np.rot90(image, quarter_turns)
-        # FFmpeg pads rows to 16 bytes. Where it did not, its picture, made for this call, is handed out as it is.
+        # FFmpeg pads rows to 16 bytes. A picture without padding is returned without a copy.
         return np.ascontiguousarray(image)
 
 
 @cache
 def _keep_freed_memory() -> None:
-    """Have the allocator keep freed pictures, up to 64 MB of them, for the next ones; once in a process is enough."""
-    np.empty(_LARGEST_KEPT_BYTES, dtype=np.uint8)  # freed at once, untouched
+    """Make the allocator keep up to 64 MB of freed pictures for the next ones; needed once per process."""
+    np.empty(_LARGEST_KEPT_BYTES, dtype=np.uint8)  # freed immediately, never touched
 
 
 def _undecodable(uri: str, index: int, num_frames: int) -> VideoError:

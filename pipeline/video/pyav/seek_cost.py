@@ -1,20 +1,20 @@
-"""Which way to the next wanted frame costs less: decoding on, or starting anew at the last key frame before it.
+"""Whether decoding on or a seek to the last key frame is the cheaper way to the next wanted frame.
 
-A decoder takes packets in decoding order and hands pictures out later, in presentation order. So what it took in, not
-what came out, says which key frames still lie ahead. Both ways meet at the key frame: from there on they take in the
-same packets, hand out the same pictures and leave the decoder in the same state. Choosing the cheaper way to each frame
-by itself is therefore choosing the cheapest plan, whatever is wanted later.
+A decoder takes packets in decoding order and returns pictures later, in presentation order. So the packets that were
+fed, not the pictures that came out, say which key frames lie ahead. Both ways meet at the key frame. From there they
+feed the same packets, return the same pictures and leave the decoder in the same state. The cheaper way to each frame
+therefore gives the cheapest plan, whatever is wanted later.
 """
 
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from skipreel.pipeline.video.pyav.frame_index import FrameIndex, Key
+from skipreel.pipeline.video.pyav.frame_index import FrameIndex, KeyFrame
 
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """Seconds of one thread: for a seek with all that starting anew takes, and by what is done with a packet."""
+    """Seconds on one thread: of a seek with the restart of the decoder, and of each kind of packet."""
 
     seek_s: float
     key_s: float
@@ -28,34 +28,34 @@ PER_MEGAPIXEL = Costs(seek_s=55e-6, key_s=8.3e-3, frame_s=1.29e-3, dropped_s=3.2
 
 
 def costs_of(pixels: int) -> Costs:
-    """What a video of so many pixels a frame is taken to cost."""
+    """The estimated costs for a video with this many pixels per frame."""
     pairs = ((name, getattr(FIXED, name) + getattr(PER_MEGAPIXEL, name) * pixels / 1e6) for name in Costs.__slots__)
     return Costs(**dict(pairs))
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Which frames may be dropped, where no other frame needs them.
+    """The frames that are wanted, by frame number.
 
     Attributes:
-        frames: what is wanted, as far as it is known.
+        frames: those wanted now, as far as known.
         last: the last of them. Later frames enter the decoder only because it delays its output.
-        expected: the only ones that may be wanted some day; None: any.
+        candidates: all that may be wanted later; None: any.
     """
 
     frames: Collection[int]
     last: int
-    expected: Collection[int] | None = None
+    candidates: Collection[int] | None = None
 
-    def spares(self, frame: int) -> bool:
-        """Whether nobody wants a frame, and of later ones, nobody will."""
+    def may_drop(self, frame: int) -> bool:
+        """Whether a frame is not wanted and, if it comes after the last wanted one, is not a candidate either."""
         if frame in self.frames:
             return False
-        return frame < self.last or (self.expected is not None and frame not in self.expected)
+        return frame < self.last or (self.candidates is not None and frame not in self.candidates)
 
 
-def seek_pays(index: FrameIndex, key: Key | None, fed: int, wanted: Wanted, costs: Costs) -> bool:
-    """Whether starting at `key` costs less than feeding all packets between the first `fed` ones and it."""
+def seek_pays(index: FrameIndex, key: KeyFrame | None, fed: int, wanted: Wanted, costs: Costs) -> bool:
+    """Whether a seek to `key` costs less than to feed all packets from position `fed` up to it."""
     seconds = 0.0
     for place in range(fed, key.place if key is not None else 0):
         seconds += feeding_s(index, place, wanted, costs)
@@ -65,8 +65,8 @@ def seek_pays(index: FrameIndex, key: Key | None, fed: int, wanted: Wanted, cost
 
 
 def feeding_s(index: FrameIndex, place: int, wanted: Wanted, costs: Costs) -> float:
-    """Seconds that the packet at `place` in decoding order is taken to cost."""
+    """Estimated seconds for the packet at position `place` in decoding order."""
     frame = index.order[place]
-    if frame in index.droppable and wanted.spares(frame):
+    if frame in index.droppable and wanted.may_drop(frame):
         return costs.dropped_s
     return costs.key_s if place in index.key_places else costs.frame_s

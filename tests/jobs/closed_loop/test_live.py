@@ -148,5 +148,5 @@ def test_an_interruption_while_nothing_arrives_ends_at_once_with_the_ledger(path
 
 
 def test_a_source_that_is_none_is_one_clear_error():
-    with pytest.raises(VideoError, match="no live source"):
+    with pytest.raises(VideoError, match="not a live source"):
         open_live_session("file:///etc/hostname", model=model(), backbone=BACKBONE)

@@ -1,4 +1,4 @@
-"""Charades annotations: what is kept, and what is listed as a problem with its line."""
+"""Charades annotations: the entries, and the problems with file and line."""
 
 import math
 from pathlib import Path

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skipreel.pipeline.annotations.class_folders import _stratified, build_folder
+from skipreel.pipeline import storage
+from skipreel.pipeline.annotations.class_folders import build_folder
 from skipreel.pipeline.errors import ManifestError
 from skipreel.pipeline.manifest import Label
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 pytest_plugins = ("tests.support.s3",)
 
 DATA = Path(__file__).parents[4] / "shared" / "data"
-needs_data = pytest.mark.skipif(not DATA.exists(), reason="real clips (../shared/data) are not here")
+needs_data = pytest.mark.skipif(not DATA.exists(), reason="the real clips (../shared/data) are absent")
 
 
 def touch(root: Path, *files: str) -> Path:
@@ -26,6 +27,14 @@ def touch(root: Path, *files: str) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     return root
+
+
+def splits_of(files: list[str], test_fraction: float, seed: int) -> dict[str, str]:
+    """The split of each file in a folder that would hold these files."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(storage, "list_tree", lambda _: files)
+        entries = build_folder("/clips", None, test_fraction, seed).manifest.entries
+    return {entry.uri.removeprefix("/clips/"): entry.split for entry in entries}
 
 
 def test_subfolders_are_classes_and_files_are_videos(tmp_path: Path) -> None:
@@ -53,9 +62,9 @@ def test_relative_root_gives_absolute_uris(tmp_path: Path, monkeypatch: pytest.M
     st.dictionaries(st.sampled_from("abcd"), st.integers(1, 40), min_size=1), st.floats(0.01, 0.99), st.integers(0, 9)
 )
 def test_each_class_is_split_alike(sizes: dict[str, int], test_fraction: float, seed: int) -> None:
-    files = {f"{name}/{n}": f"{name}/{n}.mp4" for name, size in sizes.items() for n in range(size)}
-    split_of = _stratified(files, test_fraction, seed)
-    assert set(split_of) == set(files.values())
+    files = [f"{name}/{n}.mp4" for name, size in sizes.items() for n in range(size)]
+    split_of = splits_of(files, test_fraction, seed)
+    assert set(split_of) == set(files)
     for name, size in sizes.items():
         num_test = sum(split == "test" for file, split in split_of.items() if file.startswith(name))
         assert num_test <= size - 1
@@ -64,11 +73,8 @@ def test_each_class_is_split_alike(sizes: dict[str, int], test_fraction: float, 
 
 
 def test_split_is_fixed_by_the_seed_on_every_machine() -> None:
-    files = {f"a/{n}": f"a/{n}.mp4" for n in range(10)}
-    tests = {
-        seed: [file for file, split in sorted(_stratified(files, 0.3, seed).items()) if split == "test"]
-        for seed in (0, 1)
-    }
+    files = [f"a/{n}.mp4" for n in range(10)]
+    tests = {seed: [f for f, split in splits_of(files, 0.3, seed).items() if split == "test"] for seed in (0, 1)}
     assert tests[0] == ["a/2.mp4", "a/6.mp4", "a/8.mp4"]  # frozen: a change would mix train and test of old models
     assert tests[0] != tests[1]
 

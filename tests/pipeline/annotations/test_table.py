@@ -1,4 +1,4 @@
-"""CSV and JSON-lines tables: the two forms agree, and problems are listed by line."""
+"""CSV, JSON-lines and Parquet tables agree, and problems are listed by line."""
 
 import errno
 import io
@@ -162,7 +162,7 @@ def test_bad_parquet_rows_are_listed_by_their_number(tmp_path: Path) -> None:
     assert [problem.line for problem in built.problems] == [1]
 
 
-def test_rows_are_read_and_their_files_asked_for_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_are_read_and_their_files_looked_up_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [f"clips/{'abc'[n % 3]}.mp4,run,v{n}" for n in range(10_000)]
     table = write_csv(tmp_path, "uri,labels,video_id", *rows)
     asked: list[int] = []
@@ -176,7 +176,7 @@ def test_rows_are_read_and_their_files_asked_for_in_pieces(tmp_path: Path, monke
     assert sum(asked) == 10_000
 
 
-def test_table_on_s3_names_videos_beside_it_in_one_request_each(s3: "S3Folder") -> None:
+def test_table_on_s3_finds_videos_in_its_bucket_with_one_request_each(s3: "S3Folder") -> None:
     for name in "abc":
         s3.write(f"clips/{name} 1.mp4")
     names = ("../clips/a 1.mp4", "./../clips/b 1.mp4", s3.join("clips/c 1.mp4"), "clips/a 1.mp4", s3.forbidden)
@@ -190,7 +190,7 @@ def test_table_on_s3_names_videos_beside_it_in_one_request_each(s3: "S3Folder") 
     assert sum(request.endswith("/clips/b 1.mp4") for request in s3.requests[start:]) == 1
 
 
-def test_outage_is_told_as_one(s3: "S3Folder") -> None:
+def test_outage_is_an_error(s3: "S3Folder") -> None:
     table = s3.write("table.csv", b"uri\nforbidden/a.mp4\nforbidden/b.mp4\n")
     with pytest.raises(StorageError, match="ACCESS_DENIED"):
         list(build_table(table).rows)
@@ -227,7 +227,7 @@ def test_unusable_files_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", [b"uri\n\xff\xfe.mp4\n", b"uri\n" + b"a" * 200_000 + b"\n"])
-def test_damage_further_down_ends_the_reading_with_the_files_name(tmp_path: Path, text: bytes) -> None:
+def test_damage_further_down_is_an_error_that_names_the_file(tmp_path: Path, text: bytes) -> None:
     path = tmp_path / "table.csv"
     path.write_bytes(text)
     with pytest.raises(ManifestError, match=r"table\.csv.*save it as"):

@@ -1,4 +1,4 @@
-"""UCF-101's split files: classes in the official order, both splits, and every mistake by file and line."""
+"""UCF-101's split files: classes in the official order, both splits, and problems with file and line."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING

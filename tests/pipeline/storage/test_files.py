@@ -104,7 +104,7 @@ def test_missing_file_is_one_clear_line(tmp_path: Path, read: object) -> None:
     assert isinstance(caught.value, InputError)
 
 
-def test_stamp_changes_with_size_and_time_and_is_none_where_no_file_can_be_had(tmp_path: Path) -> None:
+def test_file_stat_has_size_and_time_and_is_none_without_a_readable_file(tmp_path: Path) -> None:
     path = tmp_path / "a b.bin"
     path.write_bytes(b"12345")
     os.utime(path, ns=(0, 1_700_000_000_123_456_789))
@@ -121,14 +121,14 @@ def test_stamp_changes_with_size_and_time_and_is_none_where_no_file_can_be_had(t
     assert storage.file_stats([]) == []
 
 
-def test_stamp_of_a_file_system_without_times_has_the_size() -> None:
+def test_file_stat_of_a_file_system_without_times_has_the_size() -> None:
     pytest.importorskip("fsspec")
     uri = f"fsspec+memory:///{uuid.uuid4().hex}/a.bin"
     storage.write_atomic(uri, b"123")
     assert storage.file_stats([uri]) == [storage.FileStat(3, 0)]
 
 
-def test_outage_is_no_vanished_file(tmp_path: Path) -> None:
+def test_outage_is_not_a_deleted_file(tmp_path: Path) -> None:
     fsspec = pytest.importorskip("fsspec")
 
     class Down(fsspec.AbstractFileSystem):
@@ -176,7 +176,7 @@ def _enter(uri: str) -> None:
         pass
 
 
-def test_copy_that_finds_no_space_says_where(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_copy_without_disk_space_says_where(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("fsspec")
     uri = f"fsspec+memory:///{uuid.uuid4().hex}/a.bin"
     storage.write_atomic(uri, b"123")
@@ -197,7 +197,7 @@ def test_pipe_and_device_are_refused_without_waiting(tmp_path: Path, read: objec
     assert (tmp_path / "pipe").exists()
 
 
-def test_folder_is_no_file(tmp_path: Path) -> None:
+def test_folder_is_not_a_file(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     for call in (storage.open_input, storage.sha256, storage.delete, _enter):
         with pytest.raises(StorageError, match="give a file, not a folder"):

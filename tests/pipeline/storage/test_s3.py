@@ -1,4 +1,4 @@
-"""Over a real S3 server: the same operations as on a local disk, in few requests."""
+"""Storage, videos and manifests on a real S3 server: as on a local disk, in few requests."""
 
 import hashlib
 from contextlib import suppress
@@ -78,7 +78,7 @@ def test_stream_that_fails_keeps_the_old_file_and_leaves_no_other(s3: "S3Folder"
     assert storage.read_bytes(uri) == b"y" * (11 << 20)
 
 
-def test_stamps_are_asked_in_one_request_each_and_one_bad_uri_spoils_no_other(s3: "S3Folder") -> None:
+def test_file_stats_take_one_request_each_and_a_bad_uri_does_not_affect_others(s3: "S3Folder") -> None:
     uri = s3.write("a.bin", b"12345")
     others = [s3.join("gone.bin"), s3.forbidden, s3.uri, "s3://not a bucket/x", "nope://x/y"]
     file_stat, *none = storage.file_stats([uri, *others])
@@ -92,7 +92,7 @@ def test_stamps_are_asked_in_one_request_each_and_one_bad_uri_spoils_no_other(s3
         storage.file_stats([s3.forbidden])
 
 
-def test_local_copy_is_the_file_and_goes_when_its_context_ends(s3: "S3Folder") -> None:
+def test_local_copy_has_the_content_and_is_deleted_when_its_context_ends(s3: "S3Folder") -> None:
     data = np.random.default_rng(0).bytes(9 << 20)
     uri = s3.write("clip.mp4", data)
     with storage.local_copy(uri) as copy:

@@ -1,4 +1,4 @@
-"""Decoding: what is read, in whatever order, equals the plain sequential decode pixel for pixel, or is a VideoError."""
+"""Decoders: frames read in any order equal sequential decoding pixel for pixel, or end in a VideoError."""
 
 import json
 import random
@@ -131,7 +131,7 @@ def test_returned_frames_are_independent(folder: Path) -> None:
         np.testing.assert_array_equal(first, kept)
 
 
-def test_abandoned_iterator_does_not_spoil_what_is_read_next(tmp_path: Path) -> None:
+def test_abandoned_iterator_does_not_affect_later_reads(tmp_path: Path) -> None:
     path = tmp_path / "a.mp4"
     write_video(path, num_frames=60, key_distance=60, options={"x264-params": "b-pyramid=none:b-adapt=0"})
     expected = sequential(path)
@@ -152,7 +152,7 @@ def test_index_outside_the_video_is_an_index_error(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
-def test_closed_video_reads_no_more(folder: Path, decoder: str) -> None:
+def test_closed_video_cannot_be_read(folder: Path, decoder: str) -> None:
     needs(decoder)
     with open_video(str(made(folder, "b-frames.mp4")), decoder) as video:
         video.get_frame_at(0)
@@ -193,14 +193,14 @@ def test_times_count_from_the_first_frame_whatever_the_clock_of_the_file(
     times_ms = [first_ms + 40 * number for number in range(30)]
     path = write_video(tmp_path / name, times_ms=times_ms, fps=25, b_frames=0)
     if decoder == "decord" and name == "a.ts":
-        decoder = "pyav"  # decord is refused
+        decoder = "pyav"  # decord refuses it
     with open_video(str(path), decoder) as video:
         assert video.pts_seconds.tolist() == [number * 40 / 1000 for number in range(30)]
         assert video.start_s == pytest.approx(first_ms / 1000, abs=1e-9)
         assert video.duration_s == pytest.approx(1.2, abs=1e-9)
 
 
-def test_a_decoder_of_ones_own_may_state_the_times_of_the_file(
+def test_a_users_decoder_may_state_the_times_of_the_file(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "raw_times.py").write_text(
@@ -221,7 +221,7 @@ def test_a_decoder_of_ones_own_may_state_the_times_of_the_file(
 def test_one_video_has_the_same_times_in_files_of_any_clock(name: str) -> None:
     path = CASES / name
     if not path.exists():
-        pytest.skip("real awkward files (../shared/data/cases) are not here")
+        pytest.skip("the real awkward files (../shared/data/cases) are absent")
     right = [float(time_s) for time_s in json.loads((CASES / "right.json").read_text())[name]["times_s"]]
     with open_video(str(path)) as video:
         assert video.pts_seconds.tolist() == [number / 25 for number in range(100)]

@@ -1,4 +1,4 @@
-"""Decoding: what cannot be read, or not rightly by the decoder that was asked for, is a VideoError of one line."""
+"""Decoders: a file that cannot be read, or not exactly by the chosen decoder, is a VideoError of one line."""
 
 import shutil
 import sys
@@ -67,7 +67,7 @@ def test_damage_that_hides_the_rest_of_a_file_is_an_error_at_once(tmp_path: Path
         ("cut.avi", "is cut off"),
     ],
 )
-def test_what_is_no_video_is_refused_with_a_reason(
+def test_anything_but_a_video_is_refused_with_a_reason(
     folder: Path, tmp_path: Path, decoder: str, name: str, reason: str
 ) -> None:
     needs(decoder)
@@ -107,7 +107,7 @@ def test_files_elsewhere_are_refused_by_decoders_that_need_a_path(decoder: str) 
         open_video("s3://bucket/a.mp4", decoder)
 
 
-def test_an_extra_that_is_absent_says_what_to_install(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_extra_says_what_to_install(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchcodec.decoders", None)  # as if it could not be imported
     with pytest.raises(VideoError, match=r"install skipreel\[torchcodec\] and FFmpeg") as caught:
         open_video(str(made(folder, "one-frame.mp4")), "torchcodec")
@@ -122,7 +122,7 @@ def test_an_extra_that_is_absent_says_what_to_install(folder: Path, monkeypatch:
         (":f", "allowed: pyav, decord"),
         ("tests.support.videos:f(x)", "allowed: pyav, decord"),
         (".tests.support.videos:f", "allowed: pyav, decord"),
-        ("tests.support.videos:NUM_BITS", "is no function"),
+        ("tests.support.videos:NUM_BITS", "is not a function"),
         ("no_such_module:f", "No module named 'no_such_module'"),
         ("tests.support.videos:no_such_function", "no_such_function"),
     ],
@@ -134,7 +134,7 @@ def test_unknown_decoder_is_refused_in_one_line(decoder: str, reason: str) -> No
     assert "\n" not in str(caught.value)
 
 
-def test_decoder_of_ones_own_is_imported_by_name(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_users_decoder_is_imported_by_name(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "my_decoding.py").write_text(
         "from skipreel.pipeline.video import open_video\n"
         "from skipreel.pipeline.errors import VideoError\n"

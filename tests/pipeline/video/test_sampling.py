@@ -1,4 +1,4 @@
-"""Sampling: checked against its definition, target by target."""
+"""Sampling, checked against its definition, target by target."""
 
 import math
 
@@ -75,7 +75,7 @@ def test_times_must_ascend() -> None:
     start_s=st.floats(-10, 1e5),
     rate_hz=RATES,
 )
-def test_told_one_by_one_the_same_frames_are_chosen(gaps_us: list[int], start_s: float, rate_hz: float) -> None:
+def test_online_sampling_selects_the_same_frames(gaps_us: list[int], start_s: float, rate_hz: float) -> None:
     pts = start_s + np.cumsum([0, *gaps_us]) / 1e6
     online = OnlineSampling(Sampling(rate_hz))
     answers = [online.push(float(seconds)) for seconds in pts]
@@ -85,19 +85,19 @@ def test_told_one_by_one_the_same_frames_are_chosen(gaps_us: list[int], start_s:
 
 
 @given(pts=st.lists(st.floats(-1e9, 1e9), min_size=1, max_size=30).map(sorted), rate_hz=RATES)
-def test_told_one_by_one_any_ascending_times_do(pts: list[float], rate_hz: float) -> None:
+def test_online_sampling_takes_any_ascending_times(pts: list[float], rate_hz: float) -> None:
     online = OnlineSampling(Sampling(rate_hz))
     answers = [online.push(seconds) for seconds in pts]
     chosen = np.flatnonzero([*answers[1:], online.end()])
     assert chosen.tolist() == Sampling(rate_hz).select(np.array(pts)).tolist()
 
 
-def test_told_nothing_nothing_is_chosen() -> None:
+def test_online_sampling_without_frames_selects_none() -> None:
     assert not OnlineSampling(Sampling()).end()
 
 
 @pytest.mark.parametrize("following", [0.9, math.nan, math.inf])
-def test_told_one_by_one_times_must_ascend(following: float) -> None:
+def test_online_sampling_needs_ascending_times(following: float) -> None:
     online = OnlineSampling(Sampling())
     online.push(1.0)
     with pytest.raises(ValueError, match="ascend"):

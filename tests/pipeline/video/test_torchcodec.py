@@ -1,4 +1,4 @@
-"""The adapter of torchcodec around a stub: the extra needs shared libraries of FFmpeg, which are mostly not here."""
+"""The adapter of torchcodec around a stub, since the extra needs shared libraries of FFmpeg that are often absent."""
 
 import sys
 from pathlib import Path
@@ -15,7 +15,7 @@ from tests.support.videos import write_video
 
 
 class VideoDecoder:
-    """torchcodec's, as far as the adapter uses it: frames by index, as tensors in the order asked for."""
+    """What the adapter uses of torchcodec's decoder: frames by index, as tensors in the requested dimension order."""
 
     cannot_open: bool = False
     damaged: frozenset[int] = frozenset()
@@ -82,7 +82,7 @@ def test_what_it_gets_wrong_is_refused(torchcodec: type[VideoDecoder], folder: P
         open_video(str(made(folder, kind)), "torchcodec")
 
 
-def test_its_errors_are_of_the_video(torchcodec: type[VideoDecoder], folder: Path) -> None:
+def test_its_errors_are_video_errors(torchcodec: type[VideoDecoder], folder: Path) -> None:
     path = str(made(folder, "b-frames.mp4"))
     torchcodec.damaged = frozenset({5})
     with open_video(path, "torchcodec") as video:
@@ -97,7 +97,7 @@ def test_its_errors_are_of_the_video(torchcodec: type[VideoDecoder], folder: Pat
         open_video(path, "torchcodec")
 
 
-def test_where_it_is_not_here_one_line_says_so(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+def test_without_torchcodec_one_line_says_so(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     monkeypatch.setitem(sys.modules, "torchcodec", None)
-    with pytest.raises(VideoError, match=r"decoder torchcodec is not here: install skipreel\[torchcodec\]"):
+    with pytest.raises(VideoError, match=r"decoder torchcodec is not installed: install skipreel\[torchcodec\]"):
         open_video(str(made(folder, "b-frames.mp4")), "torchcodec")

@@ -1,4 +1,4 @@
-"""Live sources: real pipes and connections, fed in parts, give the frames that the same content gives as a file."""
+"""Live sources: real pipes and connections, fed in parts, give the same frames as a file with that content."""
 
 import os
 import re
@@ -111,7 +111,7 @@ def test_udp_ends_by_its_silence(streams):
         pytest.raises(VideoError, match=r"has sent nothing for 0.5 s: check that it is sending"),
     ):
         numbers.extend(frame_number(frame.to_rgb()) for frame in live)
-    # The last ones are never known to be complete.
+    # Without an end, the last frames are never known to be complete.
     assert numbers == list(range(len(numbers)))
     assert NUM_FRAMES - 4 <= len(numbers) < NUM_FRAMES
 
@@ -142,7 +142,7 @@ def test_after_damage_frames_are_left_out_and_counted_up_to_the_next_key_frame(t
     numbers = [frame_number(image) for image in images]
     missing = sorted(set(range(NUM_FRAMES)) - set(numbers))
     assert set(range(17, 24)) <= set(missing) <= set(range(12, 24))
-    # FFmpeg's decoder may lose the frame that it was about to hand out as well.
+    # FFmpeg's decoder may also lose the frame that it was about to return.
     assert len(missing) - 1 <= live.num_damaged <= len(missing)
     with open_video(str(path)) as video:
         for image, expected in zip(images, video.iter_frames_at(numbers), strict=True):
@@ -165,11 +165,11 @@ def test_lost_packets_leave_no_damaged_frame_behind(streams, tmp_path):
             np.testing.assert_array_equal(image, video.get_frame_at(frame_number(image)))
 
 
-def test_a_clock_that_begins_anew_goes_on_instead(streams, tmp_path):
+def test_after_a_restart_of_the_clock_times_continue(streams, tmp_path):
     content = streams["ts"].read_bytes()
     with fifo(tmp_path, content, content) as source, open_live(source) as live:
         frames = [(frame.pts_s, frame_number(frame.to_rgb())) for frame in live]
-    # Where the two join, packets are missing by their count, so the last frames of the first are taken for damaged.
+    # Where the two join, packet counters have a gap, so the last frames of the first count as damaged.
     first, second = frames[:-NUM_FRAMES], frames[-NUM_FRAMES:]
     assert len(first) >= NUM_FRAMES - 4
     assert [number for _, number in second] == list(range(NUM_FRAMES))
@@ -227,7 +227,7 @@ def test_a_stream_that_stops_inside_a_frame_ends_with_whole_ones(streams, tmp_pa
             np.testing.assert_array_equal(image, expected)
 
 
-def test_no_playlist_leads_on_to_other_addresses():
+def test_a_playlist_does_not_open_other_addresses():
     requests = []
     content = PLAYLIST.replace(b"file:///etc/hostname", b"more.ts")
     with http(content, requests=requests) as source, pytest.raises(VideoError, match="cannot be opened"):
@@ -241,7 +241,7 @@ CONCATENATION = b"ffconcat version 1.0\nfile /etc/hostname\n"
 
 @pytest.mark.parametrize("content", [b"", b"no video " * 5000, PLAYLIST, CONCATENATION])
 @pytest.mark.parametrize("how", ["fifo", "http"])
-def test_what_is_no_video_stream_is_refused(tmp_path, how, content):
+def test_anything_but_a_video_stream_is_refused(tmp_path, how, content):
     with (
         sent(how, content, tmp_path) as source,
         pytest.raises(VideoError, match=r"cannot be opened as a video stream \(.+\): check the address"),
@@ -258,7 +258,7 @@ def test_sound_alone_is_refused(tmp_path):
         open_live(source)
 
 
-def test_sound_beside_the_pictures_does_not_matter(tmp_path):
+def test_a_sound_track_does_not_matter(tmp_path):
     path = write_stream(tmp_path / "a.ts", num_frames=30, silence=True)
     with fifo(tmp_path, path.read_bytes()) as source, open_live(source) as live:
         assert [frame_number(frame.to_rgb()) for frame in live] == list(range(30))
@@ -267,10 +267,10 @@ def test_sound_beside_the_pictures_does_not_matter(tmp_path):
 @pytest.mark.parametrize(
     ("source", "reason"),
     [
-        ("file:///etc/hostname", "no live source: allowed are - .*, a FIFO, and rtsp, "),
+        ("file:///etc/hostname", "is not a live source; allowed: - .*, a FIFO, and rtsp, "),
         ("concat:a|b", "cannot be read .*: give -, the path of a FIFO or an address"),
         ("/nowhere/camera", "cannot be read .No such file"),
-        (__file__, "is no FIFO"),
+        (__file__, "is not a FIFO"),
         ("tcp://user:secret@127.0.0.1:1", r"tcp://127.0.0.1:1 cannot be opened .*refused"),
     ],
 )

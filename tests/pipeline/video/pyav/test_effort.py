@@ -1,4 +1,4 @@
-"""Decoding: how little of it is done, and what it leaves behind."""
+"""The PyAV decoder's effort: how few frames it decodes, and which memory, files and threads it uses."""
 
 import platform
 import resource
@@ -10,8 +10,8 @@ import pytest
 
 from skipreel.pipeline.errors import VideoError
 from skipreel.pipeline.video import DECODERS, open_video
+from skipreel.pipeline.video.pyav import decoder as pyav_decoder
 from skipreel.pipeline.video.pyav.container import open_container
-from skipreel.pipeline.video.pyav.decoder import PyAVDecoder
 from tests.support.video_kinds import made, needs
 from tests.support.videos import write_video
 
@@ -36,7 +36,7 @@ def test_sparse_reading_decodes_few_frames(folder: Path, decoder: str) -> None:
         assert video.num_decoded == 120
 
 
-def test_frames_lost_to_opening_quickly_cost_one_more_try(folder: Path) -> None:
+def test_frames_lost_without_probing_cost_one_more_try(folder: Path) -> None:
     with open_video(str(made(folder, "no-hints.mp4"))) as video:
         for index in (1, 50, 20):
             video.get_frame_at(index)
@@ -56,15 +56,21 @@ def test_unwanted_frames_are_dropped_but_none_that_may_be_wanted_next(folder: Pa
         assert video.num_decoded < 30  # each further frame is one step, not a new start from the key frame
 
 
-def test_opening_an_mp4_decodes_nothing(folder: Path) -> None:
+def test_opening_an_mp4_decodes_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = str(made(folder, "b-frames.mp4"))
-    for quick, pixel_format in ((True, None), (False, "yuv420p")):
-        opened = open_container(path, quick=quick)
+    for skip_probing, pixel_format in ((True, None), (False, "yuv420p")):
+        opened = open_container(path, skip_probing=skip_probing)
         assert opened.stream.codec_context.pix_fmt == pixel_format
         opened.close()
-    with PyAVDecoder(path) as video:
+    calls = []
+    monkeypatch.setattr(
+        pyav_decoder,
+        "open_container",
+        lambda *args, **options: [calls.append(options), open_container(*args, **options)][1],
+    )
+    with open_video(path) as video:
         list(video.iter_frames_at([3, 40]))
-        assert video._opened.quick
+    assert calls == [{"skip_probing": True}]  # it was not opened again with probing
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="is about glibc's allocator")
@@ -79,7 +85,7 @@ def test_memory_of_pictures_is_used_again(tmp_path: Path) -> None:
         "            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)\n"
     )
-    root = Path(__file__).parents[4]  # a new process: its allocator has not learnt from other tests
+    root = Path(__file__).parents[4]  # a new process, as other tests change the allocator
     words = [sys.executable, "-c", script, str(path)]
     done = subprocess.run(words, cwd=root, capture_output=True, text=True, check=True)
     pages_of_a_picture = 640 * 480 * 3 // resource.getpagesize()
@@ -93,7 +99,7 @@ def test_no_file_stays_open_and_no_thread_is_started(folder: Path, tmp_path: Pat
     (tmp_path / "text.mp4").write_text("text" * 100)
     made(folder, "b-frames.mp4")
     tasks = Path("/proc/self/task")
-    open_video(str(folder / "b-frames.mp4")).close()  # what is made once per process is made here
+    open_video(str(folder / "b-frames.mp4")).close()  # creates what a process has once
     num_descriptors, num_threads = len(list(descriptors.iterdir())), len(list(tasks.iterdir()))
     for _ in range(3):
         with open_video(str(folder / "b-frames.mp4")) as video:

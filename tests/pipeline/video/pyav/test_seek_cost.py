@@ -1,4 +1,4 @@
-"""The plan of what is decoded: never dearer than another one, and what it foretells is what decoding then does."""
+"""Seeks and drops of the PyAV decoder: no other plan costs less, and the decoder does what the plan predicts."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from skipreel.pipeline.video.pyav import decoder
 from skipreel.pipeline.video.pyav.decoder import PyAVDecoder
-from skipreel.pipeline.video.pyav.frame_index import FrameIndex, Key
+from skipreel.pipeline.video.pyav.frame_index import FrameIndex, KeyFrame
 from skipreel.pipeline.video.pyav.seek_cost import Costs, Wanted, costs_of, seek_pays
-from tests.support.seek_plan import State, Step, advance, plan
+from tests.support.seek_plan import State, Step, advance, follow, frame_index, opened, plan
 from tests.support.video_kinds import made, sequential
 from tests.support.videos import write_video
 
@@ -28,13 +29,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @st.composite
 def indexes(draw: st.DrawFn) -> FrameIndex:
-    """Closed groups of pictures, in each of them B-frames before the frame that they need."""
+    """Closed groups of pictures, with B-frames before the frame that they need."""
     order: list[int] = []
-    keys: list[Key] = []
+    keys: list[KeyFrame] = []
     droppable: set[int] = set()
     with_b_frames = draw(st.booleans())
     for _ in range(draw(st.integers(1, 5))):
-        keys.append(Key(len(order), 10 * len(order), len(order)))
+        keys.append(KeyFrame(len(order), 10 * len(order), len(order)))
         order.append(len(order))
         for _ in range(draw(st.integers(0, 4))):
             first, held_back = len(order), draw(st.integers(0, 2)) if with_b_frames else 0
@@ -42,8 +43,10 @@ def indexes(draw: st.DrawFn) -> FrameIndex:
             droppable |= set(range(first, first + held_back)) if draw(st.booleans()) else set()
     count = len(order)
     delay = draw(st.integers(1, 2)) if with_b_frames else 0
-    slots = {10 * number: number for number in range(count)}
-    return FrameIndex(np.arange(count) / 10, count / 10, slots, tuple(keys), tuple(order), frozenset(droppable), delay)
+    frame_by_pts = {10 * number: number for number in range(count)}
+    return FrameIndex(
+        np.arange(count) / 10, count / 10, frame_by_pts, tuple(keys), tuple(order), frozenset(droppable), delay
+    )
 
 
 costs = st.builds(
@@ -56,8 +59,8 @@ costs = st.builds(
 
 
 def walk(index: FrameIndex, frames: Sequence[int], costs: Costs, choose: Choose) -> list[Step]:
-    """A plan whose ways are chosen by `choose` wherever both are open."""
-    wanted, steps, state = Wanted(frozenset(frames), max(frames)), [], State(0, out=len(index.seconds))
+    """A plan in which `choose` decides wherever both ways are possible."""
+    wanted, steps, state = Wanted(frozenset(frames), max(frames)), [], opened(index)
     for frame in frames:
         if frame != state.out:
             seek = state.lacks(frame) or choose(frame, state, wanted)
@@ -71,7 +74,7 @@ def seconds(steps: Sequence[Step]) -> float:
 
 
 def wanted_of(data: st.DataObject, index: FrameIndex, most: int) -> list[int]:
-    frames = data.draw(st.lists(st.integers(0, len(index.seconds) - 1), min_size=1, max_size=most))
+    frames = data.draw(st.lists(st.integers(0, len(index.pts_seconds) - 1), min_size=1, max_size=most))
     return sorted(set(frames)) if data.draw(st.booleans()) else frames
 
 
@@ -88,7 +91,7 @@ def test_no_choice_of_seeks_is_cheaper(index: FrameIndex, costs: Costs, data: st
 
 @settings(max_examples=200)
 @given(index=indexes(), costs=costs, data=st.data())
-def test_a_plan_reaches_all_and_is_no_dearer_than_seeking_or_going_on_always(
+def test_a_plan_reaches_all_frames_and_costs_at_most_as_much_as_always_or_never_seeking(
     index: FrameIndex, costs: Costs, data: st.DataObject
 ) -> None:
     frames = wanted_of(data, index, most=40)
@@ -98,7 +101,7 @@ def test_a_plan_reaches_all_and_is_no_dearer_than_seeking_or_going_on_always(
     assert seconds(steps) <= min(seconds(always), seconds(never)) + 1e-9
     kinds = {step.key for step in steps if step.key is not None}
     assert kinds <= set(index.keys)
-    # Between two seeks every packet is taken in once at most.
+    # Between two seeks every packet is fed at most once.
     taken, since = 0, 0
     for step in steps:
         taken = step.decoded + step.dropped + (0 if step.key else taken)
@@ -109,9 +112,9 @@ def test_a_plan_reaches_all_and_is_no_dearer_than_seeking_or_going_on_always(
 @settings(max_examples=100)
 @given(index=indexes(), costs=costs, data=st.data())
 def test_what_is_decoded_comes_out_once(index: FrameIndex, costs: Costs, data: st.DataObject) -> None:
-    frame = data.draw(st.integers(0, len(index.seconds) - 1))
+    frame = data.draw(st.integers(0, len(index.pts_seconds) - 1))
     wanted = Wanted((frame,), frame)
-    _, state = advance(index, frame, wanted, costs, State(0, out=len(index.seconds)), seek=True)
+    _, state = advance(index, frame, wanted, costs, opened(index), seek=True)
     assert state.out == frame
     assert all(inside > frame for inside in state.inside)
     assert state.lacks(frame)
@@ -119,34 +122,36 @@ def test_what_is_decoded_comes_out_once(index: FrameIndex, costs: Costs, data: s
         advance(index, frame, wanted, costs, state, seek=False)
 
 
-def test_what_was_dropped_for_good_takes_a_seek() -> None:
-    index = FrameIndex(np.arange(4) / 10, 0.4, {}, (Key(0, 0, 0),), (0, 3, 1, 2), frozenset({1, 2}), delay=1)
-    cost, opened = Costs(seek_s=0.5, key_s=3, frame_s=1, dropped_s=0.1), State(0, out=4)
-    step, state = advance(index, 0, Wanted((0,), 0, expected=(0, 3)), cost, opened, seek=True)
+def test_a_frame_that_was_dropped_takes_a_seek() -> None:
+    index = FrameIndex(np.arange(4) / 10, 0.4, {}, (KeyFrame(0, 0, 0),), (0, 3, 1, 2), frozenset({1, 2}), delay=1)
+    cost, start = Costs(seek_s=0.5, key_s=3, frame_s=1, dropped_s=0.1), State(0, out=4)
+    step, state = advance(index, 0, Wanted((0,), 0, candidates=(0, 3)), cost, start, seek=True)
     assert (step.decoded, step.dropped, step.seconds) == (2, 0, 4.5)
-    step, state = advance(index, 3, Wanted((3,), 3, expected=(0, 3)), cost, state, seek=False)
+    step, state = advance(index, 3, Wanted((3,), 3, candidates=(0, 3)), cost, state, seek=False)
     assert (step.decoded, step.dropped, state.inside) == (0, 2, ())
     assert state.lacks(2)
-    _, state = advance(index, 1, Wanted((1,), 1, expected=(0, 3)), cost, opened, seek=True)
+    _, state = advance(index, 1, Wanted((1,), 1, candidates=(0, 3)), cost, start, seek=True)
     assert [frame for frame in range(4) if state.lacks(frame)] == [0, 1]
-    _, state = advance(index, 0, Wanted((0,), 0, expected=()), cost, State(0, out=4, dropped=frozenset({2})), seek=True)
-    assert not state.lacks(2)  # it starts anew
+    _, state = advance(
+        index, 0, Wanted((0,), 0, candidates=()), cost, State(0, out=4, dropped=frozenset({2})), seek=True
+    )
+    assert not state.lacks(2)  # the decoder starts again
     assert State(4, out=1, inside=(3,), dropped=frozenset({2})).lacks(2)
 
 
 def test_a_seek_pays_by_what_lies_before_the_key_frame_not_by_what_came_out() -> None:
     order = (0, 3, 1, 2, 4, 7, 5, 6)
     index = FrameIndex(
-        np.arange(8) / 10, 0.8, {}, (Key(0, 0, 0), Key(4, 40, 4)), order, frozenset({1, 2, 5, 6}), delay=1
+        np.arange(8) / 10, 0.8, {}, (KeyFrame(0, 0, 0), KeyFrame(4, 40, 4)), order, frozenset({1, 2, 5, 6}), delay=1
     )
     cost = Costs(seek_s=0.5, key_s=3, frame_s=1, dropped_s=0.1)
     key, wanted = index.key_before(7), Wanted((7,), 7)
     assert key is not None
     assert seek_pays(index, key, 1, wanted, cost)  # frame 3 lies between
-    assert not seek_pays(index, key, 2, wanted, cost)  # two packets that are dropped
-    assert seek_pays(index, key, 2, Wanted((2, 7), 7), cost)  # one of them is wanted later
+    assert not seek_pays(index, key, 2, wanted, cost)  # two dropped packets lie between
+    assert seek_pays(index, key, 2, Wanted((2, 7), 7), cost)  # one of them is wanted
     assert not seek_pays(index, key, 4, wanted, cost)  # the key frame is the next packet
-    assert not seek_pays(index, key, 5, wanted, cost)  # it was taken in, though it may not have come out
+    assert not seek_pays(index, key, 5, wanted, cost)  # it was fed, though it may not have come out
     assert not seek_pays(index, None, 2, wanted, cost)
 
 
@@ -163,60 +168,60 @@ VIDEOS = [(distance, b, opt) for distance in (1, 4, 12, 250) for b, opt in ((0, 
 
 @pytest.mark.parametrize(("key_distance", "b_frames", "options"), VIDEOS)
 @pytest.mark.parametrize("suffix", ["mp4", "mkv"])
-def test_as_many_frames_are_decoded_as_foretold(
+def test_as_many_frames_are_decoded_as_predicted(
     folder: Path, key_distance: int, b_frames: int, options: dict[str, str], suffix: str
 ) -> None:
     path = folder / f"{key_distance}-{b_frames}.{suffix}"
     write_video(path, num_frames=72, key_distance=key_distance, b_frames=b_frames, options=options)
-    assert_foretold(path, Costs(seek_s=2.5, key_s=3, frame_s=1, dropped_s=0.1))
+    assert_predicted(path, Costs(seek_s=2.5, key_s=3, frame_s=1, dropped_s=0.1))
 
 
 @pytest.mark.parametrize("kind", ["mpeg4.mkv", "vp9.webm", "late.mkv", "variable.mp4", "trimmed.mp4"])
-def test_of_other_codecs_and_times_too(folder: Path, kind: str) -> None:
-    assert_foretold(made(folder, kind), costs_of(320 * 240))
+def test_as_many_frames_of_other_codecs_and_times_are_decoded_as_predicted(folder: Path, kind: str) -> None:
+    assert_predicted(made(folder, kind), costs_of(320 * 240))
 
 
 @pytest.mark.parametrize("kind", ["b-frames.mp4", "pyramid.mp4", "hevc.mp4", "mpeg4-b-frames.mkv", "ten-bit.mp4"])
-def test_spare_frames_are_those_that_the_decoder_drops_as_not_needed(folder: Path, kind: str) -> None:
-    with PyAVDecoder(str(made(folder, kind))) as video:
-        index = video._index
+def test_droppable_frames_are_those_that_ffmpeg_drops_as_non_reference_frames(folder: Path, kind: str) -> None:
+    index = frame_index(made(folder, kind))
     with av.open(str(folder / kind)) as container:
         stream = container.streams.video[0]
         stream.thread_type = "NONE"
         stream.codec_context.skip_frame = "NONREF"
-        kept = {index.slots[frame.pts] for frame in container.decode(stream)}
+        kept = {index.frame_by_pts[frame.pts] for frame in container.decode(stream)}
     assert index.droppable
-    assert kept == set(range(len(index.seconds))) - index.droppable
+    assert kept == set(range(len(index.pts_seconds))) - index.droppable
 
 
 @pytest.mark.parametrize("kind", ["no-b-frames.mkv", "mpeg4.mkv", "av1.mp4", "vp9.webm"])
-def test_nothing_is_spare_without_b_frames_or_where_dropping_is_not_exact(folder: Path, kind: str) -> None:
-    with PyAVDecoder(str(made(folder, kind))) as video:
-        assert not video._index.droppable
+def test_no_frame_is_droppable_without_b_frames_or_where_dropping_is_not_exact(folder: Path, kind: str) -> None:
+    assert not frame_index(made(folder, kind)).droppable
 
 
-def assert_foretold(path: Path, costs: Costs) -> None:
+def assert_predicted(path: Path, costs: Costs) -> None:
     rng = random.Random(0)
+    index = frame_index(path)
     expected = sequential(path)
     count = len(expected)
     choices = [sorted(rng.sample(range(count), size)) for size in (1, 3, 9, 20)]
     for frames in [*choices, [40, 41, 12, 12, 49, 3], range(count), range(0, count, 5)]:
         frames = [frame for frame in frames if frame < count]
         for grid in (None, range(0, count, 2)):
-            with PyAVDecoder(str(path)) as video:
-                video._costs = costs
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(decoder, "costs_of", lambda _: costs)
+                video = PyAVDecoder(str(path))
+            with video:
                 if grid is not None:
                     video.set_candidates(grid)
-                steps = plan(video._index, frames, costs, expected=grid)
+                steps = plan(index, frames, costs, candidates=grid)
                 done = []
                 for frame, picture in zip(frames, video.iter_frames_at(frames), strict=True):
                     np.testing.assert_array_equal(picture, expected[frame])
                     done.append(video.num_decoded)
                 assert done == list(np.cumsum([step.decoded for step in steps]))
-                assert video._shortcuts
 
 
-def test_expected_frames_alone_are_kept_and_any_other_is_still_exact(folder: Path) -> None:
+def test_only_candidates_are_kept_and_any_other_frame_is_still_exact(folder: Path) -> None:
     path = folder / "flat.mp4"
     write_video(path, num_frames=120, key_distance=30, b_frames=2, options={"x264-params": "b-adapt=0:b-pyramid=1"})
     expected, wanted, decoded = sequential(path), range(0, 120, 7), []
@@ -229,33 +234,26 @@ def test_expected_frames_alone_are_kept_and_any_other_is_still_exact(folder: Pat
             decoded.append(video.num_decoded)
             for index in (118, 7, 8, 9, 10, 4, 61):
                 np.testing.assert_array_equal(video.get_frame_at(index), expected[index])
-            assert video._shortcuts
+            assert video.num_decoded - decoded[-1] < 60  # one reading of the file from its start is more
     assert decoded[1] == decoded[2] < decoded[0]
 
 
-class _Counting(PyAVDecoder):
-    starts = 0
-
-    def _restart(self, key: Key | None) -> None:
-        self.starts += 1
-        super()._restart(key)
-
-
-def test_frames_dropped_for_good_come_back_by_one_seek(folder: Path) -> None:
+def test_dropped_frames_come_back_by_one_seek(folder: Path) -> None:
     path = made(folder, "b-frames.mp4")
-    expected, lost = sequential(path), 0
+    index, expected, costs, lost = frame_index(path), sequential(path), costs_of(64 * 48), 0
     for first in range(14, 22):
-        with _Counting(str(path)) as video:
-            video.set_candidates([first])
-            video.get_frame_at(first)
-            behind = [frame for frame in video._dropped if frame > first]
-            lost += len(behind)
-            video.set_candidates(range(50))
-            for index in range(first, 24):
-                np.testing.assert_array_equal(video.get_frame_at(index), expected[index])
-            assert video.starts == 1 + bool(behind)
-            for index in range(12, 24):  # what was dropped on the way to the first is not taken for dropped now
-                np.testing.assert_array_equal(video.get_frame_at(index), expected[index])
-            assert video.starts == 2 + bool(behind)
-            assert video._shortcuts
+        reads = [(first, [first]), *((frame, range(50)) for frame in [*range(first, 24), *range(12, 24)])]
+        steps, state = [], opened(index)
+        with PyAVDecoder(str(path)) as video:
+            for frame, candidates in reads:
+                video.set_candidates(candidates)
+                np.testing.assert_array_equal(video.get_frame_at(frame), expected[frame])
+                step, state = follow(index, frame, Wanted((frame,), frame, candidates), costs, state)
+                if not steps:
+                    behind = {frame for frame in state.dropped if frame > first}
+                    lost += len(behind)
+                steps.append(step)
+                assert video.num_decoded == sum(step.decoded for step in steps)
+        assert [step.frame for step in steps if step.key][-1] == 12
+        assert sum(step.key is not None for step in steps) == 2 + bool(behind)
     assert lost > 1
