@@ -4,6 +4,7 @@ Frames lie in memory, so what is measured is how the scheduler keeps the device 
 rate from host memory, which `benchmarks.backbone` prints.
 """
 
+import math
 import statistics
 import time
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from benchmarks.closed_loop_ways import CORES, fixed_share
 from benchmarks.timing import Row
 from skipreel.features.backbones.loading import load_backbone
 from skipreel.jobs.closed_loop.prediction import Prediction
-from skipreel.jobs.closed_loop.scheduler import Scheduler
+from skipreel.jobs.closed_loop.scheduler import Scheduler, SchedulerSettings
 from skipreel.jobs.closed_loop.session import Request
 from skipreel.models import Cost
 from skipreel.pipeline.video import Frame, VideoDecoder
@@ -68,14 +69,8 @@ def compare(
         for number in range(1 + rounds):
             for dense in (True, False):
                 started = time.perf_counter()
-                with Scheduler(
-                    model,
-                    backbone,
-                    dense=dense,
-                    decoder=f"{__name__}:Remembered",
-                    num_workers=CORES,
-                    in_flight=in_flight,
-                ) as scheduler:
+                settings = SchedulerSettings(dense, in_flight, math.inf, f"{__name__}:Remembered")
+                with Scheduler(model, backbone, settings, num_workers=CORES) as scheduler:
                     outcomes = list(scheduler.run(requests))
                 if number:  # the first round warms up
                     times[dense].append(time.perf_counter() - started)

@@ -3,6 +3,7 @@
 Letters: T sampled frames, D feature length.
 """
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,7 @@ from skipreel.features.backbones.backbone import Backbone
 from skipreel.features.extraction.steps import encode
 from skipreel.features.spec import FeatureSpec
 from skipreel.jobs.closed_loop.prediction import Prediction
-from skipreel.jobs.closed_loop.scheduler import Scheduler
+from skipreel.jobs.closed_loop.scheduler import Scheduler, SchedulerSettings
 from skipreel.jobs.closed_loop.session import Request
 from skipreel.jobs.trained.model import TrainedModel
 from skipreel.models import Recognizer, RecognizerConfig
@@ -64,7 +65,8 @@ def fixed_share(backbone: Backbone, share: float, sampling: Sampling) -> Trained
 def looked_at(setup: Setup, model: TrainedModel, *, dense: bool = False) -> list[Prediction]:
     """Ours: what the gate asks for, or, if ``dense``, every frame."""
     workers = 0 if setup.in_flight == 1 and not dense else CORES
-    with Scheduler(model, setup.backbone, dense=dense, num_workers=workers, in_flight=setup.in_flight) as scheduler:
+    settings = SchedulerSettings(dense, setup.in_flight, math.inf)
+    with Scheduler(model, setup.backbone, settings, num_workers=workers) as scheduler:
         outcomes = list(scheduler.run(Request(file, file) for file in setup.files))
     found = {outcome.request.uri: outcome.prediction for outcome in outcomes}
     predictions = [found[file] for file in setup.files]

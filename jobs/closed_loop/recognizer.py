@@ -22,15 +22,13 @@ from skipreel.jobs.closed_loop.labels import Labelling, labels_of
 from skipreel.jobs.closed_loop.online import OnlineRecognizer
 from skipreel.jobs.closed_loop.prediction import Prediction
 from skipreel.jobs.closed_loop.queue import Outcome
-from skipreel.jobs.closed_loop.scheduler import Scheduler
+from skipreel.jobs.closed_loop.scheduler import VIDEOS_IN_FLIGHT, Scheduler, SchedulerSettings
 from skipreel.jobs.closed_loop.session import Request
 from skipreel.jobs.trained.backbone import load_backbone_of
 from skipreel.jobs.trained.budget import with_budget
 from skipreel.jobs.trained.location import local_model
 from skipreel.jobs.trained.model import TrainedModel, load_model
 from skipreel.pipeline.errors import VideoError
-
-VIDEOS_IN_FLIGHT = 64
 
 
 class VideoRecognizer:
@@ -128,15 +126,9 @@ class VideoRecognizer:
         first = list(islice(source, 2))
         # A lone video goes from decoder to backbone and back; all frames of a dense pass can be at work at once.
         is_alone = len(first) < 2 and not dense
-        with Scheduler(
-            self.model,
-            self.backbone,
-            dense=dense,
-            decoder=self._decoder,
-            num_workers=0 if is_alone else available_cpus(),
-            in_flight=in_flight,
-            time_limit_s=time_limit_s,
-        ) as scheduler:
+        num_workers = 0 if is_alone else available_cpus()
+        settings = SchedulerSettings(dense, in_flight, time_limit_s, self._decoder)
+        with Scheduler(self.model, self.backbone, settings, num_workers=num_workers) as scheduler:
             yield from scheduler.run(chain(first, source))
 
     def online(self, *, key: str | None = None) -> OnlineRecognizer:
@@ -160,7 +152,7 @@ def predict(
     Raises:
         VideoError: when the file cannot be opened or a wanted frame cannot be decoded.
     """
-    with Scheduler(model, backbone, dense=dense, decoder=decoder, num_workers=0) as scheduler:
+    with Scheduler(model, backbone, SchedulerSettings(dense, decoder=decoder), num_workers=0) as scheduler:
         (outcome,) = scheduler.run([Request(uri, uri)])
     if outcome.prediction is None:
         raise VideoError(outcome.reason)

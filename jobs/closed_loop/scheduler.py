@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 
@@ -26,8 +27,9 @@ from skipreel.jobs.closed_loop.torch_threads import use_one_thread
 from skipreel.jobs.trained.model import TrainedModel
 from skipreel.pipeline.closeable import Closeable
 from skipreel.pipeline.errors import InputError
-from skipreel.pipeline.video import open_video
+from skipreel.pipeline.video import find_decoder, open_video
 
+VIDEOS_IN_FLIGHT = 64
 # How long `close` waits for decoders that are at work.
 LAST_CALL_S = 1.0
 
@@ -35,16 +37,37 @@ _Event = Callable[[], bool]
 _LOGGER = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class SchedulerSettings:
+    """How videos are looked at.
+
+    Attributes:
+        dense: look at every frame instead of those the network asks for.
+        in_flight: videos that are open at a time, at most; in a job, in each process.
+        time_limit_s: a video fails if its next frame does not come within this many seconds.
+        decoder: pyav reads everything; decord and torchcodec plain MP4 and Matroska; or module:function (your own).
+    """
+
+    dense: bool = False
+    in_flight: int = VIDEOS_IN_FLIGHT
+    time_limit_s: float = 300.0
+    decoder: str = "pyav"
+
+    def __post_init__(self) -> None:
+        find_decoder(self.decoder)
+        if self.in_flight < 1:
+            raise InputError(f"--in-flight is {self.in_flight}, allowed: 1 or more")
+
+
 class Scheduler(Closeable):
     """Labels videos, many at a time; use it as a context manager.
 
     Args:
-        dense: look at every frame instead of those the network asks for.
+        settings: each open video holds a decoder with a handful of its pictures. Without workers, nobody looks at the
+            time limit.
         num_workers: threads that decode and, on a CPU, encode with one thread of torch each; up to twice as many where
             decoders are slow. 0: the caller's own does all while it waits, with as many threads of torch as it has: the
             fastest way for a lone video.
-        in_flight: videos that are open at a time, at most; each holds a decoder with a handful of its pictures.
-        time_limit_s: a video fails if its decoder takes longer for one request; without workers, nobody looks.
 
     Attributes:
         frames_encoded: how many, so far.
@@ -53,21 +76,12 @@ class Scheduler(Closeable):
     """
 
     def __init__(
-        self,
-        model: TrainedModel,
-        backbone: Backbone,
-        *,
-        dense: bool = False,
-        decoder: str = "pyav",
-        num_workers: int = 1,
-        in_flight: int = 16,
-        time_limit_s: float = float("inf"),
+        self, model: TrainedModel, backbone: Backbone, settings: SchedulerSettings, *, num_workers: int = 1
     ) -> None:
-        self._model, self._backbone, self._dense, self._decoder = model, backbone, dense, decoder
-        self._in_flight, self._num_workers, self._time_limit_s = in_flight, num_workers, time_limit_s
+        self._model, self._backbone, self._settings, self._num_workers = model, backbone, settings, num_workers
         self._changed = threading.Condition()  # guards all that follows
-        self._queue = VideoQueue(in_flight=in_flight, batch_size=backbone.batch_size)
-        self._calls = DecoderCalls(max_substitutes=num_workers, time_limit_s=time_limit_s)
+        self._queue = VideoQueue(in_flight=settings.in_flight, batch_size=backbone.batch_size)
+        self._calls = DecoderCalls(max_substitutes=num_workers, time_limit_s=settings.time_limit_s)
         self._is_closed = False
         self._threads: set[threading.Thread] = set()
         self.frames_encoded = 0
@@ -98,7 +112,7 @@ class Scheduler(Closeable):
         source = iter(requests)
         pending = 0
         while True:
-            more = list(islice(source, self._in_flight + 1 - pending))
+            more = list(islice(source, self._settings.in_flight + 1 - pending))
             self.add(more)
             pending += len(more)
             if not pending:
@@ -170,12 +184,12 @@ class Scheduler(Closeable):
                 self._finish(video)
 
     def _open(self, video: QueuedVideo) -> _Event:
-        seconds, request = Seconds(), video.request
+        seconds, request, settings = Seconds(), video.request, self._settings
         with ExitStack() as on_error:
             with seconds.measure("decode"):
-                opened = on_error.enter_context(open_video(request.path or request.uri, decoder=self._decoder))
+                opened = on_error.enter_context(open_video(request.path or request.uri, decoder=settings.decoder))
             max_frames = self._backbone.batch_size
-            session = open_session(request, opened, self._model, seconds, dense=self._dense, max_frames=max_frames)
+            session = open_session(request, opened, self._model, seconds, dense=settings.dense, max_frames=max_frames)
             wanted = session.next_wanted()
             on_error.pop_all()
         return partial(self._queue.opened, video, session, wanted)
@@ -247,7 +261,7 @@ class Scheduler(Closeable):
         """With the lock held: substitutes for slow workers, outcomes for videos whose time is up."""
         for call in self._calls.give_up():  # its worker closes the video, should the decoder ever return
             uri = call.video.request.uri
-            late = f"{uri}: its next frame did not come within {self._time_limit_s:g} seconds"
+            late = f"{uri}: its next frame did not come within {self._settings.time_limit_s:g} seconds"
             self._queue.ended(call.video, None, late)
         for _ in range(self._calls.substitute()):
             self._start(self._next_of_worker)

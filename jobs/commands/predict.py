@@ -8,7 +8,7 @@ shards (--output FOLDER). Exit code 0: every video was labelled; 3: some could n
 import json
 import time
 from contextlib import closing, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Literal
 
@@ -16,16 +16,17 @@ import tyro
 
 from skipreel.jobs.closed_loop.live import follow, open_live_session
 from skipreel.jobs.closed_loop.prediction import Prediction
-from skipreel.jobs.closed_loop.recognizer import VIDEOS_IN_FLIGHT, VideoRecognizer, trained_model
+from skipreel.jobs.closed_loop.recognizer import VideoRecognizer, trained_model
+from skipreel.jobs.closed_loop.scheduler import SchedulerSettings
 from skipreel.jobs.closed_loop.session import Request
 from skipreel.jobs.predictions.files import Format, PredictionWriter, choose_format, open_writer
 from skipreel.jobs.predictions.inputs import VideoInputs, require_distinct_ids, video_inputs
+from skipreel.jobs.predictions.job import JobSettings, ProcessSettings, run_job
 from skipreel.jobs.reporting.video_strip import StripFolder
 from skipreel.jobs.runtime.terminal import console, progress_bar
 from skipreel.models import Cost
 from skipreel.pipeline import storage
 from skipreel.pipeline.errors import InputError, VideoError
-from skipreel.pipeline.video import find_decoder
 
 EXIT_SOME_FAILED = 3
 
@@ -44,18 +45,10 @@ class Settings:
         format: of the output, if its suffix does not say.
         frame_scores: with JSON lines, add the scores and times of all sampled frames.
         strip: a folder that gets a film strip of every video.
-        dense: look at every frame instead of those the network asks for.
         budget: share of the frames to look at on average, such as 0.1, in place of what the network was trained for.
         threshold: a class counts as seen in a frame from this probability on (task frames).
-        in_flight: videos that are open at a time, at most; in a job, in each process.
-        time_limit_s: a video fails if its next frame does not come within this many seconds.
-        workers: of a job: processes; 0 means one per CPU of the cluster or, with --device cuda, as many as GPUs take.
-        gpus_per_worker: of a job: share of a GPU for each process, with --device cuda.
-        decoder_memory_mb: of a job: a video fails if decoding it takes more memory.
-        retry_failed: of a job: try videos again that failed before.
         backbone: where the model's backbone is found now, if not where the training found it.
         device: where the backbone runs.
-        decoder: pyav reads everything; decord and torchcodec plain MP4 and Matroska; or module:function (your own).
         tracking_uri: MLflow's server or database, for runs:/ and models:/; default: MLFLOW_TRACKING_URI.
     """
 
@@ -68,27 +61,18 @@ class Settings:
     format: Format | None = None
     frame_scores: bool = False
     strip: str | None = None
-    dense: bool = False
     budget: float | None = None
     threshold: float = 0.5
-    in_flight: int = VIDEOS_IN_FLIGHT
-    time_limit_s: float = 300.0
-    workers: int = 0
-    gpus_per_worker: float = 1.0
-    decoder_memory_mb: int = 2048
-    retry_failed: bool = False
+    looking: SchedulerSettings = field(default_factory=SchedulerSettings)
+    job: ProcessSettings = field(default_factory=ProcessSettings)
     backbone: str | None = None
     device: Literal["cpu", "cuda"] = "cpu"
-    decoder: str = "pyav"
     tracking_uri: str | None = None
 
     def __post_init__(self) -> None:
-        find_decoder(self.decoder)
         if not 0 < self.threshold < 1:
             raise InputError(f"--threshold is {self.threshold}, it must lie between 0 and 1")
-        if self.in_flight < 1:
-            raise InputError(f"--in-flight is {self.in_flight}, allowed: 1 or more")
-        if self.live is not None and (self.videos or self.manifest or self.dense or self.output or self.strip):
+        if self.live is not None and (self.videos or self.manifest or self.looking.dense or self.output or self.strip):
             raise InputError("--live labels one stream as it comes, to standard output: give it with --model alone")
         if self.is_job and (self.strip is not None or self.frame_scores):
             raise InputError(
@@ -127,7 +111,7 @@ def run(settings: Settings) -> int:
         threshold=threshold,
         frame_scores=settings.frame_scores,
     ) as writer:
-        strips = settings.strip and StripFolder(settings.strip, names, task, threshold, settings.decoder)
+        strips = settings.strip and StripFolder(settings.strip, names, task, threshold, settings.looking.decoder)
         return _label(settings, recognizer, inputs, writer, strips or None)
 
 
@@ -137,7 +121,7 @@ def _load(settings: Settings) -> VideoRecognizer:
         budget=settings.budget,
         backbone=settings.backbone,
         device=settings.device,
-        decoder=settings.decoder,
+        decoder=settings.looking.decoder,
         tracking_uri=settings.tracking_uri,
     )
 
@@ -153,9 +137,9 @@ def _label(
     failed, started = 0, time.perf_counter()
     outcomes = recognizer.stream(
         (Request(video.key, video.uri) for video in inputs),
-        dense=settings.dense,
-        in_flight=settings.in_flight,
-        time_limit_s=settings.time_limit_s,
+        dense=settings.looking.dense,
+        in_flight=settings.looking.in_flight,
+        time_limit_s=settings.looking.time_limit_s,
     )
     with closing(outcomes), progress_bar() as bar:
         room_for_lines = bar.cleared if settings.output is None else nullcontext
@@ -207,22 +191,14 @@ def _label_live(settings: Settings, source: str) -> int:
 
 
 def _run_job(settings: Settings, inputs: VideoInputs) -> int:
-    from skipreel.jobs.predictions.job import JobSettings, run_job  # imports Ray
-
     assert settings.output is not None
     job = JobSettings(
         output=settings.output,
         model=settings.model,
         backbone=settings.backbone,
-        dense=settings.dense,
-        decoder=settings.decoder,
         device=settings.device,
-        in_flight=settings.in_flight,
-        workers=settings.workers,
-        gpus_per_worker=settings.gpus_per_worker,
-        time_limit_s=settings.time_limit_s,
-        decoder_memory_mb=settings.decoder_memory_mb,
-        retry_failed=settings.retry_failed,
+        looking=settings.looking,
+        processes=settings.job,
     )
     model = trained_model(settings.model, budget=settings.budget, tracking_uri=settings.tracking_uri)
     summary = run_job(job, model=model, videos=inputs, num_videos=len(inputs))

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import redirect_stdout
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import islice
 from typing import Any, Literal
@@ -24,6 +24,7 @@ from skipreel.features.feature_set.card import locked
 from skipreel.features.feature_set.ledger import read_state
 from skipreel.features.feature_set.schema import Failure
 from skipreel.features.feature_set.shard_writer import ShardWriter
+from skipreel.jobs.closed_loop.scheduler import SchedulerSettings
 from skipreel.jobs.predictions import store as prediction_store
 from skipreel.jobs.predictions.store import PredictionRows, PredictionSpec
 from skipreel.jobs.runtime.ray_cluster import num_cpus, num_gpus, ray_cluster, require_gpus, waiting_is_told
@@ -32,7 +33,6 @@ from skipreel.jobs.trained.backbone import load_backbone_of
 from skipreel.jobs.trained.model import TrainedModel
 from skipreel.pipeline import storage
 from skipreel.pipeline.errors import InputError
-from skipreel.pipeline.video import find_decoder
 
 # Videos that a process has open at a time: enough for batches across them, few enough to share them out.
 IN_FLIGHT = {"cpu": 8, "cuda": 64}
@@ -41,49 +41,52 @@ _ROWS_AT_ONCE = 65536
 
 
 @dataclass(frozen=True, slots=True)
+class ProcessSettings:
+    """The processes of a job (--output FOLDER).
+
+    Attributes:
+        workers: how many; 0 means one per CPU of the cluster or, with --device cuda, as many as GPUs take.
+        gpus_per_worker: share of a GPU for each process, with --device cuda.
+        decoder_memory_mb: a video fails if decoding it takes more memory.
+        retry_failed: try the videos in the failure ledger again, not only those whose file has changed.
+    """
+
+    workers: int = 0
+    gpus_per_worker: float = 1.0
+    decoder_memory_mb: int = 2048
+    retry_failed: bool = False
+
+    def __post_init__(self) -> None:
+        if self.workers < 0:
+            raise InputError(f"--workers is {self.workers}, allowed: 1 or more, or 0 to choose by the cluster")
+        for name in ("gpus_per_worker", "decoder_memory_mb"):
+            require_positive(name, getattr(self, name))
+
+
+@dataclass(frozen=True, slots=True)
 class JobSettings:
     """How videos are labelled, and where the predictions go.
 
     Attributes:
-        output: a folder or URI; made if missing, gone on with if its predictions are the same model's.
+        output: a folder or URI; made if missing, continued if its predictions are the same model's.
         model: where the model comes from, for the card.
         backbone: where the model's backbone is found now, if not where the training found it.
-        dense: look at every frame instead of those the network asks for.
-        decoder: pyav reads everything; decord and torchcodec plain MP4 and Matroska; or module:function (your own).
         device: where the backbone runs.
-        in_flight: videos that a process has open at a time, at most; more than 8 on a CPU, or 64, are no use.
-        workers: processes; 0 means one per CPU of the cluster or, with device cuda, as many as the GPUs take.
-        gpus_per_worker: share of a GPU for each process, with device cuda.
         shard_mb: size of a shard in MB, roughly.
-        time_limit_s: a video fails if its next frames do not come within this many seconds.
-        decoder_memory_mb: a video fails if decoding it takes more memory.
-        retry_failed: try the videos in the failure ledger again, not only those whose file has changed.
+        looking: of each process; more than 8 videos in flight on a CPU, or 64, are of no use.
     """
 
     output: str
     model: str
     backbone: str | None = None
-    dense: bool = False
-    decoder: str = "pyav"
     device: Literal["cpu", "cuda"] = "cpu"
-    in_flight: int = 64
-    workers: int = 0
-    gpus_per_worker: float = 1.0
     shard_mb: float = 64.0
-    time_limit_s: float = 300.0
-    decoder_memory_mb: int = 2048
-    retry_failed: bool = False
+    looking: SchedulerSettings = field(default_factory=SchedulerSettings)
+    processes: ProcessSettings = field(default_factory=ProcessSettings)
 
     def __post_init__(self) -> None:
-        find_decoder(self.decoder)
-        if self.workers < 0:
-            raise InputError(f"--workers is {self.workers}, allowed: 1 or more, or 0 to choose by the cluster")
-        if self.in_flight < 1:
-            raise InputError(f"--in-flight is {self.in_flight}, allowed: 1 or more")
-        for name in ("gpus_per_worker", "shard_mb", "time_limit_s", "decoder_memory_mb"):
-            if not 0 < getattr(self, name) < math.inf:
-                flag = name.replace("_", "-")
-                raise InputError(f"--{flag} is {getattr(self, name)}, allowed: a positive number")
+        require_positive("shard_mb", self.shard_mb)
+        require_positive("time_limit_s", self.looking.time_limit_s)
 
 
 def run_job(
@@ -106,11 +109,11 @@ def run_job(
     # Loaded once here, so that a wrong one is a line before anything is made.
     about = load_backbone_of(model, name=settings.backbone).about
     output = storage.absolute(settings.output)
-    spec = PredictionSpec.of(model, dense=settings.dense)
+    spec = PredictionSpec.of(model, dense=settings.looking.dense)
     with locked(output, job="prediction"):
         prediction_store.create(output, spec, model=settings.model, features=model.spec.to_json(), about=about)
         skipped, known = Skipped(), read_state(output, has_segments=False)
-        planned = plan(_batches(videos), known, retry_failed=settings.retry_failed, skipped=skipped)
+        planned = plan(_batches(videos), known, retry_failed=settings.processes.retry_failed, skipped=skipped)
         missing = first_planned(planned)
         started, progress = time.monotonic(), Progress(1, 1)
         if missing is not None:
@@ -171,28 +174,32 @@ def _predict(
 def _processes(settings: JobSettings, model: TrainedModel, num_videos: int) -> tuple[Any, Any]:
     """The `Process` that looks at videos, and the `PoolConfig` of how many there are."""
     from skipreel.features.extraction.ray_executor import PoolConfig, Process
-    from skipreel.jobs.predictions.worker import PredictionSettings, PredictionWorker
+    from skipreel.jobs.predictions.worker import PredictionWorker
 
-    cpus, on_gpu = num_cpus(), settings.device == "cuda"
+    cpus, on_gpu, processes = num_cpus(), settings.device == "cuda", settings.processes
     if on_gpu:
-        require_gpus(math.ceil(settings.gpus_per_worker))
-        workers = settings.workers or max(1, int(num_gpus() / settings.gpus_per_worker))
+        require_gpus(math.ceil(processes.gpus_per_worker))
+        workers = processes.workers or max(1, int(num_gpus() / processes.gpus_per_worker))
     else:
-        workers = settings.workers or cpus
+        workers = processes.workers or cpus
     threads = max(1, cpus // workers)
     # The first process to be up must not take everything.
-    in_flight = min(settings.in_flight, IN_FLIGHT[settings.device], math.ceil(num_videos / workers))
-    looking = PredictionSettings(
-        settings.backbone, settings.device, settings.dense, settings.decoder, num_workers=threads, in_flight=in_flight
-    )
-    memory_bytes = threads * settings.decoder_memory_mb << 20
-    arguments = {"model": model, "settings": looking, "memory_bytes": memory_bytes, "import_path": sys.path}
+    in_flight = min(settings.looking.in_flight, IN_FLIGHT[settings.device], math.ceil(num_videos / workers))
+    arguments = {
+        "model": model,
+        "settings": replace(settings.looking, in_flight=in_flight),
+        "backbone": settings.backbone,
+        "device": settings.device,
+        "num_workers": threads,
+        "memory_bytes": threads * processes.decoder_memory_mb << 20,
+        "import_path": sys.path,
+    }
     pools = PoolConfig(
         workers,
         0,
         cpus_per_process=1 / math.ceil(workers / cpus),
-        gpus_per_encoder=settings.gpus_per_worker if on_gpu else 0,
-        time_limit_s=settings.time_limit_s,
+        gpus_per_encoder=processes.gpus_per_worker if on_gpu else 0,
+        time_limit_s=settings.looking.time_limit_s,
         videos_per_decoder=in_flight,
         bytes_per_decoder=sys.maxsize,
         flags="--workers",
@@ -221,3 +228,9 @@ def _summary(output: str, progress: Progress, skipped: Skipped, num_videos: int,
         "seconds": {stage: round(value, 2) for stage, value in asdict(stages).items()},
         "this_run": progress.summary(seconds=seconds),
     }
+
+
+def require_positive(name: str, value: float) -> None:
+    """InputError where a setting is not a positive, finite number."""
+    if not 0 < value < math.inf:
+        raise InputError(f"--{name.replace('_', '-')} is {value}, allowed: a positive number")

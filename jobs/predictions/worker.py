@@ -3,12 +3,12 @@
 A plain class with the methods of `features.extraction.actors.Worker`: `jobs.predictions.job` makes Ray actors of it.
 """
 
+import math
 import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from skipreel.features.extraction.work import FrameChunk, VideoJob, VideoOutcome
 from skipreel.features.feature_set.schema import Source
 from skipreel.jobs.closed_loop.prediction import Prediction
 from skipreel.jobs.closed_loop.queue import Outcome
-from skipreel.jobs.closed_loop.scheduler import Scheduler
+from skipreel.jobs.closed_loop.scheduler import Scheduler, SchedulerSettings
 from skipreel.jobs.closed_loop.session import Request
 from skipreel.jobs.trained.backbone import load_backbone_of
 from skipreel.jobs.trained.model import TrainedModel
@@ -30,18 +30,6 @@ from skipreel.pipeline.video import Frame
 _POLL_S = 0.25
 # How Python, FFmpeg, torch and CUDA say that there is none left.
 _WANT_OF_MEMORY = ("memoryerror", "cannot allocate memory", "can't allocate memory", "out of memory")
-
-
-@dataclass(frozen=True, slots=True)
-class PredictionSettings:
-    """How a process looks at videos; the arguments of `load_backbone_of` and `Scheduler`."""
-
-    backbone: str | None = None
-    device: Literal["cpu", "cuda"] = "cpu"
-    dense: bool = False
-    decoder: str = "pyav"
-    num_workers: int = 1
-    in_flight: int = 8
 
 
 @dataclass(slots=True)
@@ -58,19 +46,27 @@ class PredictionWorker:
     """Turns videos into predictions.
 
     Args:
+        settings: of its scheduler; the time limit is kept by whoever waits for the process.
         memory_bytes: what this process may allocate from now on, the model aside; a video that asks for more fails.
+        backbone: where the model's backbone is found now; ``device``: where it runs; see `load_backbone_of`.
+        num_workers: of its scheduler.
         import_path: where else to look for modules, such as a user's decoder.
     """
 
     def __init__(
         self,
         model: TrainedModel,
-        settings: PredictionSettings,
+        settings: SchedulerSettings,
         *,
         memory_bytes: int,
+        backbone: str | None = None,
+        device: str = "cpu",
+        num_workers: int = 1,
         import_path: Sequence[str] = (),
     ) -> None:
-        self._model, self._settings, self._memory_bytes = model, settings, memory_bytes
+        self._model, self._memory_bytes = model, memory_bytes
+        self._settings = replace(settings, time_limit_s=math.inf)
+        self._backbone, self._device, self._num_workers = backbone, device, num_workers
         self._tasks: deque[VideoJob] = deque()
         self._retries: deque[VideoJob] = deque()  # each to be tried again alone
         self._open: dict[str, _Open] = {}
@@ -84,17 +80,9 @@ class PredictionWorker:
         Raises:
             BackboneError: when that fails.
         """
-        settings = self._settings
-        backbone = load_backbone_of(self._model, name=settings.backbone, device=settings.device)
+        backbone = load_backbone_of(self._model, name=self._backbone, device=self._device)
         limit_memory(self._memory_bytes)
-        self._scheduler = Scheduler(
-            self._model,
-            backbone,
-            dense=settings.dense,
-            decoder=settings.decoder,
-            num_workers=settings.num_workers,
-            in_flight=settings.in_flight,
-        )
+        self._scheduler = Scheduler(self._model, backbone, self._settings, num_workers=self._num_workers)
 
     def next_block(self, tasks: Sequence[VideoJob]) -> tuple[Decoded, list[Frame]]:
         """Take more videos, and go on until one ends; after a second, return all the same if frames were encoded.

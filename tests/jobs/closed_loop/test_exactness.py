@@ -15,7 +15,7 @@ from skipreel.features.backbones.backbone import Backbone
 from skipreel.features.backbones.loading import load_backbone
 from skipreel.features.extraction.steps import extract_video
 from skipreel.jobs.closed_loop.prediction import Prediction
-from skipreel.jobs.closed_loop.scheduler import Scheduler
+from skipreel.jobs.closed_loop.scheduler import Scheduler, SchedulerSettings
 from skipreel.jobs.closed_loop.session import Request
 from skipreel.jobs.trained.model import TrainedModel
 from skipreel.pipeline.video.sampling import Sampling
@@ -73,8 +73,8 @@ def networks(draw) -> TrainedModel:
     )
 
 
-def run(paths: list[str], model: TrainedModel, backbone: Backbone, **how) -> dict[str, Prediction]:
-    with Scheduler(model, backbone, **how) as scheduler:
+def run(paths: list[str], model: TrainedModel, backbone: Backbone, *, num_workers: int, **how) -> dict[str, Prediction]:
+    with Scheduler(model, backbone, SchedulerSettings(**how), num_workers=num_workers) as scheduler:
         outcomes = list(scheduler.run(Request(path, path) for path in paths))
     assert all(outcome.prediction is not None for outcome in outcomes), outcomes
     return {outcome.request.uri: outcome.prediction for outcome in outcomes}

@@ -1,5 +1,6 @@
 """Many videos in flight: whose frame it is never gets lost, and what one video does reaches no other."""
 
+import math
 import queue
 import sys
 import threading
@@ -15,7 +16,7 @@ import torch
 from skipreel.features.backbones.backbone import Backbone
 from skipreel.features.spec import FeatureSpec
 from skipreel.jobs.closed_loop.queue import Outcome
-from skipreel.jobs.closed_loop.scheduler import Scheduler
+from skipreel.jobs.closed_loop.scheduler import Scheduler, SchedulerSettings
 from skipreel.jobs.closed_loop.session import ClosedLoopSession, Request, ScheduledSession
 from skipreel.jobs.trained.model import TrainedModel
 from skipreel.models import StridedGate
@@ -165,10 +166,16 @@ def model(gate=None, *, task="frames", cell="gru", seed=0) -> TrainedModel:
     return untrained(spec, gate=gate, task=task, cell=cell, seed=seed, spread=0.5)
 
 
+def make_scheduler(
+    network: TrainedModel | None = None, *, device: str = "cpu", num_workers: int = 1, **settings
+) -> Scheduler:
+    how = SchedulerSettings(**{"decoder": f"{__name__}:decode", "in_flight": 16, "time_limit_s": math.inf} | settings)
+    return Scheduler(network or model(), backbone(device), how, num_workers=num_workers)
+
+
 def label(world: World, network: TrainedModel, *, device: str = "cpu", **settings) -> dict[str, Outcome]:
     worlds["now"] = world
-    decoder = f"{__name__}:decode"
-    with Scheduler(network, backbone(device), decoder=decoder, **settings) as scheduler:
+    with make_scheduler(network, device=device, **settings) as scheduler:
         outcomes = list(scheduler.run(Request(uri, uri) for uri in world.lengths))
     assert len(outcomes) == len(world.lengths)
     world.end()
@@ -334,7 +341,7 @@ def test_a_video_that_is_refused_once_it_is_open_is_closed(monkeypatch, pts_seco
     video = FakeVideo(world, "bad")
     video.pts_seconds = np.array(pts_seconds)
     monkeypatch.setattr("skipreel.jobs.closed_loop.scheduler.open_video", lambda *_, **__: video)
-    with Scheduler(model(), backbone(), num_workers=0) as scheduler:
+    with make_scheduler(num_workers=0) as scheduler:
         (outcome,) = scheduler.run([Request("bad", "bad")])
     assert "ascending" in outcome.reason
     assert video.is_closed
@@ -363,7 +370,7 @@ def test_workers_leave_the_threads_of_torch_to_others_as_they_were():
     try:
         world = World(lengths=many(20))
         worlds["now"] = world
-        with Scheduler(model(), backbone(), decoder=f"{__name__}:decode", num_workers=4) as scheduler:
+        with make_scheduler(num_workers=4) as scheduler:
             assert len(list(scheduler.run(Request(uri, uri) for uri in world.lengths))) == 20
         assert world.threads_of_torch == {1}
         assert (of_a_new_thread(), torch.get_num_threads()) == (3, 3)
@@ -394,7 +401,7 @@ def test_slow_videos_delay_themselves_alone(monkeypatch):
     slow = {"v0": threading.Event(), "v1": threading.Event()}
     world, network = World(lengths=many(20), blocked=slow), model()
     worlds["now"] = world
-    with Scheduler(network, backbone(), decoder=f"{__name__}:decode", num_workers=2, in_flight=6) as scheduler:
+    with make_scheduler(network, num_workers=2, in_flight=6) as scheduler:
         scheduler.add(Request(uri, uri) for uri in world.lengths)
         others = _outcomes(scheduler, 18)
         assert not set(slow) & set(others)
@@ -411,7 +418,7 @@ def test_slow_videos_get_as_many_substitutes_as_there_are_workers_and_no_more(mo
     event = threading.Event()
     world, network = World(lengths=many(12), blocked=dict.fromkeys(many(12), event)), model()
     worlds["now"] = world
-    with Scheduler(network, backbone(), decoder=f"{__name__}:decode", num_workers=2) as scheduler:
+    with make_scheduler(network, num_workers=2) as scheduler:
         scheduler.add(Request(uri, uri) for uri in world.lengths)
         while world.now_in_blocked.qsize() < 4:
             assert scheduler.wait(timeout_s=0.01) == []
@@ -438,7 +445,7 @@ def test_a_video_that_takes_long_to_close_holds_nobody_up():
     event = threading.Event()
     world, network = World(lengths=many(20), blocked_at_end={"v3": event}), model()
     worlds["now"] = world
-    with Scheduler(network, backbone(), decoder=f"{__name__}:decode", num_workers=2) as scheduler:
+    with make_scheduler(network, num_workers=2) as scheduler:
         scheduler.add(Request(uri, uri) for uri in world.lengths)
         others = _outcomes(scheduler, 19)
         assert not event.is_set()
@@ -460,8 +467,7 @@ def hang(world: World, network: TrainedModel, monkeypatch: pytest.MonkeyPatch) -
     now = SimpleNamespace(s=0.0)
     monkeypatch.setattr("skipreel.jobs.closed_loop.decoder_calls.time", SimpleNamespace(monotonic=lambda: now.s))
     worlds["now"] = world
-    settings = {"decoder": f"{__name__}:decode", "num_workers": 1, "time_limit_s": 100}
-    with Scheduler(network, backbone(), **settings) as scheduler:
+    with make_scheduler(network, time_limit_s=100) as scheduler:
         scheduler.add(Request(uri, uri) for uri in world.lengths)
         outcomes: dict[str, Outcome] = {}
         for _ in world.blocked:
@@ -499,7 +505,7 @@ def test_memory_is_bounded_by_what_is_in_flight(dense):
 def test_a_long_video_does_not_hold_up_short_ones():
     world = World(lengths={"long": 900, **many(40, longest=10)})
     worlds["now"] = world
-    with Scheduler(model(), backbone(), decoder=f"{__name__}:decode", in_flight=8) as scheduler:
+    with make_scheduler(in_flight=8) as scheduler:
         order = [outcome.request.key for outcome in scheduler.run(Request(uri, uri) for uri in world.lengths)]
     assert order.index("long") > 10
 
@@ -512,7 +518,7 @@ def test_without_workers_the_caller_does_all_while_it_waits(monkeypatch):
     for module in ("scheduler", "decoder_calls"):
         monkeypatch.setattr(f"skipreel.jobs.closed_loop.{module}.time", clock)
     monkeypatch.setattr(world, "pause", lambda: setattr(now, "s", now.s + 0.04))
-    with Scheduler(network, backbone(), decoder=f"{__name__}:decode", num_workers=0) as scheduler:
+    with make_scheduler(network, num_workers=0) as scheduler:
         scheduler.add(Request(uri, uri) for uri in world.lengths)
         assert world.opened == 0
         assert scheduler.wait(timeout_s=0.5) == []
@@ -528,7 +534,7 @@ def test_without_workers_the_caller_does_all_while_it_waits(monkeypatch):
 def test_closing_ends_the_workers_and_closes_the_videos_that_are_under_way(num_workers):
     world = World(delay_s=0.001, lengths=many(200))
     worlds["now"] = world
-    with Scheduler(model(), backbone(), decoder=f"{__name__}:decode", num_workers=num_workers) as scheduler:
+    with make_scheduler(num_workers=num_workers) as scheduler:
         scheduler.add(Request(uri, uri) for uri in world.lengths)
         assert scheduler.wait(timeout_s=20)
         assert world.opened
@@ -542,7 +548,7 @@ def test_a_video_in_a_decoder_that_hangs_is_closed_once_it_returns(monkeypatch, 
     event = threading.Event()
     world = World(lengths=many(8), **{method: {"v1": event}})
     worlds["now"] = world
-    with Scheduler(model(), backbone(), decoder=f"{__name__}:decode", num_workers=2) as scheduler:
+    with make_scheduler(num_workers=2) as scheduler:
         scheduler.add(Request(uri, uri) for uri in world.lengths)
         _outcomes(scheduler, 7)
     assert world.opened == (method == "blocked")
@@ -556,7 +562,7 @@ def test_an_interruption_of_the_caller_leaves_no_video_open():
     worlds["now"] = world
     with (
         pytest.raises(KeyboardInterrupt),
-        Scheduler(model(), backbone(), decoder=f"{__name__}:decode", num_workers=0) as scheduler,
+        make_scheduler(num_workers=0) as scheduler,
     ):
         list(scheduler.run(Request(uri, uri) for uri in world.lengths))
     assert world.opened == 0
@@ -564,7 +570,7 @@ def test_an_interruption_of_the_caller_leaves_no_video_open():
 
 def test_a_path_in_place_of_the_video_is_not_named_in_messages():
     worlds["now"] = World(lengths={"copy-of-a": 5}, broken_at={"copy-of-a": 0})
-    with Scheduler(model(), backbone(), decoder=f"{__name__}:decode") as scheduler:
+    with make_scheduler() as scheduler:
         (outcome,) = scheduler.run([Request("a", "s3://there/a.mp4", "copy-of-a")])
     assert outcome.reason == "s3://there/a.mp4: frame 0 could not be decoded"
 

@@ -19,10 +19,11 @@ from skipreel.features.errors import FeatureSetError
 from skipreel.features.extraction.work import VideoJob
 from skipreel.features.feature_set.card import locked
 from skipreel.jobs.closed_loop.recognizer import predict
+from skipreel.jobs.closed_loop.scheduler import SchedulerSettings
 from skipreel.jobs.predictions import store as prediction_store
 from skipreel.jobs.predictions import worker as prediction_worker
-from skipreel.jobs.predictions.job import JobSettings, run_job
-from skipreel.jobs.predictions.worker import PredictionSettings, PredictionWorker
+from skipreel.jobs.predictions.job import JobSettings, ProcessSettings, run_job
+from skipreel.jobs.predictions.worker import PredictionWorker
 from skipreel.pipeline import storage
 from skipreel.pipeline.errors import InputError
 from skipreel.pipeline.video import VideoDecoder
@@ -38,6 +39,10 @@ ROUNDING = 1e-5
 
 def run(folder: Path, names: list[str], **settings) -> dict[str, Any]:
     """A job on these videos of a folder."""
+    nested = {"looking": SchedulerSettings, "processes": ProcessSettings}
+    for name, kind in nested.items():
+        own = {field.name for field in dataclasses.fields(kind)} & set(settings)
+        settings[name] = kind(**{field: settings.pop(field) for field in own})
     made = JobSettings(str(folder / "predictions"), "here", **settings)
     videos = ((name, str(folder / f"{name}.mp4")) for name in names)
     return run_job(made, model=MODEL, videos=videos, num_videos=len(names))
@@ -207,7 +212,7 @@ def worker(monkeypatch):
     """One that takes no memory away from the tests."""
     monkeypatch.setattr(prediction_worker, "limit_memory", lambda _: None)
     OPENED.clear()
-    made = PredictionWorker(MODEL, PredictionSettings(decoder=f"{__name__}:open_greedily"), memory_bytes=0)
+    made = PredictionWorker(MODEL, SchedulerSettings(in_flight=8, decoder=f"{__name__}:open_greedily"), memory_bytes=0)
     made.ready()
     yield made
     made._scheduler.close()
@@ -260,7 +265,7 @@ def test_what_changes_while_it_is_read_fails_and_what_has_not_changed_is_not_ope
 def test_a_damaged_model_gives_no_predictions(worker, tmp_path):
     model = dataclasses.replace(MODEL, recognizer=make_model().recognizer)
     model.recognizer.head.bias.data[:] = float("nan")
-    damaged = PredictionWorker(model, PredictionSettings(), memory_bytes=0)
+    damaged = PredictionWorker(model, SchedulerSettings(), memory_bytes=0)
     damaged.ready()
     write_video(tmp_path / "a.mp4", num_frames=5, fps=10)
     found = endings(damaged, VideoJob("a", str(tmp_path / "a.mp4")))
