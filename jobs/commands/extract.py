@@ -5,27 +5,26 @@ file has changed is extracted anew. Exit code 0: every video has features; 3: so
 1: the job itself failed.
 """
 
-import io
 import json
 import math
-import time
-from collections.abc import Iterator
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 from skipreel.features.backbones.backbone import batch_size_on
 from skipreel.features.extraction.actors import BackboneSettings
-from skipreel.features.extraction.planner import Planned, Skipped, first_planned, plan
+from skipreel.features.extraction.planner import Planned
 from skipreel.features.extraction.progress import Progress
 from skipreel.features.extraction.work import FrameSettings
 from skipreel.features.feature_set.card import create_feature_set, locked, read_card, write_card
-from skipreel.features.feature_set.ledger import read_state
 from skipreel.features.feature_set.schema import Failure
 from skipreel.features.feature_set.shard_writer import ShardWriter
 from skipreel.features.spec import FeatureSpec
-from skipreel.jobs.runtime.ray_cluster import num_cpus, num_gpus, ray_cluster, require_gpus, waiting_is_told
-from skipreel.jobs.runtime.terminal import console, progress_bar
+from skipreel.jobs.runtime.command_line import require_positive
+from skipreel.jobs.runtime.ray_cluster import num_cpus, num_gpus, require_gpus
+from skipreel.jobs.runtime.terminal import console
+from skipreel.jobs.runtime.video_job import JobResult, run_video_job
 from skipreel.pipeline import storage
 from skipreel.pipeline.errors import InputError
 from skipreel.pipeline.manifest import iterate_manifest, manifest_size
@@ -87,9 +86,7 @@ class Settings:
                     f"--{name} is {getattr(self, name)}, allowed: 1 or more, or 0 to choose by the cluster"
                 )
         for name in ("gpus_per_encoder", "shard_mb", "time_limit_s", "decoder_memory_mb"):
-            if not 0 < getattr(self, name) < math.inf:
-                flag = name.replace("_", "-")
-                raise InputError(f"--{flag} is {getattr(self, name)}, allowed: a positive number")
+            require_positive(name, getattr(self, name))
 
     @property
     def backbone_settings(self) -> BackboneSettings:
@@ -104,21 +101,17 @@ def run(settings: Settings) -> int:
     spec, about, frames = _describe(settings)
     with locked(output):
         create_feature_set(output, spec, about=about)
-        skipped = Skipped()
-        known = read_state(output)
-        planned = plan(
+        result = run_video_job(
+            output,
             iterate_manifest(settings.manifest, batch_rows=65536),
-            known,
+            partial(_stages, settings, frames, output),
+            num_videos=num_videos,
             retry_failed=settings.retry_failed,
-            skipped=skipped,
+            has_segments=True,
+            description="extracting videos",
+            line=Progress.line,
         )
-        missing = first_planned(planned)
-        started, progress = time.monotonic(), Progress(1, 1)
-        if missing is not None:
-            # Ray says on standard output that a process died; here the failure ledger says what came of it.
-            with redirect_stdout(io.StringIO()), ray_cluster():
-                progress = _extract(missing, settings, frames, output, num_videos, skipped)
-        summary = _summary(progress, skipped, num_videos, seconds=time.monotonic() - started)
+        summary = _summary(result)
         write_card(output, {**read_card(output), "summary": summary})
     _report(settings, output, summary)
     return EXIT_SOME_FAILED if summary["failed"] else 0
@@ -133,43 +126,22 @@ def _describe(settings: Settings) -> tuple[FeatureSpec, dict[str, str], FrameSet
     return backbone.spec(sampling), {"backbone": backbone.about, "decoder": settings.decoder}, frames
 
 
-def _extract(
-    planned: Iterator[Planned | None],
+def _stages(
     settings: Settings,
     frames: FrameSettings,
     output: str,
-    num_videos: int,
-    skipped: Skipped,
-) -> Progress:
+    planned: Iterator[Planned | None],
+    on_failure: Callable[[Failure], None],
+) -> tuple[Any, Any]:
     from skipreel.features.extraction.ray_executor import Extraction
 
     pools = _pools(settings)
-    # A lone process gets on already.
-    with (
-        progress_bar() as bar,
-        waiting_is_told(cpus=pools.cpus_per_process, gpus=pools.gpus_per_encoder) as has_begun,
-    ):
-        extraction = Extraction(
-            planned,
-            writer=ShardWriter(output, shard_bytes=int(settings.shard_mb * 1e6)),
-            frames=frames,
-            backbone=settings.backbone_settings,
-            pools=pools,
-            on_failure=_print_failure,
-        )
-        progress = extraction.progress
-        task = bar.add_task("extracting videos", total=num_videos, note="")
-
-        def tick() -> None:
-            through = skipped.finished + skipped.failed + progress.ended
-            bar.update(task, completed=through, note=f"{progress.failed} failed" if progress.failed else "")
-            bar.line = progress.line()
-            if progress.working_since is not None:
-                has_begun()
-
-        extraction.run(tick)
-        tick()
-    return progress
+    writer = ShardWriter(output, shard_bytes=int(settings.shard_mb * 1e6))
+    backbone = settings.backbone_settings
+    extraction = Extraction(
+        planned, writer=writer, frames=frames, backbone=backbone, pools=pools, on_failure=on_failure
+    )
+    return extraction, pools
 
 
 def _pools(settings: Settings) -> Any:
@@ -195,21 +167,15 @@ def _pools(settings: Settings) -> Any:
     )
 
 
-def _print_failure(failure: Failure) -> None:
-    console.print(f"failed: {failure.video_id}: {failure.reason}", markup=False)
-
-
-def _summary(progress: Progress, skipped: Skipped, num_videos: int, *, seconds: float) -> dict[str, Any]:
-    decoders_busy, encoders_busy = progress.busy
+def _summary(result: JobResult) -> dict[str, Any]:
+    decoders_busy, encoders_busy = result.progress.busy
     return {
-        "videos": num_videos,
-        "finished": skipped.finished + progress.finished + progress.unchanged,
-        "failed": skipped.failed + progress.failed,
+        **result.counts,
         "this_run": {
-            **progress.summary(seconds=seconds),
+            **result.progress.summary(seconds=result.seconds),
             "decoders_busy": round(decoders_busy, 3),
             "encoders_busy": round(encoders_busy, 3),
-            "advice": progress.advice(),
+            "advice": result.progress.advice(),
         },
     }
 

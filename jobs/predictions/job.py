@@ -5,12 +5,9 @@ has changed is looked at anew. The promises are those of an extraction, and so i
 them: `features.extraction.ray_executor`.
 """
 
-import io
 import math
 import sys
-import time
-from collections.abc import Iterable, Iterator
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import islice
@@ -18,17 +15,17 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from skipreel.features.extraction.planner import Planned, Skipped, first_planned, plan
+from skipreel.features.extraction.planner import Planned
 from skipreel.features.extraction.progress import Progress
 from skipreel.features.feature_set.card import locked
-from skipreel.features.feature_set.ledger import read_state
 from skipreel.features.feature_set.schema import Failure
 from skipreel.features.feature_set.shard_writer import ShardWriter
 from skipreel.jobs.closed_loop.scheduler import SchedulerSettings
 from skipreel.jobs.predictions import store as prediction_store
 from skipreel.jobs.predictions.store import PredictionRows, PredictionSpec
-from skipreel.jobs.runtime.ray_cluster import num_cpus, num_gpus, ray_cluster, require_gpus, waiting_is_told
-from skipreel.jobs.runtime.terminal import console, progress_bar
+from skipreel.jobs.runtime.command_line import require_positive
+from skipreel.jobs.runtime.ray_cluster import num_cpus, num_gpus, require_gpus
+from skipreel.jobs.runtime.video_job import run_video_job
 from skipreel.jobs.trained.backbone import load_backbone_of
 from skipreel.jobs.trained.model import TrainedModel
 from skipreel.pipeline import storage
@@ -112,15 +109,23 @@ def run_job(
     spec = PredictionSpec.of(model, dense=settings.looking.dense)
     with locked(output, job="prediction"):
         prediction_store.create(output, spec, model=settings.model, features=model.spec.to_json(), about=about)
-        skipped, known = Skipped(), read_state(output, has_segments=False)
-        planned = plan(_batches(videos), known, retry_failed=settings.processes.retry_failed, skipped=skipped)
-        missing = first_planned(planned)
-        started, progress = time.monotonic(), Progress(1, 1)
-        if missing is not None:
-            # Ray says on standard output that a process died; here the failure ledger says what came of it.
-            with redirect_stdout(io.StringIO()), ray_cluster():
-                progress = _predict(missing, settings, model, output, num_videos, skipped)
-        summary = _summary(output, progress, skipped, num_videos, seconds=time.monotonic() - started)
+        result = run_video_job(
+            output,
+            _batches(videos),
+            partial(_stages, settings, model, output, num_videos),
+            num_videos=num_videos,
+            retry_failed=settings.processes.retry_failed,
+            has_segments=False,
+            description="labelling videos",
+            line=_line,
+        )
+        cost, stages = prediction_store.total_cost(output)
+        summary = {
+            **result.counts,
+            "cost": asdict(cost),
+            "seconds": {stage: round(value, 2) for stage, value in asdict(stages).items()},
+            "this_run": result.progress.summary(seconds=result.seconds),
+        }
         prediction_store.write_card(output, {**prediction_store.read_card(output), "summary": summary})
     return {"output": output, **summary}
 
@@ -133,14 +138,14 @@ def _batches(videos: Iterable[tuple[str, str]]) -> Iterator[pa.RecordBatch]:
         yield pa.record_batch({"video_id": pa.array([row[0] for row in rows], pa.string()), "uri": uris})
 
 
-def _predict(
-    planned: Iterator[Planned | None],
+def _stages(
     settings: JobSettings,
     model: TrainedModel,
     output: str,
     num_videos: int,
-    skipped: Skipped,
-) -> Progress:
+    planned: Iterator[Planned | None],
+    on_failure: Callable[[Failure], None],
+) -> tuple[Any, Any]:
     from skipreel.features.extraction.ray_executor import RayExecutor
 
     decoder, pools = _processes(settings, model, num_videos)
@@ -149,26 +154,10 @@ def _predict(
         writer=ShardWriter(output, shard_bytes=int(settings.shard_mb * 1e6)),
         decoder=decoder,
         pools=pools,
-        on_failure=_print_failure,
+        on_failure=on_failure,
         new_rows=partial(PredictionRows, task=model.recognizer.config.task),
     )
-    progress = stages.progress
-    with (
-        progress_bar() as bar,
-        waiting_is_told(cpus=pools.cpus_per_process, gpus=pools.gpus_per_encoder) as has_begun,
-    ):
-        task = bar.add_task("labelling videos", total=num_videos, note="")
-
-        def tick() -> None:
-            through = skipped.finished + skipped.failed + progress.ended
-            bar.update(task, completed=through, note=f"{progress.failed} failed" if progress.failed else "")
-            bar.line = _line(progress)
-            if progress.working_since is not None:
-                has_begun()
-
-        stages.run(tick)
-        tick()
-    return progress
+    return stages, pools
 
 
 def _processes(settings: JobSettings, model: TrainedModel, num_videos: int) -> tuple[Any, Any]:
@@ -207,30 +196,8 @@ def _processes(settings: JobSettings, model: TrainedModel, num_videos: int) -> t
     return Process(PredictionWorker, arguments), pools
 
 
-def _print_failure(failure: Failure) -> None:
-    console.print(f"failed: {failure.video_id}: {failure.reason}", markup=False)
-
-
 def _line(progress: Progress) -> str:
     if progress.working_since is None:
         return "starting processes"
     line = f"{progress.video_s / 3600:.2f} hours of video, {progress.frames_per_s:.0f} sampled frames/s"
     return line + f"; {progress.restarts} restarts" * bool(progress.restarts)
-
-
-def _summary(output: str, progress: Progress, skipped: Skipped, num_videos: int, *, seconds: float) -> dict[str, Any]:
-    cost, stages = prediction_store.total_cost(output)
-    return {
-        "videos": num_videos,
-        "finished": skipped.finished + progress.finished + progress.unchanged,
-        "failed": skipped.failed + progress.failed,
-        "cost": asdict(cost),
-        "seconds": {stage: round(value, 2) for stage, value in asdict(stages).items()},
-        "this_run": progress.summary(seconds=seconds),
-    }
-
-
-def require_positive(name: str, value: float) -> None:
-    """InputError where a setting is not a positive, finite number."""
-    if not 0 < value < math.inf:
-        raise InputError(f"--{name.replace('_', '-')} is {value}, allowed: a positive number")

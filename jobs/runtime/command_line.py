@@ -3,12 +3,15 @@
 import contextlib
 import importlib
 import io
+import math
 import sys
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
 import tyro
+
+from skipreel.pipeline.errors import InputError
 
 
 def run_command(command: str, words: Sequence[str]) -> int:
@@ -68,3 +71,9 @@ def _from_box(box: str) -> str:
         elif not names[-1].startswith("-"):  # a positional argument has no name of its own
             names[-1] += f" {line.strip()}"
     return "; ".join(filter(None, sections))
+
+
+def require_positive(name: str, value: float) -> None:
+    """InputError where a setting is not a positive, finite number."""
+    if not 0 < value < math.inf:
+        raise InputError(f"--{name.replace('_', '-')} is {value}, allowed: a positive number")
