@@ -15,15 +15,9 @@ _COLUMNS = ("id", "actions", "length")
 
 
 def build_charades(train_csv: str, test_csv: str, classes_file: str, videos_dir: str) -> ManifestBuild:
-    """Read Charades with the splits "train" and "test".
+    """Read Charades with the splits "train" and "test"; videos are `<videos_dir>/<id>.mp4`.
 
     Problems are bad rows (repeated id, missing video, bad length), left out whole, and bad actions.
-
-    Args:
-        train_csv: annotations of the training split.
-        test_csv: annotations of the test split.
-        classes_file: a line per class, such as `c000 Holding some clothes`.
-        videos_dir: the folder of the videos, `<id>.mp4`.
 
     Raises:
         ManifestError: if a file cannot be used as a whole, or the folder has no .mp4 file.

@@ -81,11 +81,8 @@ def at_least_one(rows: Iterator[Row], otherwise: str) -> Iterator[Row]:
 def read_rows(uri: str, columns: tuple[str, ...]) -> Rows:
     """Iterate over the rows of a .csv, .jsonl or .parquet table, each with its line number (in Parquet its row number).
 
-    Rows are read lazily, errors of the first at once. A line that is not a JSON object comes as its text.
-
-    Args:
-        uri: the table.
-        columns: the first is required, the others are optional.
+    The first of `columns` is required, the others are optional. Rows are read lazily, errors of the first at once. A
+    line that is not a JSON object comes as its text.
 
     Raises:
         ManifestError: if the table cannot be read or has no row.

@@ -18,15 +18,10 @@ _CLASSES = "classInd.txt"
 
 
 def build_ucf101(root: str, splits: str, split_number: int = 1) -> ManifestBuild:
-    """Read UCF-101 with the splits "train" and "test"; classes keep the order of `classInd.txt`.
+    """Read UCF-101 from the class folders in `root` and the lists numbered `split_number` (1 to 3) in folder `splits`.
 
-    Problems are malformed lines, unknown classes, class numbers that do not match, missing or repeated videos, and
-    videos in neither list.
-
-    Args:
-        root: the folder of the class folders.
-        splits: the folder of the lists and `classInd.txt`.
-        split_number: which of the official splits, 1 to 3.
+    Splits are "train" and "test"; classes keep the order of `classInd.txt`. Problems are malformed lines, unknown
+    classes, class numbers that do not match, missing or repeated videos, and videos in neither list.
 
     Raises:
         ManifestError: if a file cannot be used as a whole, or `root` has no video.

@@ -12,9 +12,7 @@ def frame_targets(labels: Sequence[Label], pts_s: NDArray[np.float64], *, num_cl
     """Targets by Charades' rule: a class is positive at time t if start <= t <= end for one of its labels.
 
     Args:
-        labels: labels of one video.
         pts_s: (T,) float64, ascending seconds from the video's first frame.
-        num_classes: C.
 
     Returns:
         (T, C) float32 of 0 and 1.

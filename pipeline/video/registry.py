@@ -47,5 +47,5 @@ def find_decoder(decoder: str) -> Callable[[str], VideoDecoder]:
     except (ImportError, AttributeError) as error:
         raise VideoError(f"decoder {decoder!r} cannot be imported: {error}; check both names and PYTHONPATH") from error
     if not callable(function):
-        raise VideoError(f"decoder {decoder!r} is not a function; give one that takes a URI, returns a VideoDecoder")
+        raise VideoError(f"decoder {decoder!r} is not a function; it must take a URI and return a VideoDecoder")
     return function

@@ -33,11 +33,9 @@ class OpenContainer:
 def open_container(uri: str, *, skip_probing: bool = False) -> OpenContainer:
     """Open a video file for single-threaded decoding.
 
-    Args:
-        uri: local or remote.
-        skip_probing: do not let FFmpeg decode the first frames of an MP4 to learn what its header leaves out, which
-            takes most of the time. MP4 packets state all their times. But an H.264 stream then does not know its pixel
-            format, and it may lose frames if its header does not say how far frames are reordered.
+    `skip_probing` forbids FFmpeg to decode the first frames of an MP4 to learn what its header leaves out, which takes
+    most of the time. MP4 packets state all their times. But an H.264 stream then does not know its pixel format, and it
+    may lose frames if its header does not say how far frames are reordered.
 
     Raises:
         VideoError: if the file is not a readable video; the message says why.

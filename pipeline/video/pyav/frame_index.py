@@ -187,12 +187,7 @@ def _demux(uri: str, opened: OpenContainer) -> list[_Packet]:
 
 
 def index_by_counting(uri: str, opened: OpenContainer, decoded_pts: Sequence[int | None]) -> FrameIndex:
-    """List the frames from the times that the decoder gave when all were decoded once.
-
-    Args:
-        uri: for messages.
-        opened: the container they came from.
-        decoded_pts: one time in ticks per frame, in the decoder's order; None where it gave none.
+    """List the frames from the times (ticks or None) that the decoder returned when it decoded all of them once.
 
     Raises:
         VideoError: if there is no frame, or neither frame times nor a frame rate.
