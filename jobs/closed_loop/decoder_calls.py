@@ -1,4 +1,4 @@
-"""Calls of decoders that are under way: whose worker needs a substitute, and which take too long."""
+"""Calls of decoders in progress: which workers need a substitute, and which calls take too long."""
 
 import threading
 import time
@@ -22,12 +22,12 @@ class Call:
 
 
 class DecoderCalls:
-    """At most one call for each thread; its user holds a lock.
+    """The calls in progress, at most one for each thread. The caller holds a lock.
 
     Args:
-        max_substitutes: workers that may be added at a time for slow ones. One whose call was given up does not count:
-            it may never come back.
-        time_limit_s: a call is given up if it takes longer.
+        max_substitutes: how many slow workers may have a substitute at a time. A worker whose call was given up does
+            not count: it may never return.
+        time_limit_s: a call that takes longer is given up.
     """
 
     def __init__(self, *, max_substitutes: int, time_limit_s: float) -> None:
@@ -37,33 +37,33 @@ class DecoderCalls:
 
     @property
     def threads(self) -> set[int]:
-        """Those that are in a call, by their `get_ident`."""
+        """The threads that are in a call, by their `get_ident`."""
         return set(self._calls)
 
     def begin(self, video: QueuedVideo) -> None:
-        """This thread is about to call a decoder."""
+        """Note that this thread is about to call a decoder."""
         self._calls[threading.get_ident()] = Call(video, time.monotonic())
 
     def end(self) -> None:
-        """This thread's call has returned."""
+        """Note that this thread's call has returned."""
         if self._calls.pop(threading.get_ident()).has_substitute:
             self._substituted.add(threading.get_ident())
 
     def take_leave(self) -> bool:
-        """Whether this thread is to end, because another works in its place; says so once."""
+        """Whether this thread must end because a substitute works in its place; true once."""
         is_substituted = threading.get_ident() in self._substituted
         self._substituted.discard(threading.get_ident())
         return is_substituted
 
     def give_up(self) -> Iterator[Call]:
-        """Those that took too long since the last time."""
+        """The calls that have become too long since the last time."""
         for call in self._calls.values():
             if not call.is_given_up and time.monotonic() - call.since > self._time_limit_s:
                 call.is_given_up = True
                 yield call
 
     def substitute(self) -> int:
-        """How many workers must be added to those there are."""
+        """How many substitutes to start now."""
         calls = self._calls.values()
         room = self._max_substitutes - sum(call.has_substitute and not call.is_given_up for call in calls)
         alone = [call for call in calls if not call.has_substitute]

@@ -1,4 +1,4 @@
-"""Labels of a live source while it sends: an answer after every look, and a ledger whenever it ends."""
+"""Labels of a live source while it sends: an answer after every look, and the ledger at the end, whatever ends it."""
 
 import signal
 import threading
@@ -22,14 +22,14 @@ from skipreel.pipeline.video.live.stream import Live, open_live
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What the model says from one look on, until the next.
+    """What the model says from one look until the next.
 
     Attributes:
         step: the number, from 0, of the sampled frame that was looked at.
-        time_s: its presentation time in seconds from the source's first frame on.
+        time_s: its presentation time in seconds, counted from the source's first frame.
         scores: (C,) float32: task frames: each class's probability; task video: summing to 1.
         labels: class and score, best first, as `OnlineRecognizer.labels` gives them.
-        wait: how many sampled frames come next that are not needed.
+        wait: how many of the next sampled frames are not needed.
     """
 
     step: int
@@ -40,9 +40,9 @@ class Look:
 
 
 class LiveSession(Closeable):
-    """A live source under way: iterate once over its looks; close it, or use it as a context manager.
+    """An open live source: iterate over its looks once; close it, or use it as a context manager.
 
-    VideoError ends the iteration where the source is silent for too long or breaks off.
+    The iteration raises VideoError when the source is silent for too long or breaks off.
 
     Attributes:
         source: its name, without a password.
@@ -56,11 +56,11 @@ class LiveSession(Closeable):
         self._num_sampled = 0
 
     def close(self) -> None:
-        """Let go of the source; calling it again does nothing."""
+        """Close the source; a second call does nothing."""
         self._live.close()
 
     def end(self) -> None:
-        """Have the iteration end soon; see `Live.end`."""
+        """Make the iteration end soon; see `Live.end`."""
         self._live.end()
 
     def __iter__(self) -> Iterator[Look]:
@@ -76,7 +76,7 @@ class LiveSession(Closeable):
 
     @property
     def cost(self) -> Cost:
-        """What it has cost so far; the total are the sampled frames that arrived."""
+        """What it has cost so far; ``frames_total`` counts the sampled frames that arrived."""
         looks = self._recognizer.num_looks
         return Cost(
             frames_total=self._num_sampled,
@@ -99,7 +99,7 @@ class LiveSession(Closeable):
 
     @property
     def seconds(self) -> Seconds:
-        """What the stages took so far; waiting for the source does not count."""
+        """How long each stage took so far; waiting for the source does not count."""
         taken = self._recognizer.seconds
         return Seconds(decode=self._live.decode_s, encode=taken.encode, recognise=taken.recognise)
 
@@ -107,10 +107,11 @@ class LiveSession(Closeable):
 def open_live_session(
     source: str, *, model: TrainedModel, backbone: Backbone, threshold: float = 0.5, timeout_s: float = 10.0
 ) -> LiveSession:
-    """Open a live source, as `open_live` takes it, to be labelled while it sends.
+    """Open a live source, to label it while it sends.
 
     Args:
-        threshold: a class counts as seen from this probability on (task frames).
+        source: as `pipeline.video.live.stream.open_live` takes it.
+        threshold: a class counts as seen at this probability or above (task frames).
         timeout_s: how long the source may be silent.
 
     Raises:
@@ -120,24 +121,24 @@ def open_live_session(
 
 
 def follow(session: LiveSession, write: Callable[[dict[str, Any]], None]) -> None:
-    """Give every look to `write` as plain values, and the ledger at the end of the stream, on Ctrl-C or an error.
+    """Give every look to `write` as plain values, and the ledger at the end of the stream, on Ctrl-C or on an error.
 
     Raises:
-        VideoError: when the source is silent for too long or breaks off, once the ledger is written.
+        VideoError: when the source is silent for too long or breaks off; the ledger is written before.
     """
     with session, _ended_by_interrupt(session):
         try:
             for look in session:
                 write(describe_look(look))
         except KeyboardInterrupt:
-            pass  # how one stops to watch
+            pass  # the usual way to stop
         finally:
             write(describe_end(session))
 
 
 @contextmanager
 def _ended_by_interrupt(session: LiveSession) -> Iterator[None]:
-    """The first Ctrl-C only asks: an exception that rises while FFmpeg calls our reader can get lost in it."""
+    """The first Ctrl-C only asks the session to end: FFmpeg can lose an exception raised while it calls our reader."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -157,12 +158,12 @@ def _ended_by_interrupt(session: LiveSession) -> Iterator[None]:
 
 
 def describe_look(look: Look) -> dict[str, Any]:
-    """A look as plain values: time_s, labels, and how many sampled frames are not needed after it."""
+    """A look as plain values: time_s, labels and wait."""
     return {"time_s": round(look.time_s, 3), "labels": look.labels, "wait": look.wait}
 
 
 def describe_end(session: LiveSession) -> dict[str, Any]:
-    """What there was and what it cost, as plain values, whatever ended it."""
+    """The source and the ledger as plain values."""
     return {
         "video": session.source,
         "start_s": session.start_s,

@@ -1,4 +1,4 @@
-"""Recognition frame by frame, for robots and cameras: each answer says how many frames need not even be captured.
+"""Recognition frame by frame, for robots and cameras: each answer says how many of the next frames are not needed.
 
     recognizer = OnlineRecognizer(model, load_backbone_of(model))
     while True:
@@ -28,15 +28,15 @@ from skipreel.models.recurrence.reference import accumulate
 
 
 class OnlineRecognizer:
-    """A trained network that is given one sequence's frames, sampled at `rate_hz`, leaving out those it does not need.
+    """A trained network that takes the frames of one sequence, sampled at `rate_hz`, without those it does not need.
 
-    The answers are those of a pass over every frame. Memory does not grow with the sequence.
+    The answers equal those of a pass over every frame. Memory does not grow with the sequence.
 
     Attributes:
         rate_hz: sampled frames per second, as in training.
-        num_steps: the number, from 0, of the sampled frame to give next; all before it are given or left out.
+        num_steps: the number, from 0, of the sampled frame to give next.
         num_looks: frames looked at: encoded, and the state updated.
-        seconds: what that took; nothing is decoded here.
+        seconds: how long that took; nothing is decoded here.
     """
 
     num_steps: int
@@ -52,32 +52,36 @@ class OnlineRecognizer:
         """Begin a new sequence.
 
         Args:
-            key: its name, by which a random control draws where it looks: a video's id, for the frames that `evaluate`
-                draws. Other networks make nothing of it.
+            key: its name, such as a video's id. From it a random control draws where it looks, as `evaluate` does.
+                Other networks ignore it.
         """
         self.num_steps = self.num_looks = 0
         self.seconds = Seconds()
         self._scores: NDArray[np.float32] | None = None
-        self._walk = _walk_of(self._model.recognizer, key)
+        self._stepper = _stepper_of(self._model.recognizer, key)
 
     def step(self, frame: NDArray[np.uint8]) -> int:
-        """Look at a frame, (H, W, 3) uint8 RGB; as many sampled frames as the result says are not needed after it.
+        """Look at a frame.
 
-        A wait is 10,000 frames at most. If the frame given then is not needed either, it is not looked at, and the
-        result is how long to wait on.
+        Args:
+            frame: (H, W, 3) uint8 RGB.
+
+        Returns:
+            How many of the next sampled frames are not needed, 10,000 at most. If the frame given after them is not
+            needed either, it is not looked at, and the result says how many more to leave out.
 
         Raises:
-            ValueError: when it is no such frame.
+            ValueError: when it is not such a frame.
             BackboneError: when its feature is not a number.
         """
         _check(frame)
-        if not self._walk.is_due:
-            wait = self._walk.hold()
+        if not self._stepper.is_due:
+            wait = self._stepper.hold()
         else:
             with self.seconds.measure("encode"):
                 feature = torch.from_numpy(self._backbone.encode([frame])).float()
             with self.seconds.measure("recognise"), torch.inference_mode():
-                logits, wait = self._walk.look(feature)
+                logits, wait = self._stepper.look(feature)
                 is_frames = self._model.recognizer.config.task == "frames"
                 self._scores = (logits.sigmoid() if is_frames else logits.softmax(-1))[0].numpy()
             self.num_looks += 1
@@ -86,7 +90,7 @@ class OnlineRecognizer:
 
     @property
     def scores(self) -> NDArray[np.float32]:
-        """(C,) float32, as of the last look: each class's probability for task frames; for task video they sum to 1.
+        """(C,) float32 of the last look: task frames: each class's probability; task video: summing to 1.
 
         Raises:
             ValueError: before the first frame.
@@ -96,28 +100,28 @@ class OnlineRecognizer:
         return self._scores
 
     def labels(self, threshold: float = 0.5) -> list[dict[str, Any]]:
-        """Class and score, best first: for task frames those from `threshold` on, for task video the best one."""
+        """Class and score, best first: for task frames those at `threshold` or above, for task video the best one."""
         scores, is_frames = self.scores, self._model.recognizer.config.task == "frames"
         places = np.argsort(-scores, kind="stable").tolist()
         chosen = [place for place in places if scores[place] >= threshold] if is_frames else places[:1]
         return [{"class": self._model.class_names[n], "score": round(float(scores[n]), 4)} for n in chosen]
 
 
-class _Walk(ABC):
-    """A network on its way along a sequence; it stands before the next step that may be an update."""
+class _Stepper(ABC):
+    """A network within a sequence, before the next step that may be an update."""
 
     is_due = True
 
     @abstractmethod
     def look(self, feature: Tensor) -> tuple[Tensor, int]:
-        """The update: feature (1, D) float32 -> logits (1, C), and how many steps were left out after it."""
+        """Update with a feature (1, D) float32; returns logits (1, C) and how many steps are skipped after it."""
 
     @abstractmethod
     def hold(self) -> int:
-        """The step was no update after all; how many were left out after it."""
+        """Skip this step, which is not an update after all; returns how many more are skipped after it."""
 
 
-class _Learned(_Walk):
+class _Learned(_Stepper):
     """The gate says after each look how long to wait (eq. 6)."""
 
     def __init__(self, recognizer: Recognizer) -> None:
@@ -138,12 +142,12 @@ class _Learned(_Walk):
 
     def _skip(self, state: SkipState, wait: int) -> None:
         self._state = self._recognizer.skip(state, wait)
-        # Not so where no update fell within the longest wait.
+        # False where no update falls within the longest wait.
         self.is_due = bool(accumulate(self._state.update_prob, self._state.accumulated) > 0.5)
 
 
-class _Scheduled(_Walk):
-    """A control, whose updates are known beforehand: the network steps as if its own gate had opened there."""
+class _Scheduled(_Stepper):
+    """A control: its updates are known from the start, and the network steps as if its own gate had opened there."""
 
     def __init__(self, recognizer: Recognizer, gates: Iterator[bool]) -> None:
         self._recognizer = Recognizer(dataclasses.replace(recognizer.config, gate=LEARNED)).eval()
@@ -168,7 +172,7 @@ class _Scheduled(_Walk):
         return wait
 
 
-class _Mean(_Walk):
+class _Mean(_Stepper):
     """The baseline without recurrence reads every frame: task video scores the mean of all so far."""
 
     def __init__(self, recognizer: Recognizer) -> None:
@@ -187,7 +191,7 @@ class _Mean(_Walk):
         return 0  # every step is an update
 
 
-def _walk_of(recognizer: Recognizer, key: str | None) -> _Walk:
+def _stepper_of(recognizer: Recognizer, key: str | None) -> _Stepper:
     if recognizer.recurrent is None:
         return _Mean(recognizer)
     gate = recognizer.config.gate
@@ -195,7 +199,7 @@ def _walk_of(recognizer: Recognizer, key: str | None) -> _Walk:
 
 
 def _check(frame: NDArray[np.uint8]) -> None:
-    """Raises ValueError for what is no frame."""
+    """Raises ValueError for anything that is not a frame."""
     given = type(frame).__name__
     if isinstance(frame, np.ndarray):
         if frame.dtype == np.uint8 and frame.ndim == 3 and frame.shape[-1] == 3 and frame.size:

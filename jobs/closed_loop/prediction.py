@@ -1,4 +1,4 @@
-"""What a model says about one video, and what looking at it cost.
+"""A prediction: what a model says about one video, and what it cost.
 
 Letters: T sampled frames, C classes.
 """
@@ -39,13 +39,13 @@ class Seconds:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What a model says about one video, and what looking at it cost.
+    """What a model says about one video, and what it cost.
 
     Attributes:
         uri: the video.
-        duration_s: its length, from the start of its first frame to the end of its last.
+        duration_s: its length in seconds, from the start of its first frame to the end of its last.
         frame_index: (T,) int64, the sampled frames' places in presentation order.
-        pts_s: (T,) float64, their presentation times in seconds from the first frame on.
+        pts_s: (T,) float64, their presentation times in seconds, counted from the first frame.
         used: (T,) bool, True where the network looked.
         scores: task frames: (T, C) float32, each class's probability; task video: (C,), summing to 1.
         start_s: the first frame's time by the file's own clock, in seconds.

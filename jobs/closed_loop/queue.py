@@ -95,7 +95,7 @@ class VideoQueue:
         self.outcomes: list[Outcome] = []
 
     def add(self, requests: Iterable[Request]) -> None:
-        """Take on more videos; they begin in this order."""
+        """Add videos; they begin in this order."""
         self._requests.extend(requests)
 
     def next_job(self) -> Job | None:

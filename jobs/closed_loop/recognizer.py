@@ -57,13 +57,13 @@ class VideoRecognizer:
         Args:
             model: a checkpoint folder, or ``runs:/…`` or ``models:/…`` of MLflow.
             budget: share of the frames to look at on average, above 0 and at most 1; as it was trained if not given.
-            backbone: where the backbone is found now, if not where the training found it.
+            backbone: where the backbone is now, if it is not where the training found it.
             device: where the backbone runs, ``cpu`` or ``cuda``.
             decoder: as in `pipeline.video.open_video`.
             tracking_uri: MLflow's server or database, for such a model; else MLFLOW_TRACKING_URI.
 
         Raises:
-            CheckpointError, BackboneError, InputError: when one of them cannot be had.
+            CheckpointError, BackboneError, InputError: when one of them cannot be loaded.
         """
         trained = trained_model(str(model), budget=budget, tracking_uri=tracking_uri)
         return cls(trained, load_backbone_of(trained, name=backbone, device=device), decoder=decoder)
@@ -75,7 +75,7 @@ class VideoRecognizer:
 
     @property
     def task(self) -> Task:
-        """``frames``: scores for every sampled frame; ``video``: for the whole."""
+        """``frames``: scores for every sampled frame; ``video``: for the whole video."""
         return self.model.recognizer.config.task
 
     @overload
@@ -94,7 +94,7 @@ class VideoRecognizer:
             dense: look at every frame.
 
         Raises:
-            VideoError: at the first one that cannot be decoded; `stream` goes on past those.
+            VideoError: at the first one that cannot be decoded; `stream` continues after those.
         """
         if isinstance(videos, str | PathLike):
             return self.predict([videos], dense=dense)[0]
@@ -114,17 +114,19 @@ class VideoRecognizer:
         in_flight: int = VIDEOS_IN_FLIGHT,
         time_limit_s: float = math.inf,
     ) -> Generator[Outcome, None, None]:
-        """Label any number of videos, each handed out as it comes to an end, with a reason if it failed.
+        """Label any number of videos.
 
         Args:
-            videos: paths or URIs, or a `Request` to give a video an id; read as they are needed. They come back as
-                `Outcome.request`.
+            videos: paths or URIs, or a `Request` to give a video an id; read as they are needed.
             in_flight: videos that are open at a time, at most.
-            time_limit_s: a video fails if its next frame does not come within this.
+            time_limit_s: a video fails if its next frame does not come within this many seconds.
+
+        Yields:
+            Each video's outcome as soon as it is known: a prediction, or the reason why there is none.
         """
         source = (v if isinstance(v, Request) else Request(os.fspath(v), os.fspath(v)) for v in videos)
         first = list(islice(source, 2))
-        # A lone video goes from decoder to backbone and back; all frames of a dense pass can be at work at once.
+        # A lone video alternates between decoder and backbone; a dense pass can use all cores even so.
         is_alone = len(first) < 2 and not dense
         num_workers = 0 if is_alone else available_cpus()
         settings = SchedulerSettings(dense, in_flight, time_limit_s, self._decoder)
@@ -132,7 +134,7 @@ class VideoRecognizer:
             yield from scheduler.run(chain(first, source))
 
     def online(self, *, key: str | None = None) -> OnlineRecognizer:
-        """A recogniser that is given frames one by one and says for how long it needs none.
+        """A recogniser that takes frames one by one, and says how many of the next it does not need.
 
         Args:
             key: the sequence's name, see `OnlineRecognizer.reset`.
@@ -140,7 +142,7 @@ class VideoRecognizer:
         return OnlineRecognizer(self.model, self.backbone, key=key)
 
     def labels(self, prediction: Prediction, *, threshold: float = 0.5) -> list[dict[str, Any]]:
-        """What was recognised: class and score, with start_s and end_s for task frames (where ≥ ``threshold``)."""
+        """What was recognised, see `labels_of`; for task frames where a score is at ``threshold`` or above."""
         return labels_of(prediction, Labelling(self.class_names, self.task, threshold))
 
 
@@ -163,7 +165,7 @@ predict_dense = partial(predict, dense=True)
 
 
 def trained_model(model: str, *, budget: float | None = None, tracking_uri: str | None = None) -> TrainedModel:
-    """The network alone, found and dialled as in `VideoRecognizer.load`."""
+    """The network without a backbone, loaded as in `VideoRecognizer.load`."""
     trained = load_model(local_model(model, tracking_uri=tracking_uri))
     return trained if budget is None else with_budget(trained, budget)
 

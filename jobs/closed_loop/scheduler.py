@@ -63,16 +63,16 @@ class Scheduler(Closeable):
     """Labels videos, many at a time; use it as a context manager.
 
     Args:
-        settings: each open video holds a decoder with a handful of its pictures. Without workers, nobody looks at the
-            time limit.
+        settings: each open video holds a decoder with a few of its pictures. Without workers the time limit is not
+            watched.
         num_workers: threads that decode and, on a CPU, encode with one thread of torch each; up to twice as many where
-            decoders are slow. 0: the caller's own does all while it waits, with as many threads of torch as it has: the
+            decoders are slow. 0: the caller's thread does everything while it waits, with all of its torch threads: the
             fastest way for a lone video.
 
     Attributes:
         frames_encoded: how many, so far.
 
-    Memory: beside the open videos, the frames of two batches and of one request for each worker.
+    Memory: the open videos, the frames of two batches, and those of one request for each worker.
     """
 
     def __init__(
@@ -93,13 +93,13 @@ class Scheduler(Closeable):
             self._start(self._queue.next_encoding)
 
     def add(self, requests: Iterable[Request]) -> None:
-        """Take on more videos; they begin in this order."""
+        """Add videos; they begin in this order."""
         with self._changed:
             self._queue.add(requests)
             self._changed.notify_all()
 
     def wait(self, timeout_s: float) -> list[Outcome]:
-        """The outcomes since the last call, as soon as there is one; none when time is up first."""
+        """The outcomes since the last call, as soon as there is one; none after ``timeout_s`` without one."""
         if not self._num_workers:
             self._work_here(timeout_s)
         with self._changed:
@@ -108,7 +108,7 @@ class Scheduler(Closeable):
             return self._queue.take_outcomes()
 
     def run(self, requests: Iterable[Request]) -> Iterator[Outcome]:
-        """The outcome of each video, as they come to an end; ``requests`` is read as videos begin."""
+        """Yield each video's outcome as soon as it is known; ``requests`` is read as videos begin."""
         source = iter(requests)
         pending = 0
         while True:
@@ -122,9 +122,9 @@ class Scheduler(Closeable):
                 yield outcome
 
     def close(self) -> None:
-        """Stop; videos that are under way are closed and have no outcome.
+        """Stop: open videos are closed and have no outcome.
 
-        A decoder that does not return within a second is left to its thread, which closes the video when it does.
+        A decoder that does not return within a second is left to its thread, which closes the video when it returns.
         """
         with self._changed:
             self._is_closed = True
@@ -203,15 +203,15 @@ class Scheduler(Closeable):
         event: _Event = partial(self._queue.decoder_failed, video, f"{video.request.uri}: its decoder was interrupted")
         try:
             event = function(video)
-        except (Exception, SystemExit) as error:  # a decoder may be anyone's: its failures may reach no other video
+        except (Exception, SystemExit) as error:  # a user's decoder may raise anything; other videos must not suffer
             event = partial(self._queue.decoder_failed, video, _reason(error, video.request, "decoder"))
-        finally:  # an interruption ends the caller's own work
+        finally:  # after KeyboardInterrupt too
             self._tell(video, event, from_decoder=True)
 
     def _encode(self, batch: list[tuple[QueuedVideo, DecodedFrames]]) -> None:
         try:
             updates, seconds = encode([frames for _, frames in batch], self._backbone)
-        except (Exception, SystemExit) as error:  # likewise a backbone
+        except (Exception, SystemExit) as error:  # a user's backbone likewise
             if len(batch) > 1:
                 for alone in batch:
                     self._encode([alone])
@@ -244,22 +244,22 @@ class Scheduler(Closeable):
                 self._calls.end()
             must_close = event()
             self._changed.notify_all()
-        if must_close:  # without the lock, since it may take long
+        if must_close:  # without the lock: it may take long
             self._close(video)
 
     def _close(self, video: QueuedVideo) -> None:
         assert video.session is not None
         try:
             video.session.video.close()
-        except Exception as error:  # a decoder may be anyone's, and the video has its outcome
+        except Exception as error:  # the video has its outcome
             _LOGGER.warning("%s could not be closed: %s: %s", video.request.uri, type(error).__name__, error)
         with self._changed:
             self._queue.closed(video)
             self._changed.notify_all()
 
     def _check_calls(self) -> None:
-        """With the lock held: substitutes for slow workers, outcomes for videos whose time is up."""
-        for call in self._calls.give_up():  # its worker closes the video, should the decoder ever return
+        """With the lock held: give up calls that take too long, and start substitutes for slow workers."""
+        for call in self._calls.give_up():  # its worker closes the video if the decoder ever returns
             uri = call.video.request.uri
             late = f"{uri}: its next frame did not come within {self._settings.time_limit_s:g} seconds"
             self._queue.ended(call.video, None, late)

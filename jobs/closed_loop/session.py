@@ -1,4 +1,4 @@
-"""One video while it is looked at: which frames it wants next, and what became of those it got. No threads in here.
+"""One open video: which frames it wants next, and what follows from those that came. No threads in here.
 
 Letters: T sampled frames, n frames of one request, D feature length, C classes.
 """
@@ -40,13 +40,13 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """What encoded frames will change in their session, see `Session.commit`.
+    """What encoded frames change in their session, see `Session.commit`.
 
     Attributes:
         num_frames: n, how many.
-        wanted: the steps (n,) to decode next, now that these are known.
-        due: closed loop: the next look.
-        state: closed loop: the network's, once it stands there.
+        wanted: the steps (n,) to decode next, if these frames decided them.
+        due: closed loop: the step of the next look.
+        state: closed loop: the network's state before that step.
     """
 
     num_frames: int
@@ -56,10 +56,10 @@ class Update:
 
 
 class Session(ABC):
-    """An open video. `wanted` are the steps to decode next; they come back, in any order of requests, encoded.
+    """An open video: it says which steps to decode next, and takes their frames encoded, in any order of requests.
 
-    Encoded frames come in by two calls. The first computes an `Update` (see `encode`): it may raise, and it may be
-    repeated, since it changes nothing that is read before the second, `commit`, which only assigns.
+    Encoded frames are taken in two calls. The first computes an `Update` (see `encode`); it may raise and be repeated,
+    since it changes nothing that is read before the second. The second is `commit`, which only assigns.
     """
 
     def __init__(self, request: Request, video: VideoDecoder, model: TrainedModel, seconds: Seconds) -> None:
@@ -81,26 +81,26 @@ class Session(ABC):
 
     @abstractmethod
     def next_wanted(self) -> Steps:
-        """The steps (n,) to decode next, to be asked at the start and after each decoding.
+        """The steps (n,) to decode next; ask at the start and after each decoding.
 
-        None at the end, or while that depends on frames that are under way: then their `Update` says it.
+        There are none at the end, or while they depend on frames that are being encoded: then their `Update` has them.
         """
 
     def commit(self, update: Update) -> None:
-        """Take over what was computed from encoded frames; raises nothing."""
+        """Take over what was computed from encoded frames. Never raises."""
         self.num_encoded += update.num_frames
 
     @property
     @abstractmethod
     def is_complete(self) -> bool:
-        """Whether nothing more is wanted and everything that was has come back."""
+        """Whether all frames that it needs are encoded."""
 
     @abstractmethod
     def logits(self) -> Tensor:
-        """(T, C) for task frames, (C,) for task video, once everything is read."""
+        """(T, C) for task frames, (C,) for task video; only when complete."""
 
     def prediction(self) -> Prediction:
-        """What the model says, once everything is read."""
+        """What the model says; only when complete."""
         config = self.model.recognizer.config
         logits = self.logits()
         return Prediction(
@@ -124,7 +124,7 @@ class Session(ABC):
 
 
 class ClosedLoopSession(Session):
-    """The gate says after each look which frame is wanted next (eq. 6)."""
+    """After each look the gate says which frame is wanted next (eq. 6)."""
 
     def __init__(self, request: Request, video: VideoDecoder, model: TrainedModel, seconds: Seconds) -> None:
         super().__init__(request, video, model, seconds)
@@ -135,7 +135,7 @@ class ClosedLoopSession(Session):
 
     @property
     def remaining(self) -> int:
-        """Steps from the next look on, itself included."""
+        """How many steps are left, from the next look to the end."""
         return len(self.used) - self._due
 
     @property
@@ -149,7 +149,7 @@ class ClosedLoopSession(Session):
         return np.array([0])
 
     def update_of(self, logits: Tensor, wait: int, state: SkipState) -> Update:
-        """What the answer (C,) to a look changes; it holds for the ``wait`` steps after the look too."""
+        """What a look changes: its logits (C,) hold for the ``wait`` steps after it too."""
         due = self._due + 1 + wait
         self._logits[self._due : due] = logits  # nobody reads them before `due` is past them
         return Update(1, np.arange(due, min(due + 1, len(self.used))), due, state)
@@ -165,7 +165,7 @@ class ClosedLoopSession(Session):
 
 
 class ScheduledSession(Session):
-    """All wanted frames are known from the start: every one for a dense pass, a schedule's for a control."""
+    """All wanted frames are known from the start: all for a dense pass, those of the schedule for a control."""
 
     def __init__(
         self,
@@ -188,7 +188,7 @@ class ScheduledSession(Session):
             if not dense:
                 self._steps = np.flatnonzero(self._gates[0].numpy())
         self._asked = 0
-        # What is not wanted stays zero and is never read: its gate is known to be shut.
+        # Frames that are not wanted stay zero; they are never read, since their gate is shut.
         self._features = np.zeros((steps, recognizer.config.feature_dim), np.float16)
 
     @property
@@ -201,7 +201,7 @@ class ScheduledSession(Session):
         return self._steps[start : self._asked]
 
     def update_of(self, steps: Steps, features: NDArray[np.float16]) -> Update:
-        """Take the features (n, D) of these steps; they count from `commit` on."""
+        """Take the features (n, D) of these steps; they count once `commit` is called."""
         self._features[steps] = features
         return Update(len(steps), np.empty(0, np.int64))
 
@@ -216,7 +216,7 @@ class ScheduledSession(Session):
 
 @dataclass(frozen=True, slots=True)
 class DecodedFrames:
-    """Decoded frames on their way to the backbone: those of these steps."""
+    """The decoded frames of these steps, for the backbone."""
 
     session: Session
     steps: Steps
@@ -226,10 +226,10 @@ class DecodedFrames:
 def open_session(
     request: Request, video: VideoDecoder, model: TrainedModel, seconds: Seconds, *, dense: bool, max_frames: int
 ) -> Session:
-    """Begin with a video: in the closed loop where the model has a learned gate, unless ``dense``.
+    """The session of an open video: in the closed loop if the model has a learned gate, unless ``dense``.
 
     Args:
-        max_frames: how many frames to ask for at once where they are known.
+        max_frames: how many frames to ask for at once where all are known.
     """
     recognizer = model.recognizer
     if not dense and recognizer.recurrent is not None and isinstance(recognizer.config.gate, LearnedGate):
@@ -238,11 +238,12 @@ def open_session(
 
 
 def step_batch(sessions: Sequence[ClosedLoopSession], features: NDArray[np.float16], *, num_rows: int) -> list[Update]:
-    """One step of the network for each of these videos, with the feature (D,) of each: together (n, D).
+    """One update of the network for n videos at once.
 
     Args:
-        num_rows: the update is computed for so many rows whatever n is: a matrix product rounds by its number of rows,
-            and what one video gets must not depend on the videos beside it.
+        features: (n, D), one of each video.
+        num_rows: the update is always computed for so many rows: a matrix product rounds by its number of rows, and a
+            video's result must not depend on the other videos.
     """
     recognizer = sessions[0].model.recognizer
     count = len(sessions)
@@ -257,7 +258,7 @@ def step_batch(sessions: Sequence[ClosedLoopSession], features: NDArray[np.float
     remaining = torch.tensor([session.remaining for session in sessions] + [1] * (num_rows - count))
     waits = torch.minimum(waits, remaining - 1)
     state = recognizer.skip(state, waits)
-    # Copies of the rows: a view would hold on to the whole batch for as long as its video waits.
+    # Copies of the rows: a view would keep the whole batch in memory while its video waits.
     return [
         session.update_of(logits[row], int(waits[row]), rows_of(state, torch.tensor([row])))
         for row, session in enumerate(sessions)
@@ -265,9 +266,12 @@ def step_batch(sessions: Sequence[ClosedLoopSession], features: NDArray[np.float
 
 
 def encode(batch: Sequence[DecodedFrames], backbone: Backbone) -> tuple[list[Update], Seconds]:
-    """What these frames change in their sessions, one update for each element, and what a frame took on average.
+    """Encode frames, and say what they change in their sessions.
 
-    All that can fail is done here and may be repeated, whole or for some of them. Viewings are of one kind.
+    All that can fail is done here; it may be repeated, for all or some of them. The sessions are of one kind.
+
+    Returns:
+        One update for each element of ``batch``, and the average seconds of a frame.
     """
     counts = [len(decoded.frames) for decoded in batch]
     started = time.perf_counter()

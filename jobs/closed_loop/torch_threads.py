@@ -1,4 +1,4 @@
-"""How many threads of its own torch uses, thread by thread."""
+"""How many threads torch uses for the work of one thread."""
 
 import threading
 
@@ -8,12 +8,12 @@ _LOCK = threading.Lock()
 
 
 def use_one_thread() -> None:
-    """Let torch compute with one thread in this thread, which must not have used torch yet; other threads keep theirs.
+    """Make torch use one thread for this thread's work, and leave other threads as they are.
 
-    `torch.set_num_threads` sets two numbers: that of the calling thread, and the one that threads get which use torch
-    for the first time later. A thread that ends at once sets the second one back.
+    Call it before this thread uses torch. `torch.set_num_threads` sets two numbers: that of the calling thread, and
+    that of every thread that uses torch for the first time later. A thread that ends at once sets the second one back.
     """
-    with _LOCK:  # else the next worker takes the number set here for the one to set back
+    with _LOCK:  # else the next worker would read the number set here, and set that back
         before = torch.get_num_threads()
         torch.set_num_threads(1)
         restorer = threading.Thread(target=torch.set_num_threads, args=(before,))

@@ -1,4 +1,4 @@
-"""Predictions into one file as they come: JSON lines, CSV, Parquet, or the files of Charades' official evaluation."""
+"""Writes predictions to one file as they come: JSON lines, CSV, Parquet, or files for Charades' official evaluation."""
 
 import sys
 from abc import ABC, abstractmethod
@@ -38,10 +38,10 @@ ROW_GROUP_BYTES, ROW_GROUP_ROWS = 4 << 20, 16384
 
 
 class PredictionWriter(ABC):
-    """Takes one video at a time and holds little more than that."""
+    """Takes one video at a time, and holds little more than one."""
 
     def add(self, key: str, prediction: Prediction) -> None:
-        """Write a video under the name `key`; InputError where its scores are not finite."""
+        """Write a video under the name `key`; raises InputError where its scores are not finite."""
         if not np.isfinite(prediction.scores).all():
             raise InputError(f"scores of {key} are not finite numbers: the model is damaged, train it again")
         self._add(key, prediction)
@@ -51,7 +51,7 @@ class PredictionWriter(ABC):
 
     @abstractmethod
     def fail(self, key: str, uri: str, reason: str) -> None:
-        """Note a video that has no prediction, where the format has room for it: JSON lines and Parquet."""
+        """Write a video without a prediction, if the format can hold one (JSON lines and Parquet)."""
 
 
 class _TextWriter(PredictionWriter):
@@ -86,7 +86,7 @@ class _ParquetWriter(PredictionWriter):
         self._take({"video_id": key, "uri": uri, "num_classes": classes, "error": reason})
 
     def flush(self) -> None:
-        """Write what was gathered as one row group."""
+        """Write the collected rows as one row group."""
         if self._rows:
             self._parquet.write_table(pa.concat_tables(self._rows))
         self._rows, self._num_bytes = [], 0
@@ -100,9 +100,10 @@ class _ParquetWriter(PredictionWriter):
 
 
 def choose_format(path: str | None, given: Format | None = None) -> Format:
-    """The format to write, by the file's suffix where it is not `given`; JSON lines to standard output (None).
+    """The format `given`, else that of the file's suffix; JSON lines for standard output (None).
 
-    Raises InputError where the suffix is not known, or Parquet should go to standard output.
+    Raises:
+        InputError: when the suffix is not known, or Parquet is to go to standard output.
     """
     if path is None:
         if given == "parquet":
@@ -127,13 +128,12 @@ def open_writer(
     threshold: float = 0.5,
     frame_scores: bool = False,
 ) -> Iterator[PredictionWriter]:
-    """A writer into `path` (see `choose_format`), which appears whole when the context is left well, or not at all.
-
-    Text goes to standard output video by video where `path` is None.
+    """A writer into a file that appears whole when the context ends without an error, and otherwise not at all.
 
     Args:
+        path: see `choose_format`; None: text goes to standard output, video by video.
         class_names: the classes, in the order of scores.
-        threshold: a class counts as seen in a frame from this score on (task frames; JSON lines and CSV).
+        threshold: a class counts as seen in a frame at this score or above (task frames; JSON lines and CSV).
         frame_scores: JSON lines with the scores of every frame (task frames), which the other formats have anyway.
 
     Raises:
@@ -149,7 +149,7 @@ def open_writer(
         schema = prediction_parquet.file_schema(labelling)
         with (
             storage.open_atomic(path) as stream,
-            # Hardly a value comes twice, and looking for those would take several times the memory.
+            # Few values are equal, and a dictionary of them would take several times the memory.
             pq.ParquetWriter(stream, schema, compression="zstd", use_dictionary=False) as parquet,
         ):
             writer = _ParquetWriter(parquet, labelling)

@@ -1,4 +1,4 @@
-"""What a user names as videos (files, folders, URIs, a manifest) becomes videos, each once."""
+"""The videos that a user names: files, folders, URIs or a manifest; each video once."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,10 +17,10 @@ from skipreel.pipeline.storage.uris import explained
 
 
 class VideoInput(NamedTuple):
-    """A video to be labelled: its name in results, and where it is.
+    """A video to label: its name in results, and where it is.
 
-    The key is the `video_id` of a manifest, else the path or URI as it was given (in a folder: that of the folder with
-    the file's added).
+    The key is the `video_id` of a manifest, else the path or URI as it was given (in a folder: the folder's, joined
+    with the file's).
     """
 
     key: str
@@ -28,7 +28,7 @@ class VideoInput(NamedTuple):
 
 
 def require_distinct_ids(videos: Iterable[VideoInput]) -> None:
-    """InputError where two videos have one `video_id_of`."""
+    """Raises InputError where two videos have the same `video_id_of`."""
     seen: dict[str, str] = {}
     for video in videos:
         first = seen.setdefault(video_id_of(video.key), video.uri)
@@ -41,9 +41,9 @@ def require_distinct_ids(videos: Iterable[VideoInput]) -> None:
 
 @dataclass(frozen=True)
 class VideoInputs:
-    """Videos in the order they were named, those of the manifest last; iterate as often as you like.
+    """Videos in the order they were named, those of the manifest last; iterate any number of times.
 
-    Those named one by one or found in folders are held, those of the manifest are read anew in every pass.
+    Those named one by one or found in folders are held in memory; those of the manifest are read again in every pass.
     """
 
     named: tuple[VideoInput, ...]
@@ -61,16 +61,16 @@ class VideoInputs:
 
 
 def video_inputs(videos: Sequence[str], *, manifest: str | None = None, split: str | None = None) -> VideoInputs:
-    """The videos that a user means.
+    """The videos that a user names.
 
     Args:
         videos: files with any name, and folders, local or by URI: all files below a folder that end in a video suffix,
-            sorted, hidden ones left out. A file that is named twice is there once.
-        manifest: more videos; one that was named too keeps the place and the name it got there.
+            sorted, without hidden ones. A file that is named twice comes once.
+        manifest: more videos; one that is also among ``videos`` keeps its place and name there.
         split: of the manifest; None for all.
 
     Raises:
-        InputError: when there are no videos at all or none in a folder, a name is not UTF-8, or a split comes without a
+        InputError: when there are no videos at all, none in a folder, a name that is not UTF-8, or a split without a
             manifest.
         ManifestError: when the manifest cannot be used, has no such split, or has another video under a name given.
         StorageError: when a place does not answer.
@@ -93,11 +93,11 @@ def _check_text(place: str) -> None:
     try:
         place.encode()
     except UnicodeEncodeError:
-        raise InputError(f"{place!r} is no text in UTF-8, as names in results must be: rename the file") from None
+        raise InputError(f"{place!r} is not UTF-8 text, as names in results must be: rename the file") from None
 
 
 def _expand(place: str) -> Iterator[str]:
-    """A file as it is, there or not (its failure is its own); a folder's videos."""
+    """A file as it is, even if it is missing (it will fail by itself); a folder's videos."""
     if not _is_folder(place):
         yield place
         return
@@ -113,7 +113,7 @@ def _is_video(path: PurePosixPath) -> bool:
 
 
 def _identity(uri: str) -> str:
-    """The same for all spellings of a local file that differ by the working directory or by `file://`."""
+    """Equal for all spellings of a local file: relative, absolute, or with `file://`."""
     return str(storage.local_path(uri) or uri)
 
 

@@ -1,8 +1,7 @@
-"""Labels for any number of videos on a Ray cluster, kept as Parquet shards beside a failure ledger.
+"""Labels any number of videos on a Ray cluster, into Parquet shards and a failure ledger.
 
-Videos that have predictions already are not touched, so an interrupted job goes on where it stopped; a video whose file
-has changed is looked at anew. The promises are those of an extraction, and so is what keeps
-them: `features.extraction.ray_executor`.
+The guarantees are those of an extraction, by the same code: `jobs.runtime.video_job` and
+`features.extraction.ray_executor`.
 """
 
 import math
@@ -31,9 +30,9 @@ from skipreel.jobs.trained.model import TrainedModel
 from skipreel.pipeline import storage
 from skipreel.pipeline.errors import InputError
 
-# Videos that a process has open at a time: enough for batches across them, few enough to share them out.
+# Videos that a process has open at a time: enough to fill batches, few enough for an even share of the videos.
 IN_FLIGHT = {"cpu": 8, "cuda": 64}
-# Videos that are looked up together among those that are finished.
+# How many videos are looked up at a time among the finished ones.
 _ROWS_AT_ONCE = 65536
 
 
@@ -89,21 +88,21 @@ class JobSettings:
 def run_job(
     settings: JobSettings, *, model: TrainedModel, videos: Iterable[tuple[str, str]], num_videos: int
 ) -> dict[str, Any]:
-    """Label what is missing, with a progress bar, and say what became of all videos.
+    """Label the videos without predictions, with a progress bar, and say what became of all.
 
     Args:
-        model: what labels them, on the CPU; it is sent to the processes.
+        model: the network, on the CPU; it is sent to the processes.
         videos: each one's id, under which its row goes, and its path or URI; read as they are needed.
         num_videos: how many these are.
 
     Returns:
         ``output``; ``videos``, ``finished`` and ``failed`` of those given; ``cost`` and ``seconds`` (by stage) summed
-        over all predictions there are; ``this_run``. But for ``output`` it stands in the card too.
+        over all predictions; ``this_run``. All but ``output`` is in the card too.
 
     Raises:
-        InputError: when something given cannot be used: the backbone, the output, the cluster, a place of videos.
+        InputError: when the backbone, the output, the cluster or a place of videos cannot be used.
     """
-    # Loaded once here, so that a wrong one is a line before anything is made.
+    # Loaded once here, so that a wrong backbone is reported before anything is written.
     about = load_backbone_of(model, name=settings.backbone).about
     output = storage.absolute(settings.output)
     spec = PredictionSpec.of(model, dense=settings.looking.dense)
@@ -161,7 +160,7 @@ def _stages(
 
 
 def _processes(settings: JobSettings, model: TrainedModel, num_videos: int) -> tuple[Any, Any]:
-    """The `Process` that looks at videos, and the `PoolConfig` of how many there are."""
+    """The `Process` that labels videos, and the `PoolConfig` that say how many."""
     from skipreel.features.extraction.ray_executor import PoolConfig, Process
     from skipreel.jobs.predictions.worker import PredictionWorker
 
@@ -172,7 +171,7 @@ def _processes(settings: JobSettings, model: TrainedModel, num_videos: int) -> t
     else:
         workers = processes.workers or cpus
     threads = max(1, cpus // workers)
-    # The first process to be up must not take everything.
+    # The first process to start must not take all videos.
     in_flight = min(settings.looking.in_flight, IN_FLIGHT[settings.device], math.ceil(num_videos / workers))
     arguments = {
         "model": model,

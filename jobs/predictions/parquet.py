@@ -1,4 +1,4 @@
-"""Predictions as Parquet, one row per video, readable without our code: the one place that says its columns.
+"""Predictions as Parquet, one row per video, readable without our code. The columns are defined here alone.
 
 Letters: T sampled frames, C classes.
 """
@@ -51,7 +51,7 @@ def file_schema(labelling: Labelling) -> pa.Schema:
 
 
 def table_of(row: dict[str, Any], schema: pa.Schema) -> pa.Table:
-    """One row as a table of a schema that has these columns; those that it does not name are null."""
+    """One row as a table of this schema; columns that the row does not name are null."""
     return pa.Table.from_arrays([_column(row.get(field.name), field.type) for field in schema], schema=schema)
 
 

@@ -1,6 +1,6 @@
 """Predictions of many videos on disk: written by `jobs.predictions.job`, one row per video, readable without our code.
 
-    <output>/predictions.json       the data card: the id of what made the predictions, and what it follows from
+    <output>/predictions.json       the data card: what the predictions were made with, and an id of that
     <output>/shards/*.parquet       one row per video, the columns of `SHARD_SCHEMA`
     <output>/failures/*.parquet     one row per video without a prediction, with the reason, as in a feature set
 
@@ -43,7 +43,7 @@ _COSTS = (
     "frames_converted",
 )
 _STAGES = ("decode", "encode", "recognise")
-# What a file of predictions has, but for the reasons of failures, and the file that each was made from.
+# The columns of a file of predictions without the error, and those that say which file each was made from.
 SHARD_SCHEMA = pa.schema(
     [
         *(field for field in prediction_parquet.SCHEMA if field.name != "error"),
@@ -60,7 +60,7 @@ class PredictionSpec:
         weights_digest: SHA-256 (hex) of the recogniser's weights, the one in its checkpoint.
         config: of the recogniser, with its gate; JSON-able.
         feature_set_id: says backbone, preprocessing and sampling.
-        dense: whether every frame was looked at.
+        dense: whether the network looked at every frame.
     """
 
     weights_digest: str
@@ -71,7 +71,7 @@ class PredictionSpec:
 
     @classmethod
     def of(cls, model: TrainedModel, *, dense: bool) -> Self:
-        """What a model's predictions follow from."""
+        """The recipe of a model's predictions."""
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.recognizer.state_dict().items()}
         digest = hashlib.sha256(safetensors.torch.save(state)).hexdigest()
         config = model.recognizer.config.to_json()
@@ -85,7 +85,7 @@ class PredictionSpec:
 
 
 class PredictionRows:
-    """The row of one video; its prediction comes whole."""
+    """The row of one video; its prediction comes in one piece."""
 
     def __init__(self, video_id: str, source: Source, *, task: Task) -> None:
         self.video_id = video_id
@@ -110,16 +110,16 @@ class PredictionRows:
         yield from self._tables
 
     def discard(self) -> None:
-        """Let go of it."""
+        """Forget the row."""
         self._tables = []
 
 
 def create(uri: str, spec: PredictionSpec, *, model: str, features: Mapping[str, Any], about: str) -> None:
-    """Write the data card of new predictions, or go on with those of the same recipe; hold `locked`.
+    """Write the data card of new predictions, or continue those of the same recipe; hold `locked`.
 
     Args:
-        model: where the model lies; any place will do, its weights count.
-        features: what the model looks at, as the card of a feature set says it.
+        model: where the model is; only its weights are compared.
+        features: what the model was trained on, as in the card of a feature set.
         about: one sentence about the backbone.
 
     Raises:
@@ -190,7 +190,7 @@ def iterate_predictions(uri: str) -> Iterator[tuple[str, Prediction]]:
 
 
 def failures(uri: str) -> list[dict[str, Any]]:
-    """The failure ledger, by video: rows with the columns of `features.feature_set.schema.FAILURE_SCHEMA`.
+    """The failure ledger by video: rows with the columns of `features.feature_set.schema.FAILURE_SCHEMA`.
 
     Raises:
         FeatureSetError: when there are no predictions, or a file is damaged.
@@ -200,7 +200,7 @@ def failures(uri: str) -> list[dict[str, Any]]:
 
 
 def total_cost(uri: str) -> tuple[Cost, Seconds]:
-    """Summed over all videos that have predictions."""
+    """The sum over all predictions."""
     cost, seconds = Cost(0, 0, 0, 0, 0, 0), Seconds()
     for table in _tables(uri, [*_COSTS, *(f"{stage}_s" for stage in _STAGES)]):
         for row in table.to_pylist():

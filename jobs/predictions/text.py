@@ -1,6 +1,6 @@
 """Predictions as lines of text: JSON, CSV, and the two files that Charades' official evaluation reads.
 
-Scores are written with the fewest digits from which the same float32 is read back.
+Scores have the fewest digits that read back as the same float32.
 Letters: T sampled frames, C classes.
 """
 
@@ -22,7 +22,7 @@ from skipreel.jobs.runtime.video_id import video_id_of
 from skipreel.pipeline.errors import InputError
 
 CHARADES_TIMES = 25
-# As in pipeline.video.sampling: it only absorbs float rounding of presentation times.
+# Absorbs the float rounding of presentation times, as in pipeline.video.sampling.
 _EPSILON_S = 1e-6
 
 
@@ -30,7 +30,7 @@ class TextFormat(ABC):
     """How one prediction becomes text, in pieces small enough for a video of any length."""
 
     def header(self) -> str:
-        """What stands at the top of the file."""
+        """The start of the file."""
         return ""
 
     @abstractmethod
@@ -38,14 +38,14 @@ class TextFormat(ABC):
         """The lines of one video, with their line breaks."""
 
     def failure(self, key: str, uri: str, reason: str) -> str:  # noqa: ARG002 - only some formats have room for it
-        """What stands in the file for a video that failed."""
+        """What the file has for a video that failed."""
         return ""
 
 
 class JsonLines(TextFormat):
-    """One object per video, see `describe`; a failed one has `video`, `uri` and `error`.
+    """One object per video, see `describe`; a failed video has `video`, `uri` and `error`.
 
-    With `frame_scores` (task frames) also `frame_index` (T), `pts_s` (T) and `frame_scores` (T x C).
+    With `frame_scores` (task frames) there are also `frame_index` (T), `pts_s` (T) and `frame_scores` (T x C).
     """
 
     def __init__(self, labelling: Labelling, *, frame_scores: bool = False) -> None:
@@ -102,8 +102,8 @@ class Csv(TextFormat):
 class CharadesLocalisation(TextFormat):
     """Lines `id framenr s0 … sC`: 25 times evenly over each video, framenr 1 to 25.
 
-    An id is `video_id_of` a video's key: a manifest's id, or a file's name without the suffix, as Charades names its
-    own. White space becomes percent codes.
+    An id is `video_id_of` the video's key: a manifest's id, or a file's name without the suffix, as in Charades. White
+    space becomes percent codes.
     """
 
     def __init__(self, labelling: Labelling) -> None:
@@ -126,8 +126,8 @@ def describe(key: str, prediction: Prediction, labelling: Labelling) -> dict[str
     """A prediction as plain values.
 
     `labels` are those of `labels_of`; `scores` has each class's score for the whole video, for
-    task frames the mean over the sampled frames; then the times looked at, the costs and the seconds they took. Times
-    count from the first frame, whose own time by the file's clock is `start_s`.
+    task frames the mean over the sampled frames. Then come the times of the looks, the costs and the seconds of each
+    stage. Times count from the first frame; `start_s` is the first frame's time by the file's clock.
     """
     overall = video_scores(prediction, labelling.task)
     return {
@@ -146,8 +146,8 @@ def describe(key: str, prediction: Prediction, labelling: Labelling) -> dict[str
 def charades_scores(prediction: Prediction) -> NDArray[np.float32]:
     """(25, C) scores of the sampled frames on screen at (j - 1) / 25 of the video's duration, j = 1 … 25.
 
-    As `pipeline.video.sampling` has it: times count from the first frame, and the frame on screen is the last one
-    presented at or before a time.
+    As in `pipeline.video.sampling`, times count from the first frame, and the frame on screen is the last one presented
+    at or before a time.
     """
     times_s = prediction.pts_s[0] + np.arange(CHARADES_TIMES) / CHARADES_TIMES * prediction.duration_s
     shown = np.searchsorted(prediction.pts_s, times_s + _EPSILON_S, side="right") - 1

@@ -26,15 +26,15 @@ from skipreel.pipeline.errors import InputError
 from skipreel.pipeline.storage import LocalCopy
 from skipreel.pipeline.video import Frame
 
-# So often does a process look whether it has worked long enough to say so.
+# Poll interval in seconds: whether the process has worked long enough to report.
 _POLL_S = 0.25
-# How Python, FFmpeg, torch and CUDA say that there is none left.
-_WANT_OF_MEMORY = ("memoryerror", "cannot allocate memory", "can't allocate memory", "out of memory")
+# How Python, FFmpeg, torch and CUDA say that they are out of memory.
+_OUT_OF_MEMORY = ("memoryerror", "cannot allocate memory", "can't allocate memory", "out of memory")
 
 
 @dataclass(slots=True)
 class _Open:
-    """A video that the scheduler has; ``files`` holds the copy of it."""
+    """A video that the scheduler has; ``files`` holds its local copy."""
 
     task: VideoJob
     copy: LocalCopy
@@ -47,10 +47,10 @@ class PredictionWorker:
 
     Args:
         settings: of its scheduler; the time limit is kept by whoever waits for the process.
-        memory_bytes: what this process may allocate from now on, the model aside; a video that asks for more fails.
+        memory_bytes: what this process may allocate beside the model; a video that needs more fails.
         backbone: where the model's backbone is found now; ``device``: where it runs; see `load_backbone_of`.
         num_workers: of its scheduler.
-        import_path: where else to look for modules, such as a user's decoder.
+        import_path: more places to import from, such as a user's decoder.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class PredictionWorker:
         self._settings = replace(settings, time_limit_s=math.inf)
         self._backbone, self._device, self._num_workers = backbone, device, num_workers
         self._tasks: deque[VideoJob] = deque()
-        self._retries: deque[VideoJob] = deque()  # each to be tried again alone
+        self._retries: deque[VideoJob] = deque()  # each is tried again alone
         self._open: dict[str, _Open] = {}
         self._scheduler: Scheduler | None = None
         self._worked_s = 0.0
@@ -85,10 +85,10 @@ class PredictionWorker:
         self._scheduler = Scheduler(self._model, backbone, self._settings, num_workers=self._num_workers)
 
     def next_block(self, tasks: Sequence[VideoJob]) -> tuple[Decoded, list[Frame]]:
-        """Take more videos, and go on until one ends; after a second, return all the same if frames were encoded.
+        """Add videos, and work until one ends, or for a second if frames were encoded.
 
-        While none are it does not return, so that whoever waits for it notices a decoder that hangs. An empty block
-        without that second says that all videos have ended.
+        It does not return before a frame is encoded, so that the caller notices a decoder that hangs. An empty block in
+        less than a second means that all videos have ended.
         """
         assert self._scheduler is not None, "ready() comes first"
         started, encoded = time.perf_counter(), self._scheduler.frames_encoded
@@ -108,7 +108,7 @@ class PredictionWorker:
         return block, []
 
     def _begin_next(self, block: Decoded) -> bool:
-        """Whether there was room for another video, and one."""
+        """Begin one more video if there is room; whether it did."""
         if any(video.is_alone for video in self._open.values()):
             return False
         if self._tasks and len(self._open) < self._settings.in_flight:
@@ -139,8 +139,8 @@ class PredictionWorker:
         task, file_stat, prediction = video.task, video.copy.file_stat, outcome.prediction
         with video.files:
             reason = outcome.reason or _wrong_with(prediction, video)
-        if any(words in reason.lower() for words in _WANT_OF_MEMORY):
-            if not video.is_alone:  # another may have taken it
+        if any(words in reason.lower() for words in _OUT_OF_MEMORY):
+            if not video.is_alone:  # another video may have taken the memory
                 self._retries.append(task)
                 return
             reason = f"{task.uri} needs more memory than a decoder may take; give more with --decoder-memory-mb"

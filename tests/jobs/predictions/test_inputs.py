@@ -129,7 +129,7 @@ def test_a_large_manifest_is_read_as_it_is_needed(tmp_path, monkeypatch):
         (["clips/b.mp4"], {"split": "test"}, "give the manifest"),
         ([], {"manifest": "m.parquet", "split": "tset"}, r"no split 'tset' in m\.parquet; allowed: test, train"),
         ([], {"manifest": "absent.parquet"}, r"absent\.parquet.*build a manifest first"),
-        (["a\udcff.mp4"], {}, r"'a\\udcff\.mp4' is no text in UTF-8"),
+        (["a\udcff.mp4"], {}, r"'a\\udcff\.mp4' is not UTF-8 text"),
     ],
 )
 def test_what_makes_no_videos_is_told_in_one_line(clips, manifest, videos, options, words):

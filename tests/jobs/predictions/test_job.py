@@ -234,7 +234,7 @@ def endings(worker: PredictionWorker, *tasks: VideoJob) -> dict[str, str]:
     return found
 
 
-def test_want_of_memory_is_blamed_on_a_video_that_was_alone(worker, tmp_path):
+def test_a_lack_of_memory_is_blamed_on_a_video_that_was_alone(worker, tmp_path):
     names = ["greedy", "shared", *good_videos(tmp_path, "good", 3)]
     for name in names[:2]:
         write_video(tmp_path / f"{name}.mp4", num_frames=20, fps=10)
