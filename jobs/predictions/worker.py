@@ -64,6 +64,7 @@ class PredictionWorker:
         num_workers: int = 1,
         import_path: Sequence[str] = (),
     ) -> None:
+        extend_sys_path(import_path)
         self._model, self._memory_bytes = model, memory_bytes
         self._settings = replace(settings, time_limit_s=math.inf)
         self._backbone, self._device, self._num_workers = backbone, device, num_workers
@@ -72,7 +73,6 @@ class PredictionWorker:
         self._open: dict[str, _Open] = {}
         self._scheduler: Scheduler | None = None
         self._worked_s = 0.0
-        extend_sys_path(import_path)
 
     def ready(self) -> None:
         """Load the backbone.
