@@ -134,7 +134,7 @@ def _own_signals() -> Iterator[None]:
 
 
 @contextmanager
-def waiting_is_told(*, cpus: float, gpus: float = 0.0) -> Iterator[Callable[[], None]]:
+def tell_when_waiting(*, cpus: float, gpus: float = 0.0) -> Iterator[Callable[[], None]]:
     """For a block that starts processes: print a line after `WAITING_S` seconds if the cluster lacks free CPUs or GPUs.
 
     Args:

@@ -17,7 +17,7 @@ from skipreel.features.extraction.planner import Planned, Skipped, first_planned
 from skipreel.features.extraction.progress import Progress
 from skipreel.features.feature_set.ledger import read_state
 from skipreel.features.feature_set.schema import Failure
-from skipreel.jobs.runtime.ray_cluster import ray_cluster, waiting_is_told
+from skipreel.jobs.runtime.ray_cluster import ray_cluster, tell_when_waiting
 from skipreel.jobs.runtime.terminal import console, progress_bar
 
 
@@ -72,7 +72,7 @@ def run_video_job(
             # One process is enough to begin.
             with (
                 progress_bar() as bar,
-                waiting_is_told(cpus=pools.cpus_per_process, gpus=pools.gpus_per_encoder) as has_begun,
+                tell_when_waiting(cpus=pools.cpus_per_process, gpus=pools.gpus_per_encoder) as has_begun,
             ):
                 task = bar.add_task(description, total=num_videos, note="")
 

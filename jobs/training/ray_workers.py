@@ -13,7 +13,7 @@ from typing import Any
 
 from skipreel.features.batching.collate import Task, check_labelled, load_examples
 from skipreel.features.feature_set.reader import FeatureSet
-from skipreel.jobs.runtime.ray_cluster import require_gpus, waiting_is_told
+from skipreel.jobs.runtime.ray_cluster import require_gpus, tell_when_waiting
 from skipreel.jobs.trained.budget import calibration_examples, has_budget, measure_curve
 from skipreel.jobs.training.events import Listener, Relay, Started, Trained
 from skipreel.jobs.training.loop import build_recognizer, fit
@@ -114,7 +114,7 @@ def run_workers(config: dict[str, Any], workers: Workers, relay: Relay) -> Input
         )
         needed = {"cpus": cpus_each * workers.num_workers, "gpus": float(workers.num_workers if workers.gpu else 0)}
         try:
-            with _ctrl_c_as_usual(), waiting_is_told(**needed) as relay.has_begun:
+            with _ctrl_c_as_usual(), tell_when_waiting(**needed) as relay.has_begun:
                 trainer.fit()
         except ray.train.TrainingFailedError as error:
             failure = InputError(_first_cause(error))

@@ -18,7 +18,7 @@ from ray._private.authentication import authentication_token_setup
 from skipreel.jobs import cli
 from skipreel.jobs.cli import main
 from skipreel.jobs.runtime import ray_cluster as cluster
-from skipreel.jobs.runtime.ray_cluster import cluster_address, ray_cluster, waiting_is_told
+from skipreel.jobs.runtime.ray_cluster import cluster_address, ray_cluster, tell_when_waiting
 from skipreel.pipeline.errors import InputError
 from tests.support.feature_sets import two_class_corpus
 
@@ -177,7 +177,7 @@ def test_a_training_that_finds_no_cluster_leaves_no_run(monkeypatch, started, tm
 def test_work_that_waits_for_a_full_cluster_says_so(monkeypatch, ray_stub, capsys):
     monkeypatch.setattr(cluster, "WAITING_S", 0.01)
     monkeypatch.setattr(ray_stub, "available_resources", dict)  # Ray leaves out what there is none of
-    with waiting_is_told(cpus=2):
+    with tell_when_waiting(cpus=2):
         error, end = "", time.monotonic() + 15
         while not error and time.monotonic() < end:
             time.sleep(0.01)
@@ -188,7 +188,7 @@ def test_work_that_waits_for_a_full_cluster_says_so(monkeypatch, ray_stub, capsy
 @pytest.mark.parametrize("cpus", [1, 2])
 def test_work_that_has_begun_or_has_room_says_nothing(monkeypatch, ray_stub, capsys, cpus):
     monkeypatch.setattr(cluster, "WAITING_S", 0.05)
-    with waiting_is_told(cpus=cpus) as has_begun:
+    with tell_when_waiting(cpus=cpus) as has_begun:
         if cpus == 2:
             has_begun()
         time.sleep(0.1)
