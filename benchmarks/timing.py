@@ -68,7 +68,7 @@ def peak_bytes(function: Callable[[], object]) -> int:
     """By how much the resident memory of this process rises, at most, while `function` runs. Linux alone."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again at 0
     before = _status("VmRSS")
     function()
     return _status("VmHWM") - before

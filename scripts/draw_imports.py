@@ -14,7 +14,7 @@ def folder_imports() -> set[tuple[str, str]]:
     graph = grimp.build_graph("skipreel", cache_dir=None)
 
     def folder_of(module: str) -> str | None:
-        """``skipreel.pipeline.video.live.stream`` -> ``pipeline/video``; None for modules beside the folders."""
+        """``skipreel.pipeline.video.live.stream`` -> ``pipeline/video``; None for modules in no folder."""
         package, *rest = module.split(".")[1:3] or [""]
         if package not in INSIDE:
             return package or None

@@ -1,8 +1,8 @@
 """Decode sampled frames on a Ray cluster and store their CNN features as Parquet shards.
 
-Videos that have features already are not touched, so an interrupted extraction goes on where it stopped; a video whose
-file has changed is extracted anew. Exit code 0: every video has features; 3: some failed and are in the failure ledger;
-1: the job itself failed.
+Videos that have features are not touched, so an interrupted extraction continues where it stopped. A video whose file
+has changed is extracted again. Exit code 0: every video has features; 3: some failed and are in the failure ledger; 1:
+the job itself failed.
 """
 
 import json
@@ -118,7 +118,7 @@ def run(settings: Settings) -> int:
 
 
 def _describe(settings: Settings) -> tuple[FeatureSpec, dict[str, str], FrameSettings]:
-    """What a feature set of this will say of itself; the backbone is loaded for it and let go of again."""
+    """What the feature set's data card will say; loads the backbone to find it out, and drops it."""
     backbone = BackboneSettings(settings.backbone, layer=settings.layer, dtype=settings.dtype).load()
     console.print(f"backbone: {backbone.about}, {backbone.dim} features a frame")
     sampling = Sampling(rate_hz=settings.rate_hz)

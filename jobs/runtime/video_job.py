@@ -56,7 +56,7 @@ def run_video_job(
         num_videos: how many ``videos`` has.
         retry_failed: try the videos in the failure ledger again, not only those whose file has changed.
         has_segments: see `read_state`.
-        description: what stands beside the bar; ``line``: what stands below it.
+        description: the text left of the bar; ``line``: the text below it.
 
     Raises:
         InputError: when the cluster or a place of videos cannot be used.
