@@ -156,12 +156,15 @@ def test_ctrl_c_waits_until_ray_has_started(monkeypatch, started):
         init(**arguments)
 
     monkeypatch.setattr(ray, "init", interrupted)
-    before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt), ray_cluster():
-        raise AssertionError("the block must not begin")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever this process had
+    try:
+        with pytest.raises(KeyboardInterrupt), ray_cluster():
+            raise AssertionError("the block must not begin")
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert started[0]["address"] == "local"
     assert started[1:] == ["shutdown"]
-    assert signal.getsignal(signal.SIGINT) is before
 
 
 @pytest.mark.parametrize("command", ["train", "sweep"])
